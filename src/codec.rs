@@ -1,0 +1,99 @@
+//! Canonical bytes: bincode 2, big-endian, fixed-width integers, size-limited.
+//!
+//! Whatever is hashed or signed has exactly one encoding. [`decode`] therefore refuses input that is
+//! longer than its limit, that leaves bytes over, or that does not encode back to itself, and never
+//! allocates more than the limit says.
+
+use bincode::config::{BigEndian, Configuration, Fixint, Limit};
+use bincode::{Decode, Encode};
+
+/// Why bytes are not the canonical encoding of a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// More bytes than this kind of value may have.
+    #[error("{len} bytes, at most {limit} are allowed")]
+    TooLong {
+        /// Bytes found.
+        len: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// Not an encoding of this kind of value.
+    #[error("malformed: {0}")]
+    Malformed(String),
+    /// Decodes, but is not the one canonical encoding.
+    #[error("not in canonical form")]
+    NotCanonical,
+}
+
+const fn config<const LIMIT: usize>() -> Configuration<BigEndian, Fixint, Limit<LIMIT>> {
+    bincode::config::standard().with_big_endian().with_fixed_int_encoding().with_limit::<LIMIT>()
+}
+
+/// The canonical encoding of `value`.
+///
+/// # Panics
+/// Never for the types of this crate: encoding into memory has no error of its own, and none of
+/// their `Encode` implementations has one.
+#[allow(clippy::expect_used)]
+pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
+    let unlimited = bincode::config::standard().with_big_endian().with_fixed_int_encoding();
+    bincode::encode_to_vec(value, unlimited).expect("encoding into memory does not fail")
+}
+
+/// The value whose canonical encoding is `bytes`, of at most `LIMIT` bytes.
+///
+/// # Errors
+/// [`CodecError`]: too long, malformed, bytes left over, or another encoding of the same value.
+pub fn decode<const LIMIT: usize, T: Encode + Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+    if bytes.len() > LIMIT {
+        return Err(CodecError::TooLong { len: bytes.len(), limit: LIMIT });
+    }
+    // bincode charges len * size_of::<T>() for containers, so its own limit is a multiple of ours;
+    // allocation stays bounded, and the length was checked above.
+    let (value, used) = match LIMIT {
+        0..=0xFFFF => bincode::decode_from_slice(bytes, config::<0x10_0000>()),
+        0x1_0000..=0xF_FFFF => bincode::decode_from_slice(bytes, config::<0x100_0000>()),
+        _ => bincode::decode_from_slice(bytes, config::<0x2000_0000>()),
+    }
+    .map_err(|error| CodecError::Malformed(error.to_string()))?;
+    if used != bytes.len() || encode(&value) != bytes {
+        return Err(CodecError::NotCanonical);
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_was_encoded_decodes() {
+        let value = (7_u64, vec![1_u8, 2, 3], Some("text".to_owned()));
+        assert_eq!(decode::<1024, (u64, Vec<u8>, Option<String>)>(&encode(&value)).unwrap(), value);
+    }
+
+    #[test]
+    fn integers_are_big_endian_and_fixed() {
+        assert_eq!(encode(&1_u64), [0, 0, 0, 0, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn bytes_left_over_are_refused() {
+        let mut bytes = encode(&7_u32);
+        bytes.push(0);
+        assert_eq!(decode::<64, u32>(&bytes), Err(CodecError::NotCanonical));
+    }
+
+    #[test]
+    fn too_long_is_refused_before_decoding() {
+        assert_eq!(decode::<4, Vec<u8>>(&[0; 5]), Err(CodecError::TooLong { len: 5, limit: 4 }));
+    }
+
+    #[test]
+    fn a_huge_claimed_length_is_refused_without_allocating() {
+        let bytes = encode(&u64::MAX);
+        assert!(matches!(decode::<64, Vec<u64>>(&bytes), Err(CodecError::Malformed(_))));
+    }
+}

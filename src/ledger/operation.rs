@@ -1,0 +1,120 @@
+//! Requests, which replicas order, and operations, which stand in blocks.
+//!
+//! A request is checked without any state before it is ordered: sizes, form, and the signature
+//! under the key that it carries itself. Everything that depends on state (is the client
+//! registered with that key, was the seq used, has the admin the right) is judged when it is
+//! executed, where all replicas have the same state.
+
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::types::{ClientId, Hash, MessageSeq, NetworkId, NodeId, PublicKey, Signature};
+
+/// One data item of a message that is to be written, with its place in the message.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct WrittenItem {
+    /// 0-based index in the message's `data`.
+    pub index: u32,
+    /// The item bytes of PROTOCOL.md section 6: CBOR
+    /// `[client_id, deviceId, serviceId, num, eventTime, value, unit or null]`.
+    pub bytes: Vec<u8>,
+}
+
+/// A node's request to write items of one signed telemetry message.
+///
+/// It proves itself: `signature` covers `header`, `header` holds the items root, and `proof` leads
+/// from the items to that root.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct WriteRequest {
+    /// The node that admitted the message.
+    pub node: NodeId,
+    /// The key that the device signed with; whether it is registered is judged at execution.
+    pub client_key: PublicKey,
+    /// The telemetry header bytes (PROTOCOL.md section 6).
+    pub header: Vec<u8>,
+    /// The device's Ed25519 signature over COSE's `Sig_structure` of the header.
+    pub signature: Signature,
+    /// The items to write, ascending by index, at least one.
+    pub items: Vec<WrittenItem>,
+    /// Merkle multiproof from the items to the header's items root.
+    pub proof: Vec<Hash>,
+}
+
+/// Settings of a client that stand on the ledger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClientSettings {
+    /// The client may send telemetry that is signed but not encrypted.
+    pub plaintext: bool,
+    /// The client is sent a proof bundle for each write request.
+    pub receipts: bool,
+}
+
+/// What an admin can have done.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "action")]
+pub enum AdminAction {
+    /// Registers a client, or refuses if it is registered or was revoked.
+    RegisterClient {
+        /// The client.
+        client: ClientId,
+        /// Its identity key.
+        key: PublicKey,
+        /// Its settings.
+        settings: ClientSettings,
+    },
+    /// Ends a client's right to have anything written.
+    RevokeClient {
+        /// The client.
+        client: ClientId,
+        /// The last seq that is still accepted.
+        last_seq: MessageSeq,
+        /// Why, for the auditor; at most 256 bytes.
+        reason: String,
+    },
+}
+
+/// An admin's operation: names the network, carries an increasing sequence, and is signed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct AdminOperation {
+    /// The ledger that it is for.
+    pub network: NetworkId,
+    /// The admin's public key.
+    pub admin: PublicKey,
+    /// Strictly greater than that of this admin's last executed operation.
+    pub sequence: u64,
+    /// What to do.
+    pub action: AdminAction,
+    /// The admin's signature ([`crate::crypto::SignatureKind::AdminOperation`]) over the canonical
+    /// encoding of `(admin, sequence, action)`.
+    pub signature: Signature,
+}
+
+/// What PBFT orders.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Request {
+    /// Write items of a message.
+    Write(WriteRequest),
+    /// Execute an admin's operation, submitted through `node`.
+    Admin {
+        /// The node that took it in.
+        node: NodeId,
+        /// The operation.
+        operation: AdminOperation,
+    },
+}
+
+/// What stands in a block: a request that was executed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Operation {
+    /// Items were written.
+    Write {
+        /// The request as it was ordered.
+        request: WriteRequest,
+        /// Indexes of the items that this operation wrote, ascending: those of the request that
+        /// were not on the ledger before.
+        written: Vec<u32>,
+    },
+    /// An admin's operation was executed.
+    Admin(AdminOperation),
+}

@@ -1,0 +1,3 @@
+//! The `ledgermq` program.
+
+fn main() {}
