@@ -1,0 +1,311 @@
+//! Effects: what the core wants done, done after what it promised is on disk.
+//!
+//! ```text
+//! Output ─▶ [append wal to the log] ─▶ queue ─▶ [wait for synced] ─▶ network, Storage, fetches
+//! ```
+//!
+//! Two tasks, so that later entries reach the log (and share its next sync) while earlier ones are
+//! still being synced. Outputs and effects keep the core's order throughout. Fetches run beside,
+//! one of each kind at a time: the core asks again while it needs them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Semaphore, mpsc};
+
+use super::consensus::{BlocksSynced, CertificateFetched, PeerRequests};
+use super::storage::{ApplyBlocks, ExecuteBatch, Storage, StorageOrder};
+use super::verifier::RequestVerifier;
+use super::{Fatal, Feeder};
+use crate::crypto::SecretKey;
+use crate::ledger::{Certificate, ReplicaSet, VerifiedRequest};
+use crate::network::{NetworkHandle, PeerRequest, PeerResponse, RequestError, SignedBundle, Topic};
+use crate::pbft::{Effect, Output, Source};
+use crate::store::{Entry, EntryKind, LedgerStore, Log, Position};
+use crate::types::{Hash, Height, NetworkId, NodeId, SeqNum};
+
+/// Outputs on their way to the log: about the window. When it is full, Consensus waits.
+pub const OUTPUTS: usize = 256;
+
+/// Outputs whose entries are being synced.
+const SYNCING: usize = 256;
+
+/// Bundles on their way to one peer at once; one that has to wait longer is sent again by the core.
+const BUNDLES_PER_PEER: usize = 4;
+
+/// Fetches of missing requests at once; the core asks again for what is still missing.
+const REQUEST_FETCHES: usize = 4;
+
+/// How many blocks one fetch asks for.
+const FETCH_BLOCKS: u32 = 64;
+
+/// Where the log has the first entry of each sequence number that is still needed.
+#[derive(Debug, Default)]
+pub struct WalMarks(Mutex<BTreeMap<SeqNum, Position>>);
+
+impl WalMarks {
+    /// Notes that an entry of `sequence` lies at `position`.
+    pub fn note(&self, sequence: SeqNum, position: Position) {
+        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mark = marks.entry(sequence).or_insert(position);
+        *mark = position.min(*mark);
+    }
+
+    /// Forgets what lies below `sequence`, and tells from which position on entries are needed;
+    /// none if no entry is.
+    pub fn needed_from(&self, sequence: SeqNum) -> Option<Position> {
+        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *marks = marks.split_off(&sequence);
+        marks.values().min().copied()
+    }
+}
+
+/// What effects are carried out with.
+pub struct Effects {
+    /// The node's key, for bundles.
+    pub key: SecretKey,
+    /// The ledger.
+    pub network_id: NetworkId,
+    /// The replicas.
+    pub replicas: ReplicaSet,
+    /// The log.
+    pub log: Log,
+    /// Where entries lie.
+    pub marks: Arc<WalMarks>,
+    /// The other nodes.
+    pub network: NetworkHandle,
+    /// Orders to Storage, in their order.
+    pub to_storage: Feeder<StorageOrder>,
+    /// Storage, for fetched blocks.
+    pub storage: actix::Addr<Storage>,
+    /// The store, to see what is there.
+    pub store: Arc<dyn LedgerStore>,
+    /// Fetched requests, to Consensus.
+    pub requests: Feeder<PeerRequests>,
+    /// Results of fetched blocks, to Consensus.
+    pub synced: Feeder<BlocksSynced>,
+    /// Fetched certificates, to Consensus.
+    pub certificates: Feeder<CertificateFetched>,
+    /// Checks fetched requests.
+    pub verifier: RequestVerifier,
+    /// Stops the node.
+    pub fatal: Fatal,
+}
+
+/// Starts the pipeline; it ends when the sender of `outputs` is gone and all was carried out.
+pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) -> tokio::task::JoinHandle<()> {
+    let (syncing, mut synced) = mpsc::channel::<(Option<Position>, Vec<Effect>)>(SYNCING);
+    let log = effects.log.clone();
+    let (marks, fatal) = (Arc::clone(&effects.marks), effects.fatal.clone());
+    tokio::spawn(async move {
+        while let Some(output) = outputs.recv().await {
+            let position = match append(&log, &marks, &output).await {
+                Ok(position) => position,
+                Err(error) => return fatal.stop(anyhow::Error::new(error).context("writing the log")),
+            };
+            if syncing.send((position, output.effects)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let runner = Arc::new(Runner::new(effects));
+    tokio::spawn(async move {
+        while let Some((position, effects)) = synced.recv().await {
+            if let Some(position) = position
+                && let Err(error) = runner.parts.log.synced(position).await
+            {
+                return runner.parts.fatal.stop(anyhow::Error::new(error).context("syncing the log"));
+            }
+            for effect in effects {
+                runner.carry_out(effect).await;
+            }
+        }
+    })
+}
+
+async fn append(
+    log: &Log,
+    marks: &WalMarks,
+    output: &Output,
+) -> Result<Option<Position>, crate::store::LogError> {
+    if output.wal.is_empty() {
+        return Ok(None);
+    }
+    let entries: Vec<_> =
+        output.wal.iter().map(|entry| Entry { kind: EntryKind::Pbft, bytes: entry.encode() }).collect();
+    let count = entries.len() as u64;
+    let last = log.append(entries).await?;
+    for (entry, position) in output.wal.iter().zip(last.0 + 1 - count..) {
+        marks.note(entry.sequence(), Position(position));
+    }
+    Ok(Some(last))
+}
+
+/// Carries out effects, one after the other; what takes long goes on beside.
+struct Runner {
+    parts: Effects,
+    bundles: BTreeMap<NodeId, Arc<Semaphore>>,
+    request_fetches: Arc<Semaphore>,
+    block_fetch: Arc<Semaphore>,
+    certificate_fetch: Arc<Semaphore>,
+}
+
+impl Runner {
+    fn new(parts: Effects) -> Self {
+        let own = parts.key.node_id();
+        let others = parts.replicas.members().iter().filter(|node| **node != own);
+        let bundles = others.map(|node| (*node, Arc::new(Semaphore::new(BUNDLES_PER_PEER)))).collect();
+        Self {
+            parts,
+            bundles,
+            request_fetches: Arc::new(Semaphore::new(REQUEST_FETCHES)),
+            block_fetch: Arc::new(Semaphore::new(1)),
+            certificate_fetch: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    async fn carry_out(self: &Arc<Self>, effect: Effect) {
+        match effect {
+            Effect::Broadcast(envelope) => {
+                if let Err(error) = self.parts.network.broadcast(Topic::Pbft, envelope.encode()).await {
+                    tracing::debug!(%error, "message not broadcast; it is sent again while it matters");
+                }
+            }
+            Effect::SendRequests { requests } => self.send_bundle(&requests),
+            Effect::Execute { sequence, batch, requests } => {
+                self.parts.to_storage.put(StorageOrder::Execute(ExecuteBatch { sequence, batch, requests })).await;
+            }
+            Effect::Certified(certificate) => {
+                self.parts.to_storage.put(StorageOrder::Certify(certificate)).await;
+            }
+            Effect::Skip(content) => self.parts.to_storage.put(StorageOrder::Skip(content)).await,
+            Effect::FetchRequests { digests, from } => self.fetch_requests(digests, from),
+            Effect::FetchBlocks { above, upto, from } => self.fetch_blocks(above, upto, from),
+            Effect::FetchCertificates { heights, from } => self.fetch_certificates(heights, from),
+            Effect::Diverged { own, other } => self.parts.fatal.stop(anyhow::anyhow!(
+                "this node's ledger differs from the one that a quorum certified: at sequence {} it has state {}, \
+                 the others {}; its program or its data is damaged: keep the data directory for inspection and \
+                 start it with an empty one, which it fills from the other nodes",
+                own.sequence, own.state.short(), other.state.short(),
+            )),
+            Effect::Evidence { first, second } => {
+                tracing::error!(sender = %first.sender, ?first, ?second, "a replica signed two different messages for one slot");
+            }
+        }
+    }
+
+    /// Hands this node's requests to each of the other replicas.
+    fn send_bundle(&self, requests: &[Arc<VerifiedRequest>]) {
+        let bodies = requests.iter().map(|request| request.request().clone()).collect();
+        let bundle = Arc::new(SignedBundle::sign(&self.parts.key, &self.parts.network_id, bodies));
+        for (node, places) in &self.bundles {
+            let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+                tracing::debug!(%node, "bundles to this node pile up; this one is sent again later");
+                continue;
+            };
+            let (network, node, request) =
+                (self.parts.network.clone(), *node, PeerRequest::Bundle(Arc::clone(&bundle)));
+            tokio::spawn(async move {
+                if let Err(error) = network.request(node, request).await {
+                    tracing::debug!(%node, %error, "bundle not taken; it is sent again");
+                }
+                drop(place);
+            });
+        }
+    }
+
+    fn fetch_requests(self: &Arc<Self>, digests: Vec<Hash>, from: Vec<NodeId>) {
+        let Ok(place) = Arc::clone(&self.request_fetches).try_acquire_owned() else { return };
+        let runner = Arc::clone(self);
+        tokio::spawn(async move {
+            for node in from {
+                let request = PeerRequest::FetchRequests(digests.clone());
+                match runner.parts.network.request(node, request).await {
+                    Ok(PeerResponse::Requests(requests)) if !requests.is_empty() => {
+                        let requests = runner.parts.verifier.verify(requests).await;
+                        runner.parts.requests.put(PeerRequests { requests, source: Source::Fetched }).await;
+                        break;
+                    }
+                    answer => log_fruitless(node, &answer),
+                }
+            }
+            drop(place);
+        });
+    }
+
+    fn fetch_blocks(self: &Arc<Self>, above: Height, upto: SeqNum, from: Vec<NodeId>) {
+        let Ok(place) = Arc::clone(&self.block_fetch).try_acquire_owned() else { return };
+        let runner = Arc::clone(self);
+        tokio::spawn(async move {
+            tracing::info!(%above, %upto, "behind: fetching blocks");
+            let mut above = above;
+            for node in from {
+                while let Some(applied) = runner.fetch_some_blocks(node, above).await {
+                    above = applied;
+                }
+            }
+            drop(place);
+        });
+    }
+
+    /// Fetches and applies the blocks above a height; the height reached, or none if there were none.
+    async fn fetch_some_blocks(&self, node: NodeId, above: Height) -> Option<Height> {
+        let request = PeerRequest::FetchBlocks { from: above.next(), max: FETCH_BLOCKS };
+        let answer = self.parts.network.request(node, request).await;
+        let Ok(PeerResponse::Blocks(blocks)) = answer else {
+            log_fruitless(node, &answer);
+            return None;
+        };
+        let (block, certificate) = blocks.last()?;
+        let (height, timestamp) = (block.header.height, block.header.timestamp);
+        let certificate = certificate.clone();
+        match self.parts.storage.send(ApplyBlocks(blocks)).await.ok()? {
+            Ok(_) => {
+                self.parts.synced.put(BlocksSynced { certificate, timestamp }).await;
+                Some(height)
+            }
+            Err(error) => {
+                tracing::warn!(%node, %error, "a node sent blocks that do not fit");
+                None
+            }
+        }
+    }
+
+    fn fetch_certificates(self: &Arc<Self>, heights: Vec<Height>, from: Vec<NodeId>) {
+        let Ok(place) = Arc::clone(&self.certificate_fetch).try_acquire_owned() else { return };
+        let runner = Arc::clone(self);
+        tokio::spawn(async move {
+            for height in heights {
+                for node in &from {
+                    if let Some(certificate) = runner.fetch_certificate(*node, height).await {
+                        runner.parts.to_storage.put(StorageOrder::Certify(certificate.clone())).await;
+                        runner.parts.certificates.put(CertificateFetched(certificate)).await;
+                        break;
+                    }
+                }
+            }
+            drop(place);
+        });
+    }
+
+    async fn fetch_certificate(&self, node: NodeId, height: Height) -> Option<Certificate> {
+        let request = PeerRequest::FetchBlocks { from: height, max: 1 };
+        let answer = self.parts.network.request(node, request).await;
+        let Ok(PeerResponse::Blocks(blocks)) = answer else {
+            log_fruitless(node, &answer);
+            return None;
+        };
+        let (_, certificate) = blocks.into_iter().next()?;
+        let own = self.parts.store.header(height).ok()??;
+        let fits = certificate.content.block == own.hash()
+            && certificate.verify(&self.parts.network_id, &self.parts.replicas).is_ok();
+        fits.then_some(certificate)
+    }
+}
+
+fn log_fruitless(node: NodeId, answer: &Result<PeerResponse, RequestError>) {
+    match answer {
+        Ok(_) => tracing::debug!(%node, "the node has nothing of what was asked for"),
+        Err(error) => tracing::debug!(%node, %error, "fetch failed"),
+    }
+}

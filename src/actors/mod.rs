@@ -1,0 +1,87 @@
+//! The actors of a node: one thin file each, around a pure core.
+//!
+//! ```text
+//! broker ─▶ Ingress ─▶ Verifier ─▶ Policy ─▶ Consensus ◀─▶ Network ◀─▶ other replicas
+//!              ▲                                 │ after the log
+//!              └───────── final ◀── Storage ◀────┘
+//! ```
+//!
+//! Data flows one way with `send().await`, so back-pressure reaches the MQTT socket: a PUBLISH is
+//! acknowledged when its message is in the log, and a full queue anywhere ahead withholds that.
+//! What flows back goes through [`Feeder`]s whose bounds the protocol guarantees.
+//!
+//! | queue | holds | how many | when full |
+//! | --- | --- | --- | --- |
+//! | mailbox of Ingress | uplinks of all connections, final messages | 1,024 | the broker's sessions wait |
+//! | Verifier's worker pool | signature checks that run | one per core and one | Ingress and Network wait |
+//! | mailbox of Policy | verified messages | 1,024 | Verifier waits |
+//! | mailbox of Consensus | requests, votes, results | 4,096 | Policy waits; gossip is ignored (votes are sent again) |
+//! | outputs of the core | steps whose entries go to the log | 256 | Consensus waits |
+//! | mailbox of Storage | batches, certificates, questions | 1,024 | effects wait |
+//! | feeder of results to Consensus | executed batches | 1,024 | cannot be: the window is 256 |
+//! | feeder of finals to Ingress | this node's final messages | 65,536 | cannot be: the request pool is smaller |
+//!
+//! Consensus and Storage are fail-stop ([`Fatal`]): the process ends, the log restores it.
+
+pub mod admission;
+pub mod consensus;
+pub mod effects;
+pub mod fatal;
+pub mod feeder;
+pub mod ingress;
+pub mod key_ring;
+pub mod network;
+pub mod policy;
+pub mod storage;
+pub mod upkeep;
+pub mod verifier;
+pub mod view;
+
+use actix::Message;
+
+pub use fatal::{Fatal, FatalReceiver, fatal};
+pub use feeder::{Feeder, Mouth, feeder};
+
+use crate::ledger::state::Rejection;
+use crate::types::{ClientId, Hash, Height, MessageSeq, Stream};
+
+/// A message that this node admitted is final: its client is told.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "()")]
+pub struct FinalMessage {
+    /// Whose it is.
+    pub client: ClientId,
+    /// Its stream.
+    pub stream: Stream,
+    /// Its number.
+    pub seq: MessageSeq,
+    /// BLAKE3 of its header.
+    pub header: Hash,
+    /// How many items it has.
+    pub items: u32,
+    /// What became of it.
+    pub verdict: FinalVerdict,
+}
+
+/// What became of an admitted message.
+#[derive(Debug, Clone, PartialEq, Eq, actix::MessageResponse)]
+pub enum FinalVerdict {
+    /// These items are on the ledger.
+    Written {
+        /// 0-based indexes, ascending.
+        items: Vec<u32>,
+        /// The block's height.
+        height: Height,
+        /// The block's hash.
+        block: Hash,
+    },
+    /// No policy picked an item of it.
+    NotWritten,
+    /// The ledger refused it.
+    Rejected(Rejection),
+}
+
+/// A client was registered or revoked: its sessions are closed and erased.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "()")]
+pub struct ClientChanged(pub ClientId);

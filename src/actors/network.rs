@@ -1,0 +1,159 @@
+//! Network: judges what other nodes send and hands the good part to Consensus; answers what they
+//! ask.
+//!
+//! Gossip is passed on only after its verdict: a message that is malformed or has a bad signature
+//! counts against the peer that brought it, one that Consensus has no use for is left alone. All
+//! work is bounded by the places that the network hands out with each event, so events are worked
+//! on beside each other and a slow one holds up nobody else.
+
+use std::sync::Arc;
+
+use actix::{Actor, Addr, Context, Handler, Message};
+use tokio::sync::mpsc;
+
+use super::consensus::{Consensus, LookUpRequests, PeerMessage, PeerRequests};
+use super::verifier::RequestVerifier;
+use crate::ledger::{Block, Certificate};
+use crate::network::{
+    GossipId, NetworkEvent, NetworkHandle, PeerRequest, PeerResponse, Responder, SignedBundle, Topic, Verdict,
+};
+use crate::pbft::{Envelope, ReplicaSetKeys, Source};
+use crate::store::LedgerStore;
+use crate::types::{Hash, Height, NetworkId, NodeId};
+
+/// Events in the mailbox; the network's own queue of 4,096 stands before it.
+const MAILBOX: usize = 256;
+
+/// Something happened on the network.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct PeerEvent(pub NetworkEvent);
+
+/// What the judging of events needs.
+#[derive(Clone)]
+pub struct Judge {
+    /// The ledger.
+    pub network_id: NetworkId,
+    /// The replicas' keys.
+    pub keys: Arc<ReplicaSetKeys>,
+    /// The way back to the network.
+    pub network: NetworkHandle,
+    /// Where the good part goes.
+    pub consensus: Addr<Consensus>,
+    /// Checks requests.
+    pub verifier: RequestVerifier,
+    /// What blocks this node has.
+    pub store: Arc<dyn LedgerStore>,
+}
+
+/// The actor; see the module.
+pub struct Network {
+    judge: Judge,
+}
+
+impl Network {
+    /// Starts the actor and the task that feeds it, on the current arbiter.
+    pub fn start_with(judge: Judge, mut events: mpsc::Receiver<NetworkEvent>) -> Addr<Self> {
+        let network = Self { judge }.start();
+        let feed = network.clone();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if feed.send(PeerEvent(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        network
+    }
+}
+
+impl Actor for Network {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Handler<PeerEvent> for Network {
+    type Result = ();
+
+    fn handle(&mut self, PeerEvent(event): PeerEvent, _: &mut Self::Context) {
+        match event {
+            NetworkEvent::Gossip { id, topic: Topic::Pbft, data, from } => {
+                tokio::spawn(self.judge.clone().gossip(id, data, from));
+            }
+            NetworkEvent::Gossip { topic: Topic::Announce, .. } => {}
+            NetworkEvent::Request { from, request, responder } => {
+                tokio::spawn(self.judge.clone().request(from, request, responder));
+            }
+            NetworkEvent::Connected(node) => tracing::info!(%node, "connected"),
+            NetworkEvent::Disconnected(node) => tracing::info!(%node, "disconnected"),
+        }
+    }
+}
+
+impl Judge {
+    async fn gossip(self, id: GossipId, data: Vec<u8>, from: NodeId) {
+        let message = Envelope::decode(&data)
+            .and_then(|envelope| envelope.signed.verify(&self.keys, &self.network_id));
+        let verdict = match message {
+            Ok(message) => match self.consensus.send(PeerMessage(message)).await {
+                Ok(true) => Verdict::Accept,
+                Ok(false) | Err(_) => Verdict::Ignore,
+            },
+            Err(error) => {
+                tracing::warn!(%from, %error, "bad gossip");
+                Verdict::Reject
+            }
+        };
+        if self.network.report(id, verdict).await.is_err() {
+            tracing::debug!("the network stopped before a verdict");
+        }
+    }
+
+    async fn request(self, from: NodeId, request: PeerRequest, responder: Responder) {
+        let response = match request {
+            PeerRequest::Bundle(bundle) => self.bundle(from, Arc::unwrap_or_clone(bundle)).await,
+            PeerRequest::FetchRequests(digests) => self.look_up_requests(digests).await,
+            PeerRequest::FetchBlocks { from, max } => self.look_up_blocks(from, max).await,
+        };
+        responder.respond(response);
+    }
+
+    async fn bundle(&self, from: NodeId, bundle: SignedBundle) -> PeerResponse {
+        if bundle.node != from || bundle.verify(&self.network_id).is_err() {
+            tracing::warn!(%from, "a bundle that its sender did not sign");
+            return PeerResponse::Busy;
+        }
+        let admitted_there = bundle.requests.iter().all(|request| request.node() == from);
+        if !admitted_there {
+            tracing::warn!(%from, "a bundle with requests of another node");
+            return PeerResponse::Busy;
+        }
+        let requests = self.verifier.verify(bundle.requests).await;
+        match self.consensus.send(PeerRequests { requests, source: Source::Bundle }).await {
+            Ok(()) => PeerResponse::Accepted,
+            Err(_) => PeerResponse::Busy,
+        }
+    }
+
+    async fn look_up_requests(&self, digests: Vec<Hash>) -> PeerResponse {
+        match self.consensus.send(LookUpRequests(digests)).await {
+            Ok(found) => PeerResponse::requests(found.into_iter().map(|request| request.request().clone())),
+            Err(_) => PeerResponse::Busy,
+        }
+    }
+
+    async fn look_up_blocks(&self, from: Height, max: u32) -> PeerResponse {
+        let store = Arc::clone(&self.store);
+        let found = tokio::task::spawn_blocking(move || certified_blocks(&*store, from, max)).await;
+        found.map_or(PeerResponse::Busy, PeerResponse::blocks)
+    }
+}
+
+/// Blocks with certificates from a height on, until one is missing.
+fn certified_blocks(store: &dyn LedgerStore, from: Height, max: u32) -> Vec<(Block, Certificate)> {
+    let certified = |height| Some((store.block(height).ok()??, store.certificate(height).ok()??));
+    (from.0..from.0.saturating_add(u64::from(max))).map_while(|height| certified(Height(height))).collect()
+}
