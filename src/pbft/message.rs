@@ -6,10 +6,17 @@
 
 use bincode::{Decode, Encode};
 
-use crate::codec;
-use crate::crypto::{HashKind, SignatureKind};
-use crate::ledger::CheckpointContent;
-use crate::types::{Hash, NodeId, SeqNum, Signature, Timestamp, View};
+use crate::codec::{self, CodecError};
+use crate::crypto::{CryptoError, HashKind, SecretKey, SignatureKind, VerifyingKey};
+use crate::ledger::{CheckpointContent, ReplicaSet};
+use crate::types::{Hash, NetworkId, NodeId, PublicKey, SeqNum, Signature, Timestamp, View};
+
+/// The most bytes of one message in its envelope: twice what the largest PRE-PREPARE has.
+pub const MAX_ENVELOPE_BYTES: usize = 64 << 10;
+
+/// The highest sequence number that a message may name: far beyond use, and small enough that
+/// adding a window never overflows.
+pub const MAX_SEQUENCE: SeqNum = SeqNum(u64::MAX >> 1);
 
 /// An ordered batch of request digests. Its digest covers all of it, unchanged when a later view
 /// proposes it again; an empty batch is PBFT's null request.
@@ -88,6 +95,35 @@ impl Content {
             Self::Checkpoint(_) => SignatureKind::Checkpoint,
         }
     }
+
+    /// The sequence number that it is about.
+    pub const fn sequence(&self) -> SeqNum {
+        match self {
+            Self::PrePrepare(pre_prepare) => pre_prepare.sequence,
+            Self::Prepare(prepare) => prepare.sequence,
+            Self::Commit(commit) => commit.sequence,
+            Self::Checkpoint(checkpoint) => checkpoint.sequence,
+        }
+    }
+
+    /// The view that it belongs to; a CHECKPOINT belongs to none.
+    pub const fn view(&self) -> Option<View> {
+        match self {
+            Self::PrePrepare(pre_prepare) => Some(pre_prepare.view),
+            Self::Prepare(prepare) => Some(prepare.view),
+            Self::Commit(commit) => Some(commit.view),
+            Self::Checkpoint(_) => None,
+        }
+    }
+
+    fn signed_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::PrePrepare(pre_prepare) => codec::encode(pre_prepare),
+            Self::Prepare(prepare) => codec::encode(prepare),
+            Self::Commit(commit) => codec::encode(commit),
+            Self::Checkpoint(checkpoint) => codec::encode(checkpoint),
+        }
+    }
 }
 
 /// A message as it travels: unverified until [`Signed::verify`].
@@ -99,4 +135,116 @@ pub struct Signed {
     pub content: Content,
     /// The sender's signature over the canonical bytes of the inner content.
     pub signature: Signature,
+}
+
+/// The replicas' keys, parsed once.
+#[derive(Debug, Clone)]
+pub struct ReplicaSetKeys {
+    keys: Vec<(NodeId, VerifyingKey)>,
+}
+
+impl ReplicaSetKeys {
+    /// Parses the keys of a replica set.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadKey`] if a member's id is no good public key.
+    pub fn new(replicas: &ReplicaSet) -> Result<Self, CryptoError> {
+        let parse = |node: &NodeId| Ok((*node, VerifyingKey::parse(&PublicKey::from(*node))?));
+        Ok(Self { keys: replicas.members().iter().map(parse).collect::<Result<_, _>>()? })
+    }
+
+    /// The key of a replica.
+    pub fn get(&self, node: &NodeId) -> Option<&VerifyingKey> {
+        let at = self.keys.binary_search_by_key(node, |(id, _)| *id).ok()?;
+        self.keys.get(at).map(|(_, key)| key)
+    }
+}
+
+/// Why a message is not one of a replica of this network. Whoever passes it on is at fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// Too long, or not a canonical encoding.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The sender is not a replica.
+    #[error("the sender {0} is not a replica")]
+    NotAReplica(NodeId),
+    /// The signature does not verify.
+    #[error(transparent)]
+    Signature(#[from] CryptoError),
+    /// Names a sequence number beyond all use.
+    #[error("the sequence number is beyond all use")]
+    Sequence,
+}
+
+impl Signed {
+    /// Checks that a replica signed this. The only way to a [`Verified`] from the network.
+    ///
+    /// # Errors
+    /// [`MessageError`].
+    pub fn verify(self, keys: &ReplicaSetKeys, network: &NetworkId) -> Result<Verified, MessageError> {
+        if self.content.sequence() > MAX_SEQUENCE {
+            return Err(MessageError::Sequence);
+        }
+        let key = keys.get(&self.sender).ok_or(MessageError::NotAReplica(self.sender))?;
+        key.verify(self.content.signature_kind(), network, &self.content.signed_bytes(), &self.signature)?;
+        Ok(Verified(self))
+    }
+}
+
+/// A message whose signature was checked, or that this replica signed itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified(Signed);
+
+impl Verified {
+    /// Signs an own message.
+    pub(super) fn sign(key: &SecretKey, network: &NetworkId, content: Content) -> Self {
+        let signature = key.sign(content.signature_kind(), network, &content.signed_bytes());
+        Self(Signed { sender: key.node_id(), content, signature })
+    }
+
+    /// A message from the own WAL: it was verified before it was written.
+    pub(super) const fn from_wal(signed: Signed) -> Self {
+        Self(signed)
+    }
+
+    /// Who says so.
+    pub const fn sender(&self) -> NodeId {
+        self.0.sender
+    }
+
+    /// What.
+    pub const fn content(&self) -> &Content {
+        &self.0.content
+    }
+
+    /// The message as it travels.
+    pub const fn signed(&self) -> &Signed {
+        &self.0
+    }
+}
+
+/// What gossip carries. The attempt makes a message that is sent again another one for gossipsub,
+/// which drops what it has seen; it is not signed, since nothing depends on it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Envelope {
+    /// 0 at first, then counting up.
+    pub attempt: u32,
+    /// The message.
+    pub signed: Signed,
+}
+
+impl Envelope {
+    /// The bytes on the wire.
+    pub fn encode(&self) -> Vec<u8> {
+        codec::encode(self)
+    }
+
+    /// Reads bytes from the wire.
+    ///
+    /// # Errors
+    /// [`MessageError::Codec`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        Ok(codec::decode::<MAX_ENVELOPE_BYTES, Self>(bytes)?)
+    }
 }

@@ -1,2 +1,25 @@
 //! PBFT: the replicated order of requests, as a pure state machine (Castro and Liskov 1999, 2002).
+//!
+//! ```text
+//!   Request ──▶ pool ──▶ PRE-PREPARE ──▶ PREPARE ──▶ COMMIT ──▶ Execute ──▶ CHECKPOINT ──▶ Certified
+//!                         primary        backups     all         in order     all            quorum
+//! ```
+//!
+//! [`Replica::step`] is the only entry: an [`Input`] and the time go in, entries for the log and
+//! [`Effect`]s come out. No async, clock, randomness, network or file: the consensus actor is a
+//! thin shell around it, and `tests/sim` runs many of them in virtual time. Where the paper's
+//! sections are named, (1999) is "Practical Byzantine Fault Tolerance".
+//!
+//! This is the normal case with checkpoints and catching up; the view never changes yet.
+
+pub mod io;
 pub mod message;
+pub mod replica;
+pub mod settings;
+pub mod wal;
+
+pub use io::{Effect, Input, Now, Output, Rejected, Source};
+pub use message::{Batch, Envelope, MessageError, ReplicaSetKeys, Signed, Verified};
+pub use replica::{Replica, SetupError, Status};
+pub use settings::Settings;
+pub use wal::{Restored, WalEntry, WalError};

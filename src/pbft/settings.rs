@@ -1,0 +1,100 @@
+//! What a replica is told at its start, and the limits that all replicas of a network share.
+//!
+//! A limit that decides whether a vote is cast is a constant of the protocol: replicas that differ
+//! in it could refuse each other's proposals for ever. What only paces one replica is a setting.
+
+use std::time::Duration;
+
+use crate::crypto::SecretKey;
+use crate::ledger::{MAX_REQUEST_BYTES, ReplicaSet};
+use crate::types::NetworkId;
+
+/// Sequence numbers between the low and the high watermark (1999, section 4.2), and how long the
+/// digests of executed requests are remembered. Bounds the log of a replica.
+pub const WINDOW: u64 = 256;
+
+/// The most requests that a batch may have: 32 KiB of digests, so that a PRE-PREPARE stays far
+/// below what gossipsub carries.
+pub const MAX_BATCH_REQUESTS: usize = 1024;
+
+/// The most bytes of requests that a batch may have; one request of the largest size fits.
+pub const MAX_BATCH_BYTES: usize = MAX_REQUEST_BYTES;
+
+/// How far the timestamp of a fresh proposal may be ahead of a backup's clock.
+pub const MAX_CLOCK_AHEAD: Duration = Duration::from_secs(5);
+
+/// The settings of one replica.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The ledger.
+    pub network: NetworkId,
+    /// The replicas; the own key is one of them.
+    pub replicas: ReplicaSet,
+    /// The key that signs. Ed25519 is deterministic, so the core stays a pure function.
+    pub key: SecretKey,
+    /// A batch of so many requests is proposed at once; at most [`MAX_BATCH_REQUESTS`].
+    pub batch_max_requests: usize,
+    /// A batch of so many bytes of requests is proposed at once; at most [`MAX_BATCH_BYTES`].
+    pub batch_max_bytes: usize,
+    /// How long the oldest request waits for others to share its batch.
+    pub batch_delay: Duration,
+    /// How long the oldest request of this node waits for others to share its bundle.
+    pub bundle_delay: Duration,
+    /// Pending requests taken from each admitting node; more are refused, so that none of them
+    /// can fill the pool for the others. An honest node feels it as back-pressure.
+    pub pool_max_requests: usize,
+    /// Bytes of pending requests taken from each admitting node.
+    pub pool_max_bytes: usize,
+    /// Bytes of requests in batches that are proposed and not yet stable. While there are more,
+    /// nothing is proposed or prepared; bounds memory where the watermarks alone allow 2 GiB.
+    pub inflight_max_bytes: usize,
+    /// Own messages are sent again after this time, then after twice that, and so on ...
+    pub resend_initial: Duration,
+    /// ... up to this.
+    pub resend_max: Duration,
+    /// Own requests that nobody has proposed are sent again after this time, doubling up to
+    /// [`Settings::request_resend_max`].
+    pub request_resend: Duration,
+    /// The longest time between two sendings of a request.
+    pub request_resend_max: Duration,
+    /// A request of another node that is neither ordered nor sent again for this long is dropped:
+    /// its node would have sent it again if it still waited for it.
+    pub request_expiry: Duration,
+    /// How long a body may be missing before it is asked for: bundles often come just behind.
+    pub fetch_delay: Duration,
+    /// Time between two askings for the same bodies, blocks or certificates.
+    pub fetch_interval: Duration,
+    /// How long execution may stand still, while others are known to be ahead, before blocks are
+    /// fetched.
+    pub behind_delay: Duration,
+    /// How often the last own CHECKPOINT is repeated when nothing happens, so that who missed
+    /// everything learns of it.
+    pub status_interval: Duration,
+}
+
+impl Settings {
+    /// The usual settings.
+    pub const fn new(network: NetworkId, replicas: ReplicaSet, key: SecretKey) -> Self {
+        Self {
+            network,
+            replicas,
+            key,
+            batch_max_requests: 512,
+            batch_max_bytes: MAX_BATCH_BYTES,
+            batch_delay: Duration::from_millis(5),
+            bundle_delay: Duration::from_millis(2),
+            pool_max_requests: 8192,
+            pool_max_bytes: 64 << 20,
+            inflight_max_bytes: 128 << 20,
+            resend_initial: Duration::from_millis(250),
+            resend_max: Duration::from_secs(2),
+            request_resend: Duration::from_secs(1),
+            request_resend_max: Duration::from_secs(8),
+            request_expiry: Duration::from_secs(60),
+            fetch_delay: Duration::from_millis(50),
+            fetch_interval: Duration::from_millis(500),
+            behind_delay: Duration::from_millis(500),
+            status_interval: Duration::from_secs(1),
+        }
+    }
+}

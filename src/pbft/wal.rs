@@ -1,0 +1,146 @@
+//! What a replica must remember over a crash, as entries of the node's log.
+//!
+//! ```text
+//! entry = tag (1 byte) ‖ content
+//!   0  body       sequence (u64) ‖ canonical bytes of the request
+//!   1  accepted   canonical Signed: a PRE-PREPARE of the primary that this backup agreed to
+//!   2  sent       canonical Signed: an own message; after a restart these very bytes are sent again
+//!   3  committed  canonical (view, sequence, digest)
+//!   4  certified  canonical Certificate
+//! ```
+//!
+//! Bodies come before the vote that promises them. Each entry belongs to a sequence number; those
+//! below the last stable checkpoint that is also durable in the ledger store are needed no more.
+
+use std::sync::Arc;
+
+use bincode::{Decode, Encode};
+
+use crate::codec::{self, CodecError};
+use crate::ledger::{Certificate, CheckpointContent, MAX_REQUEST_BYTES, RequestError, VerifiedRequest};
+use crate::pbft::message::{MAX_ENVELOPE_BYTES, Signed};
+use crate::types::{Hash, NetworkId, SeqNum, Timestamp, View};
+
+/// The longest entry: a body of the largest size, with tag and sequence number.
+pub const MAX_WAL_ENTRY_BYTES: usize = MAX_REQUEST_BYTES + 9;
+
+/// Why bytes of the log are not an entry. The log has checksums, so this is damage that they did
+/// not see, or the log of another network or version.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// No such kind of entry.
+    #[error("a consensus entry of the log has the unknown kind {0:?}; was it written by a newer version?")]
+    Kind(Option<u8>),
+    /// Its content is not canonical.
+    #[error("a consensus entry of the log is damaged: {0}")]
+    Codec(#[from] CodecError),
+    /// A body that is no valid request of this network.
+    #[error("a request in the log is not valid; is the log that of another network? {0}")]
+    Request(#[from] RequestError),
+}
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WalEntry {
+    /// A request of a batch that this replica votes for, before the vote.
+    Body {
+        /// The batch's sequence number.
+        sequence: SeqNum,
+        /// The request.
+        request: Arc<VerifiedRequest>,
+    },
+    /// The PRE-PREPARE of another replica that this one agreed to.
+    Accepted(Signed),
+    /// An own message, before it is sent.
+    Sent(Signed),
+    /// A batch is committed-local: it will be executed.
+    Committed {
+        /// The view in which it committed.
+        view: View,
+        /// Its sequence number.
+        sequence: SeqNum,
+        /// The batch's digest.
+        digest: Hash,
+    },
+    /// A quorum executed up to here.
+    Certified(Certificate),
+}
+
+#[derive(Encode, Decode)]
+struct CommittedMark(View, SeqNum, Hash);
+
+impl WalEntry {
+    /// The sequence number that the entry belongs to. The entry is needed while this is at or
+    /// above the last checkpoint that is both stable and durable.
+    pub const fn sequence(&self) -> SeqNum {
+        match self {
+            Self::Body { sequence, .. } | Self::Committed { sequence, .. } => *sequence,
+            Self::Accepted(signed) | Self::Sent(signed) => signed.content.sequence(),
+            Self::Certified(certificate) => certificate.content.sequence,
+        }
+    }
+
+    /// The entry's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let (tag, content) = match self {
+            Self::Body { sequence, request } => {
+                let mut content = codec::encode(sequence);
+                content.extend_from_slice(request.bytes());
+                (0, content)
+            }
+            Self::Accepted(signed) => (1, codec::encode(signed)),
+            Self::Sent(signed) => (2, codec::encode(signed)),
+            Self::Committed { view, sequence, digest } => {
+                (3, codec::encode(&CommittedMark(*view, *sequence, *digest)))
+            }
+            Self::Certified(certificate) => (4, codec::encode(certificate)),
+        };
+        let mut bytes = Vec::with_capacity(1 + content.len());
+        bytes.push(tag);
+        bytes.extend(content);
+        bytes
+    }
+
+    /// Reads an entry of the own log; a body is verified as if it came from a stranger.
+    ///
+    /// # Errors
+    /// [`WalError`].
+    pub fn decode(network: &NetworkId, bytes: &[u8]) -> Result<Self, WalError> {
+        let (tag, content) = bytes.split_first().ok_or(WalError::Kind(None))?;
+        match tag {
+            0 => {
+                let (sequence, request) = content.split_at(content.len().min(8));
+                let sequence = codec::decode::<8, SeqNum>(sequence)?;
+                let request = Arc::new(VerifiedRequest::verify_bytes(network, request)?);
+                Ok(Self::Body { sequence, request })
+            }
+            1 => Ok(Self::Accepted(codec::decode::<MAX_ENVELOPE_BYTES, _>(content)?)),
+            2 => Ok(Self::Sent(codec::decode::<MAX_ENVELOPE_BYTES, _>(content)?)),
+            3 => {
+                let CommittedMark(view, sequence, digest) = codec::decode::<64, _>(content)?;
+                Ok(Self::Committed { view, sequence, digest })
+            }
+            4 => Ok(Self::Certified(codec::decode::<MAX_ENVELOPE_BYTES, _>(content)?)),
+            unknown => Err(WalError::Kind(Some(*unknown))),
+        }
+    }
+}
+
+/// What a replica starts from: the state that is on disk, and the entries of the log in the order
+/// in which they were written.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// The last executed batch that the ledger store has, with the digest of the loaded state.
+    pub executed: CheckpointContent,
+    /// The timestamp of the ledger's head.
+    pub timestamp: Timestamp,
+    /// All entries that the log still has.
+    pub entries: Vec<WalEntry>,
+}
+
+impl Restored {
+    /// The start of a replica whose log has no entries.
+    pub const fn new(executed: CheckpointContent, timestamp: Timestamp) -> Self {
+        Self { executed, timestamp, entries: Vec::new() }
+    }
+}
