@@ -13,5 +13,6 @@ pub mod crypto;
 pub mod device;
 pub mod ledger;
 pub mod merkle;
+pub mod network;
 pub mod pbft;
 pub mod types;
