@@ -13,6 +13,7 @@ pub mod crypto;
 pub mod device;
 pub mod ledger;
 pub mod merkle;
+pub mod network;
 pub mod pbft;
 pub mod store;
 pub mod types;

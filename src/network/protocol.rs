@@ -1,0 +1,158 @@
+//! What nodes ask each other on direct streams, and the answers.
+//!
+//! Two protocols, so that neither starves the other: `bundle` (large request, short answer) and
+//! `fetch` (short request, large answer). On the stream a message is its length (four bytes,
+//! big-endian) and its canonical bytes; what is longer than its limit is refused before it is read.
+
+use std::sync::Arc;
+
+use bincode::{Decode, Encode};
+
+use crate::codec::{self, CodecError};
+use crate::crypto::{CryptoError, HashKind, SecretKey, SignatureKind, VerifyingKey};
+use crate::ledger::{Block, Certificate, Request};
+use crate::types::{Hash, Height, NetworkId, NodeId, PublicKey, Signature};
+
+/// The largest bundle and the largest answer: one request of the maximum size (8 MiB), or one block
+/// of a full batch, with room to spare.
+pub const MAX_LARGE_BYTES: usize = 12 * 1024 * 1024;
+
+/// The largest fetch request: [`MAX_FETCH_DIGESTS`] digests and some.
+pub const MAX_SMALL_BYTES: usize = 64 * 1024;
+
+/// The most requests that one fetch may name: two full batches.
+pub const MAX_FETCH_DIGESTS: usize = 1024;
+
+/// The most blocks that one fetch may ask for.
+pub const MAX_FETCH_BLOCKS: u32 = 256;
+
+/// A node asks another.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum PeerRequest {
+    /// Takes these requests into your pool: the sender admitted them, or holds them for too long.
+    Bundle(Arc<SignedBundle>),
+    /// Give me the requests with these digests; at most [`MAX_FETCH_DIGESTS`].
+    FetchRequests(Vec<Hash>),
+    /// Give me certified blocks, ascending and without gaps.
+    FetchBlocks {
+        /// The first height wanted.
+        from: Height,
+        /// How many at most; no more than [`MAX_FETCH_BLOCKS`].
+        max: u32,
+    },
+}
+
+/// The answer to a [`PeerRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum PeerResponse {
+    /// The bundle was taken.
+    Accepted,
+    /// Not now: ask again later, or somebody else.
+    Busy,
+    /// Those of the requests asked for that the node has and that fit, in any order.
+    Requests(Vec<Request>),
+    /// Those of the blocks asked for that the node has and that fit, ascending from the height
+    /// asked for.
+    Blocks(Vec<(Block, Certificate)>),
+}
+
+impl PeerRequest {
+    /// Whether a request keeps the limits that the protocol names; what does not is garbage.
+    pub(super) fn is_within_limits(&self) -> bool {
+        match self {
+            Self::Bundle(bundle) => !bundle.requests.is_empty(),
+            Self::FetchRequests(digests) => (1..=MAX_FETCH_DIGESTS).contains(&digests.len()),
+            Self::FetchBlocks { max, .. } => (1..=MAX_FETCH_BLOCKS).contains(max),
+        }
+    }
+
+    /// Whether `response` is of a kind that can answer this request.
+    pub(super) fn is_answered_by(&self, response: &PeerResponse) -> bool {
+        matches!(
+            (self, response),
+            (_, PeerResponse::Busy)
+                | (Self::Bundle(_), PeerResponse::Accepted)
+                | (Self::FetchRequests(_), PeerResponse::Requests(_))
+                | (Self::FetchBlocks { .. }, PeerResponse::Blocks(_))
+        )
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode::<MAX_LARGE_BYTES, Self>(bytes)
+    }
+}
+
+impl PeerResponse {
+    /// As many of `requests` as one answer can carry.
+    pub fn requests(requests: impl IntoIterator<Item = Request>) -> Self {
+        Self::Requests(within_limit(requests))
+    }
+
+    /// As many of `blocks`, from the first on, as one answer can carry.
+    pub fn blocks(blocks: impl IntoIterator<Item = (Block, Certificate)>) -> Self {
+        Self::Blocks(within_limit(blocks))
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode::<MAX_LARGE_BYTES, Self>(bytes)
+    }
+}
+
+/// Takes items while their bytes fit into one message.
+fn within_limit<T: Encode>(items: impl IntoIterator<Item = T>) -> Vec<T> {
+    // The variant's tag and the length of the list come first.
+    const OVERHEAD: usize = 4 + 8;
+    let mut used = OVERHEAD;
+    items
+        .into_iter()
+        .take_while(|item| {
+            used += codec::encode(item).len();
+            used <= MAX_LARGE_BYTES
+        })
+        .collect()
+}
+
+/// Requests that a node hands to the replicas, signed by it.
+///
+/// The signature covers the node and the digests of the requests, so that two bundles with
+/// different requests for one (client, seq) are evidence without their bodies.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct SignedBundle {
+    /// The node that hands them over.
+    pub node: NodeId,
+    /// The requests; at least one.
+    pub requests: Vec<Request>,
+    /// Its signature ([`SignatureKind::Bundle`]) over the canonical bytes of `(node, digests)`.
+    pub signature: Signature,
+}
+
+impl SignedBundle {
+    /// Bytes of a bundle besides its requests: the tag, node, length and signature.
+    pub const OVERHEAD_BYTES: usize = 4 + NodeId::LEN + 8 + Signature::LEN;
+
+    /// Signs `requests` as the node that has `key`. The canonical bytes of the requests and
+    /// [`Self::OVERHEAD_BYTES`] together must not exceed [`MAX_LARGE_BYTES`], or the bundle cannot
+    /// be sent.
+    pub fn sign(key: &SecretKey, network: &NetworkId, requests: Vec<Request>) -> Self {
+        let node = key.node_id();
+        let content = signed_content(&node, &requests);
+        let signature = key.sign(SignatureKind::Bundle, network, &content);
+        Self { node, requests, signature }
+    }
+
+    /// Checks the node's signature. The requests' own signatures are checked by whoever takes them.
+    ///
+    /// # Errors
+    /// [`CryptoError`] if the node's key is no key or the signature is not valid.
+    pub fn verify(&self, network: &NetworkId) -> Result<(), CryptoError> {
+        let content = signed_content(&self.node, &self.requests);
+        let key = VerifyingKey::parse(&PublicKey::from(self.node))?;
+        key.verify(SignatureKind::Bundle, network, &content, &self.signature)
+    }
+}
+
+fn signed_content(node: &NodeId, requests: &[Request]) -> Vec<u8> {
+    let digests: Vec<Hash> =
+        requests.iter().map(|request| HashKind::Request.hash(&codec::encode(request))).collect();
+    codec::encode(&(node, digests))
+}
