@@ -15,10 +15,19 @@
 //! A broker holds its clients to PROTOCOL.md sections 2 and 3 (client ids, own topics, no wills, no
 //! retained messages). The node checks all of it again, since an external broker may not.
 
+mod embedded;
+mod hooks;
+mod registry;
+mod rules;
+mod settings;
+
 use std::net::SocketAddr;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use embedded::EmbeddedBroker;
+pub use settings::BrokerSettings;
 
 use crate::types::ClientId;
 
@@ -83,17 +92,8 @@ pub enum ConnectVerdict {
     Registered,
     /// Come in as a stranger: clean session, few messages, told `unauth`.
     Unregistered,
-    /// Stay out.
-    Refuse(RefuseReason),
-}
-
-/// Why a CONNECT was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefuseReason {
-    /// Missing or bad token (3.1.1: 5, 5.0: 0x87).
-    NotAuthorized,
-    /// The node is starting, stopping or overloaded (3.1.1: 3, 5.0: 0x88).
-    Unavailable,
+    /// Stay out: missing or bad token (3.1.1: 5, 5.0: 0x87).
+    Refuse,
 }
 
 /// A PUBLISH of a client, on a topic that the broker found to be its own.
@@ -122,7 +122,8 @@ pub enum UplinkVerdict {
 /// packets wait for the answer, those of other connections do not.
 #[async_trait]
 pub trait Gatekeeper: Send + Sync + 'static {
-    /// Judges a CONNECT: who may come in.
+    /// Judges a CONNECT: who may come in. Each that is not refused ends in one
+    /// [`Gatekeeper::disconnected`], even if the client goes away during the handshake.
     async fn connect(&self, request: ConnectRequest) -> ConnectVerdict;
 
     /// Takes a PUBLISH. The client's PUBACK waits until this resolves.
@@ -160,7 +161,9 @@ pub trait Broker: Send + Sync + 'static {
         qos: DownlinkQos,
     ) -> Result<(), BrokerError>;
 
-    /// Closes the client's connection, if it has one; with [`Closing::Erase`] its session too.
+    /// Closes the client's connection, if it has one; with [`Closing::Erase`] its session too. Whoever
+    /// was let in by an earlier verdict and is still shaking hands is closed as well. Not to be awaited
+    /// within a [`Gatekeeper`] call of the same client: the connection waits for that call.
     ///
     /// # Errors
     /// [`BrokerError::Stopped`] after [`Broker::stop`].
