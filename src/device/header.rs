@@ -9,6 +9,7 @@
 
 use minicbor::{Decoder, Encoder};
 
+use super::cose;
 use crate::crypto::{CryptoError, SecretKey, VerifyingKey, blake3_plain};
 use crate::types::{ClientId, Hash, MessageSeq, NetworkId, Signature, Stream, Timestamp};
 
@@ -134,26 +135,8 @@ fn custom<E: std::fmt::Display>(error: E) -> minicbor::decode::Error {
 }
 
 /// COSE's `Sig_structure` for a telemetry header: the bytes that the device's signature covers.
-///
-/// # Panics
-/// Never: encoding into memory does not fail.
-#[allow(clippy::expect_used)]
 pub fn signature_input(network: &NetworkId, header: &[u8]) -> Vec<u8> {
-    let external_aad = aad(network).expect("encoding into memory does not fail");
-    let mut e = Encoder::new(Vec::with_capacity(96 + header.len()));
-    e.array(4)
-        .and_then(|e| e.str("Signature1"))
-        .and_then(|e| e.bytes(PROTECTED_EDDSA))
-        .and_then(|e| e.bytes(&external_aad))
-        .and_then(|e| e.bytes(header))
-        .expect("encoding into memory does not fail");
-    e.into_writer()
-}
-
-fn aad(network: &NetworkId) -> Result<Vec<u8>, minicbor::encode::Error<std::convert::Infallible>> {
-    let mut e = Encoder::new(Vec::with_capacity(64));
-    e.array(4)?.str("ledgermq")?.u8(1)?.str("telemetry")?.bytes(network.as_bytes())?;
-    Ok(e.into_writer())
+    cose::signature_input(PROTECTED_EDDSA, &cose::domain("telemetry", network, None), header)
 }
 
 /// Signs a header with the client's identity key.

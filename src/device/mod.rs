@@ -1,6 +1,25 @@
 //! The device protocol (docs/PROTOCOL.md): what gateways and nodes say to each other over MQTT.
 //!
-//! Pure, and shared by the node and the gateway SDK: bytes in, bytes or an error out.
+//! Pure, and shared by the node and the gateway SDK: bytes in, bytes or an error out. Time and
+//! randomness are arguments.
+//!
+//! | module | PROTOCOL.md | what |
+//! | --- | --- | --- |
+//! | [`topics`] | 2 | topics, who may publish and subscribe |
+//! | [`token`] | 3 | JSON Web Tokens, a client's password |
+//! | [`control`], [`codes`] | 4 | signed control messages, their kinds, fields and codes |
+//! | [`handshake`], [`ids`] | 5 | key transport by HPKE |
+//! | [`telemetry`], [`header`], [`body`], [`item`] | 6 | telemetry messages, both sides |
+//! | [`window`] | 6 | which seqs are new, seen, reused or too old |
+//! | [`cose`], [`base64url`] | 1, 4, 6 | the encodings that the others share |
+pub mod base64url;
+pub mod codes;
+pub mod control;
+pub mod cose;
+pub mod handshake;
 pub mod header;
+pub mod ids;
+pub mod item;
+pub mod topics;
 
 pub use header::{Header, HeaderError};
