@@ -9,8 +9,10 @@
 
 pub mod clock;
 pub mod codec;
+pub mod config;
 pub mod crypto;
 pub mod device;
+pub mod keyfile;
 pub mod ledger;
 pub mod merkle;
 pub mod pbft;
