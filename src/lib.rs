@@ -15,5 +15,6 @@ pub mod device;
 pub mod keyfile;
 pub mod ledger;
 pub mod merkle;
+pub mod metrics;
 pub mod pbft;
 pub mod types;
