@@ -188,6 +188,16 @@ impl VerifyingKey {
         Ok(Self(parsed))
     }
 
+    /// Parses a key without checking that its order is prime, which costs as much as a signature.
+    /// For a key that must afterwards equal one that [`VerifyingKey::parse`] took: verification
+    /// refuses keys of small order, and all who verify agree.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadKey`].
+    pub fn parse_any_order(key: &PublicKey) -> Result<Self, CryptoError> {
+        ed25519_dalek::VerifyingKey::from_bytes(&key.0).map(Self).map_err(|_| CryptoError::BadKey)
+    }
+
     /// The key's bytes.
     pub fn public(&self) -> PublicKey {
         PublicKey(self.0.to_bytes())

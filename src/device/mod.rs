@@ -2,5 +2,7 @@
 //!
 //! Pure, and shared by the node and the gateway SDK: bytes in, bytes or an error out.
 pub mod header;
+pub mod item;
 
 pub use header::{Header, HeaderError};
+pub use item::{Item, ItemError, Value};

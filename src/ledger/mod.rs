@@ -12,12 +12,17 @@
 
 pub mod block;
 pub mod certificate;
+pub mod change;
 pub mod genesis;
 pub mod operation;
+pub mod request;
 
 pub use block::{Block, Header};
 pub use certificate::{Certificate, CheckpointContent};
+pub use change::{Head, StateChange};
 pub use genesis::{Genesis, ReplicaSet};
 pub use operation::{
-    AdminAction, AdminOperation, ClientSettings, Operation, Request, WriteRequest, WrittenItem,
+    AdminAction, AdminOperation, AdminOperationError, ClientSettings, Operation, Request, WriteRequest,
+    WrittenItem,
 };
+pub use request::{AdmittedMessage, Asked, MAX_REQUEST_BYTES, RequestError, Telemetry, VerifiedRequest};

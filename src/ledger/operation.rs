@@ -8,7 +8,12 @@
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+use crate::codec;
+use crate::crypto::{CryptoError, SecretKey, SignatureKind, VerifyingKey};
 use crate::types::{ClientId, Hash, MessageSeq, NetworkId, NodeId, PublicKey, Signature};
+
+/// The longest reason for a revocation, in bytes of UTF-8.
+pub const MAX_REASON_BYTES: usize = 256;
 
 /// One data item of a message that is to be written, with its place in the message.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -88,6 +93,61 @@ pub struct AdminOperation {
     /// The admin's signature ([`crate::crypto::SignatureKind::AdminOperation`]) over the canonical
     /// encoding of `(admin, sequence, action)`.
     pub signature: Signature,
+}
+
+/// Why an admin's operation is invalid, whatever the state of the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AdminOperationError {
+    /// Made for another ledger.
+    #[error("the operation is for another network: sign it with this network's genesis document")]
+    WrongNetwork,
+    /// The admin's key or signature is bad.
+    #[error("the admin's signature over the operation: {0}")]
+    Signature(#[from] CryptoError),
+    /// The key to be registered could not verify anything safely.
+    #[error("the client's key is not a canonical Ed25519 public key of prime order")]
+    ClientKey,
+    /// The last seq of a revocation is above 2^53 - 1.
+    #[error("the last seq of a revocation is at most {}", MessageSeq::MAX)]
+    LastSeq,
+    /// The reason of a revocation is too long.
+    #[error("a reason has at most {MAX_REASON_BYTES} bytes")]
+    Reason,
+}
+
+impl AdminOperation {
+    /// Makes and signs an operation.
+    pub fn sign(network: NetworkId, admin: &SecretKey, sequence: u64, action: AdminAction) -> Self {
+        let public = admin.public();
+        let content = codec::encode(&(public, sequence, &action));
+        let signature = admin.sign(SignatureKind::AdminOperation, &network, &content);
+        Self { network, admin: public, sequence, action, signature }
+    }
+
+    /// Checks all that needs no state: network, limits, signature.
+    ///
+    /// # Errors
+    /// [`AdminOperationError`].
+    pub fn verify(&self, network: &NetworkId) -> Result<(), AdminOperationError> {
+        if self.network != *network {
+            return Err(AdminOperationError::WrongNetwork);
+        }
+        match &self.action {
+            AdminAction::RegisterClient { key, .. } => {
+                VerifyingKey::parse(key).map_err(|_| AdminOperationError::ClientKey)?;
+            }
+            AdminAction::RevokeClient { last_seq, .. } if *last_seq > MessageSeq::MAX => {
+                return Err(AdminOperationError::LastSeq);
+            }
+            AdminAction::RevokeClient { reason, .. } if reason.len() > MAX_REASON_BYTES => {
+                return Err(AdminOperationError::Reason);
+            }
+            AdminAction::RevokeClient { .. } => {}
+        }
+        let content = codec::encode(&(self.admin, self.sequence, &self.action));
+        let key = VerifyingKey::parse(&self.admin)?;
+        Ok(key.verify(SignatureKind::AdminOperation, network, &content, &self.signature)?)
+    }
 }
 
 /// What PBFT orders.
