@@ -7,6 +7,7 @@
 //!      → {ledger, pbft, device, policy} → {crypto, codec, merkle} → types
 //! ```
 
+pub mod api;
 pub mod clock;
 pub mod codec;
 pub mod config;
