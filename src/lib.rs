@@ -8,13 +8,17 @@
 //! ```
 
 pub mod broker;
+pub mod api;
 pub mod clock;
 pub mod codec;
+pub mod config;
 pub mod crypto;
 pub mod device;
+pub mod keyfile;
 pub mod ledger;
 pub mod merkle;
 pub mod network;
+pub mod metrics;
 pub mod pbft;
 pub mod store;
 pub mod types;

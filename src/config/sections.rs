@@ -1,0 +1,304 @@
+//! The sections of the settings, with their defaults.
+//!
+//! Sizes are in bytes and times in milliseconds or seconds, as their names say; in the program a
+//! time is a [`Duration`].
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use libp2p::Multiaddr;
+use serde::{Deserialize, Serialize};
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line, for log collectors.
+    Json,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// A level (`error`, `warn`, `info`, `debug`, `trace`), or directives as `tracing` knows them:
+    /// `info,ledgermq::pbft=debug`.
+    pub level: String,
+    /// For people or for machines.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::default() }
+    }
+}
+
+/// `[mqtt]`: the embedded broker and the device protocol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MqttConfig {
+    /// Address that gateways connect to.
+    pub listen: SocketAddr,
+    /// `host:port` under which gateways reach this node, told to other nodes; none if it is not to
+    /// be told.
+    pub announce: Option<String>,
+    /// The longest MQTT packet that is read; a longer one ends its connection.
+    pub max_packet_bytes: u32,
+    /// The longest JSON body after decompression; a longer one is `too_large`.
+    pub max_body_bytes: u32,
+    /// Connections at once; the next is refused.
+    pub max_connections: u32,
+    /// Connections of clients that are not registered, of all connections.
+    pub max_unregistered_connections: u32,
+    /// Messages a minute that are read from a client that is not registered.
+    pub unregistered_messages_per_minute: u32,
+    /// QoS 1 and 2 messages to one client that wait for its acknowledgement at once.
+    pub max_inflight: u16,
+    /// Messages to one client that wait behind those; above that the oldest reply is dropped, and
+    /// the client gets it again when it sends its message again.
+    pub max_queued_replies: u32,
+    /// Longest life of a client's token.
+    #[serde(rename = "token_max_age_s", with = "seconds")]
+    pub token_max_age: Duration,
+    /// How long a KEM key is offered before a fresh one takes its place.
+    #[serde(rename = "kem_lifetime_s", with = "seconds")]
+    pub kem_lifetime: Duration,
+    /// How long a payload key is good.
+    #[serde(rename = "payload_key_lifetime_s", with = "seconds")]
+    pub payload_key_lifetime: Duration,
+    /// For how many messages a payload key is good.
+    pub payload_key_max_messages: u64,
+    /// How far ahead of this node's clock an `eventTime` or an epoch may be.
+    #[serde(rename = "clock_ahead_ms", with = "millis")]
+    pub clock_ahead: Duration,
+    /// Replies a minute, for each client, to what cannot be decrypted or is not signed by a
+    /// registered client: nobody shall use a node to flood a client.
+    pub unverified_replies_per_minute: u32,
+    /// How long a message may wait for room in the node's queues before its client is disconnected
+    /// without a PUBACK.
+    #[serde(rename = "submit_timeout_ms", with = "millis")]
+    pub submit_timeout: Duration,
+}
+
+impl Default for MqttConfig {
+    fn default() -> Self {
+        Self {
+            listen: loopback(1883),
+            announce: None,
+            max_packet_bytes: 4 << 20,
+            max_body_bytes: 16 << 20,
+            max_connections: 10_000,
+            max_unregistered_connections: 100,
+            unregistered_messages_per_minute: 30,
+            max_inflight: 64,
+            max_queued_replies: 1024,
+            token_max_age: Duration::from_secs(3600),
+            kem_lifetime: Duration::from_secs(86_400),
+            payload_key_lifetime: Duration::from_secs(86_400),
+            payload_key_max_messages: 1 << 20,
+            clock_ahead: Duration::from_secs(300),
+            unverified_replies_per_minute: 30,
+            submit_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// `[api]`: HTTP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiConfig {
+    /// Address of the HTTP server.
+    pub listen: SocketAddr,
+    /// Base URL under which this node's API is reached, told to other nodes; none if it is not to
+    /// be told.
+    pub announce: Option<String>,
+    /// Connections at once; the next waits in the kernel's queue.
+    pub max_connections: u32,
+    /// The longest request body.
+    pub max_request_bytes: u32,
+    /// How long a client may take to send a request, and a request to be answered.
+    #[serde(rename = "request_timeout_ms", with = "millis")]
+    pub request_timeout: Duration,
+    /// How long `POST /v1/operations` waits for the operation to be final.
+    #[serde(rename = "operation_timeout_ms", with = "millis")]
+    pub operation_timeout: Duration,
+    /// The most blocks, records or clients in one answer.
+    pub max_page: u32,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            listen: loopback(8080),
+            announce: None,
+            max_connections: 256,
+            max_request_bytes: 64 << 10,
+            request_timeout: Duration::from_secs(10),
+            operation_timeout: Duration::from_secs(20),
+            max_page: 1000,
+        }
+    }
+}
+
+/// `[p2p]`: the network between nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct P2pConfig {
+    /// Addresses to listen on.
+    pub listen: Vec<Multiaddr>,
+    /// Addresses of other nodes, dialed again and again while they are not connected.
+    pub bootstrap: Vec<Multiaddr>,
+    /// Addresses under which other nodes reach this one, when they are not those it listens on.
+    pub announce: Vec<Multiaddr>,
+    /// Whether to find nodes on the local network by multicast DNS.
+    pub mdns: bool,
+    /// The pre-shared key of the network; none lets any program open a connection (it still gets no
+    /// vote).
+    pub swarm_key: Option<PathBuf>,
+    /// Connections to other nodes at once.
+    pub max_connections: u32,
+}
+
+impl Default for P2pConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![
+                Multiaddr::empty()
+                    .with(libp2p::multiaddr::Protocol::Ip4(Ipv4Addr::LOCALHOST))
+                    .with(libp2p::multiaddr::Protocol::Tcp(7000)),
+            ],
+            bootstrap: Vec::new(),
+            announce: Vec::new(),
+            mdns: false,
+            swarm_key: None,
+            max_connections: 128,
+        }
+    }
+}
+
+/// `[consensus]`: batching, re-sending and the request pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConsensusConfig {
+    /// How long the oldest request may wait before the primary proposes a batch that is not full.
+    #[serde(rename = "batch_delay_ms", with = "millis")]
+    pub batch_delay: Duration,
+    /// Requests in a batch.
+    pub batch_max_requests: u32,
+    /// Bytes of all requests in a batch.
+    pub batch_max_bytes: u32,
+    /// How often own PBFT messages are sent again until their phase ends.
+    #[serde(rename = "resend_interval_ms", with = "millis")]
+    pub resend_interval: Duration,
+    /// How often own requests are sent again until they are ordered.
+    #[serde(rename = "request_resend_interval_ms", with = "millis")]
+    pub request_resend_interval: Duration,
+    /// How often missing requests and blocks are asked for again.
+    #[serde(rename = "fetch_interval_ms", with = "millis")]
+    pub fetch_interval: Duration,
+    /// Requests that wait to be ordered; above that the node takes no more, and PUBACKs wait.
+    pub pool_max_requests: u32,
+    /// Bytes of the requests that wait to be ordered; the same holds.
+    pub pool_max_bytes: u64,
+}
+
+impl Default for ConsensusConfig {
+    fn default() -> Self {
+        Self {
+            batch_delay: Duration::from_millis(5),
+            batch_max_requests: 512,
+            batch_max_bytes: 8 << 20,
+            resend_interval: Duration::from_millis(500),
+            request_resend_interval: Duration::from_secs(1),
+            fetch_interval: Duration::from_millis(500),
+            pool_max_requests: 16_384,
+            pool_max_bytes: 128 * MIB,
+        }
+    }
+}
+
+/// `[storage]`: the log and the ledger on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StorageConfig {
+    /// Memory that sled caches pages in.
+    pub cache_bytes: u64,
+    /// How often the ledger is made durable and the log cut.
+    #[serde(rename = "checkpoint_interval_ms", with = "millis")]
+    pub checkpoint_interval: Duration,
+    /// The same, after so many bytes of log.
+    pub checkpoint_bytes: u64,
+    /// Length of one file of the log.
+    pub log_segment_bytes: u64,
+    /// Bytes that wait to be written to the log; above that whoever appends waits.
+    pub log_max_queued_bytes: u64,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 64 * MIB,
+            checkpoint_interval: Duration::from_secs(10),
+            checkpoint_bytes: 64 * MIB,
+            log_segment_bytes: 64 * MIB,
+            log_max_queued_bytes: 64 * MIB,
+        }
+    }
+}
+
+/// Which items are written to the ledger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DefaultPolicy {
+    /// All.
+    #[default]
+    Always,
+    /// None.
+    Never,
+}
+
+/// `[policy]`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// What is written of an item that no policy on the ledger names.
+    pub default: DefaultPolicy,
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+/// A [`Duration`] as whole milliseconds.
+mod millis {
+    use super::{Deserialize, Duration};
+
+    pub(super) fn serialize<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
+}
+
+/// A [`Duration`] as whole seconds.
+mod seconds {
+    use super::{Deserialize, Duration};
+
+    pub(super) fn serialize<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(time.as_secs())
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_secs)
+    }
+}

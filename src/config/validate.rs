@@ -1,0 +1,138 @@
+//! Ranges of the settings: wide enough for any sensible node, narrow enough to catch a wrong unit.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
+
+use super::Config;
+
+/// A setting's name and what is wrong with it.
+pub(super) type Problem = (&'static str, String);
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+const DAY: u64 = 86_400;
+const MINUTE_MS: u64 = 60_000;
+
+impl Config {
+    /// The first setting that is out of its range.
+    pub(super) fn problem(&self) -> Option<Problem> {
+        self.check().err()
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        self.check_log()?;
+        self.check_mqtt()?;
+        self.check_api()?;
+        self.check_p2p()?;
+        self.check_consensus()?;
+        self.check_storage()
+    }
+
+    fn check_log(&self) -> Result<(), Problem> {
+        let level = &self.log.level;
+        // `Targets` takes a lone word that is no level as the name of a target, and then logs nothing else.
+        let words_are_levels = level
+            .split(',')
+            .all(|directive| directive.contains('=') || directive.trim().parse::<LevelFilter>().is_ok());
+        if words_are_levels && level.parse::<Targets>().is_ok() {
+            return Ok(());
+        }
+        let problem = format!(
+            "is {level:?}, but must be error, warn, info, debug or trace, or directives such as \
+             info,ledgermq::pbft=debug"
+        );
+        Err(("log.level", problem))
+    }
+
+    fn check_mqtt(&self) -> Result<(), Problem> {
+        let mqtt = &self.mqtt;
+        within("mqtt.max_packet_bytes", mqtt.max_packet_bytes, 4096..=64 << 20)?;
+        within("mqtt.max_body_bytes", mqtt.max_body_bytes, 4096..=256 << 20)?;
+        within("mqtt.max_connections", mqtt.max_connections, 1..=1_000_000)?;
+        within("mqtt.max_unregistered_connections", mqtt.max_unregistered_connections, 0..=1_000_000)?;
+        if mqtt.max_unregistered_connections > mqtt.max_connections {
+            return Err((
+                "mqtt.max_unregistered_connections",
+                format!("must not be above mqtt.max_connections, {}", mqtt.max_connections),
+            ));
+        }
+        within("mqtt.unregistered_messages_per_minute", mqtt.unregistered_messages_per_minute, 1..=60_000)?;
+        within("mqtt.max_inflight", mqtt.max_inflight, 1..=u16::MAX)?;
+        within("mqtt.max_queued_replies", mqtt.max_queued_replies, 16..=1_000_000)?;
+        seconds("mqtt.token_max_age_s", mqtt.token_max_age, 60..=DAY)?;
+        seconds("mqtt.kem_lifetime_s", mqtt.kem_lifetime, 1..=30 * DAY)?;
+        seconds("mqtt.payload_key_lifetime_s", mqtt.payload_key_lifetime, 1..=30 * DAY)?;
+        within("mqtt.payload_key_max_messages", mqtt.payload_key_max_messages, 1..=1 << 32)?;
+        millis("mqtt.clock_ahead_ms", mqtt.clock_ahead, 0..=DAY * 1000)?;
+        within("mqtt.unverified_replies_per_minute", mqtt.unverified_replies_per_minute, 1..=60_000)?;
+        millis("mqtt.submit_timeout_ms", mqtt.submit_timeout, 100..=MINUTE_MS)
+    }
+
+    fn check_api(&self) -> Result<(), Problem> {
+        let api = &self.api;
+        if let Some(announced) = &api.announce
+            && url::Url::parse(announced).is_ok_and(|url| matches!(url.scheme(), "http" | "https")).eq(&false)
+        {
+            return Err(("api.announce", format!("is {announced:?}, but must be an http or https URL")));
+        }
+        within("api.max_connections", api.max_connections, 1..=100_000)?;
+        within("api.max_request_bytes", api.max_request_bytes, 1024..=16 << 20)?;
+        millis("api.request_timeout_ms", api.request_timeout, 100..=10 * MINUTE_MS)?;
+        millis("api.operation_timeout_ms", api.operation_timeout, 100..=10 * MINUTE_MS)?;
+        within("api.max_page", api.max_page, 1..=100_000)
+    }
+
+    fn check_p2p(&self) -> Result<(), Problem> {
+        if self.p2p.listen.is_empty() {
+            return Err((
+                "p2p.listen",
+                "must name at least one address, such as /ip4/0.0.0.0/tcp/7000".into(),
+            ));
+        }
+        within("p2p.max_connections", self.p2p.max_connections, 1..=10_000)
+    }
+
+    fn check_consensus(&self) -> Result<(), Problem> {
+        let consensus = &self.consensus;
+        millis("consensus.batch_delay_ms", consensus.batch_delay, 0..=1000)?;
+        within("consensus.batch_max_requests", consensus.batch_max_requests, 1..=4096)?;
+        within("consensus.batch_max_bytes", u64::from(consensus.batch_max_bytes), 64 * KIB..=64 * MIB)?;
+        millis("consensus.resend_interval_ms", consensus.resend_interval, 10..=MINUTE_MS)?;
+        millis("consensus.request_resend_interval_ms", consensus.request_resend_interval, 10..=MINUTE_MS)?;
+        millis("consensus.fetch_interval_ms", consensus.fetch_interval, 10..=MINUTE_MS)?;
+        within("consensus.pool_max_requests", consensus.pool_max_requests, 256..=1 << 20)?;
+        within("consensus.pool_max_bytes", consensus.pool_max_bytes, 16 * MIB..=16 * GIB)
+    }
+
+    fn check_storage(&self) -> Result<(), Problem> {
+        let storage = &self.storage;
+        within("storage.cache_bytes", storage.cache_bytes, MIB..=64 * GIB)?;
+        millis("storage.checkpoint_interval_ms", storage.checkpoint_interval, 100..=10 * MINUTE_MS)?;
+        within("storage.checkpoint_bytes", storage.checkpoint_bytes, MIB..=16 * GIB)?;
+        within("storage.log_segment_bytes", storage.log_segment_bytes, MIB..=GIB)?;
+        within("storage.log_max_queued_bytes", storage.log_max_queued_bytes, 16 * MIB..=4 * GIB)
+    }
+}
+
+fn within<N: PartialOrd + Display>(
+    setting: &'static str,
+    value: N,
+    range: RangeInclusive<N>,
+) -> Result<(), Problem> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err((setting, format!("is {value}, but must be {} to {}", range.start(), range.end())))
+}
+
+fn millis(setting: &'static str, value: Duration, range: RangeInclusive<u64>) -> Result<(), Problem> {
+    within(setting, u64::try_from(value.as_millis()).unwrap_or(u64::MAX), range)
+}
+
+fn seconds(setting: &'static str, value: Duration, range: RangeInclusive<u64>) -> Result<(), Problem> {
+    within(setting, value.as_secs(), range)
+}

@@ -1,0 +1,262 @@
+//! Secret keys in files: one line of hex, readable by their owner alone.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `node.key`, `admin.key`, a client's key | the 32-byte Ed25519 seed (RFC 8032's private key) as 64 hex digits |
+//! | `swarm.key` | libp2p's pre-shared key: `/key/swarm/psk/1.0.0/`, `/base16/`, 64 hex digits, a line each |
+//!
+//! A key is written once: to a new file with mode 0600, synced, and never over an old one. A key
+//! that group or others may read is refused when it is read, with the command that mends it: a
+//! secret that lay open may have been copied, and whoever runs a node should notice.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use crate::crypto::{CryptoError, SecretKey, random_bytes};
+
+/// Longer than any key file; whatever is longer is another file.
+const MAX_KEY_FILE_BYTES: u64 = 1024;
+
+/// The first two lines of a swarm key, as go-libp2p and rust-libp2p write them.
+const SWARM_KEY_HEADER: &str = "/key/swarm/psk/1.0.0/\n/base16/\n";
+
+/// Why a key file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// The file cannot be opened or read.
+    #[error("cannot read the key {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// Somebody else may read the file.
+    #[error(
+        "the key {path} is open to group or others (mode {mode:04o}): run `chmod 600 {path}`, and \
+         replace the key if somebody may have read it"
+    )]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file holds something else.
+    #[error("{path} is not a key file: expected {expected}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What a key file of this kind holds.
+        expected: &'static str,
+    },
+    /// There is a file of that name already.
+    #[error("{path} exists already, and a key is never overwritten: move it away or choose another name")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be written.
+    #[error("cannot write the key {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// No key could be made.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+}
+
+/// A pre-shared key that keeps strangers from connecting to the nodes at all.
+#[derive(Clone, zeroize::ZeroizeOnDrop)]
+pub struct SwarmKey([u8; 32]);
+
+impl SwarmKey {
+    /// A fresh key.
+    ///
+    /// # Errors
+    /// [`CryptoError::NoRandomness`].
+    pub fn generate() -> Result<Self, CryptoError> {
+        random_bytes().map(Self)
+    }
+
+    /// The key's bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SwarmKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SwarmKey(..)")
+    }
+}
+
+/// Makes a fresh Ed25519 key and writes it to `path`.
+///
+/// # Errors
+/// [`KeyFileError`]: the file exists or cannot be written, or there is no randomness.
+pub fn create(path: &Path) -> Result<SecretKey, KeyFileError> {
+    let key = SecretKey::generate()?;
+    write(path, &key)?;
+    Ok(key)
+}
+
+/// Writes an Ed25519 key to a new file that only its owner may read.
+///
+/// # Errors
+/// [`KeyFileError`]: the file exists or cannot be written.
+pub fn write(path: &Path, key: &SecretKey) -> Result<(), KeyFileError> {
+    write_new(path, &Zeroizing::new(format!("{}\n", Zeroizing::new(hex::encode(key.seed())).as_str())))
+}
+
+/// Reads an Ed25519 key.
+///
+/// # Errors
+/// [`KeyFileError`]: no such file, open to others, or not a key.
+pub fn read(path: &Path) -> Result<SecretKey, KeyFileError> {
+    let text = read_secret(path, "64 hex digits, as `ledgermq init` and `ledgermq client new` write them")?;
+    let seed = parse_hex(text.trim()).ok_or_else(|| KeyFileError::Malformed {
+        path: path.to_owned(),
+        expected: "64 hex digits, as `ledgermq init` and `ledgermq client new` write them",
+    })?;
+    Ok(SecretKey::from_seed(&seed))
+}
+
+/// Writes a swarm key to a new file that only its owner may read.
+///
+/// # Errors
+/// [`KeyFileError`]: the file exists or cannot be written.
+pub fn write_swarm_key(path: &Path, key: &SwarmKey) -> Result<(), KeyFileError> {
+    let digits = Zeroizing::new(hex::encode(key.as_bytes()));
+    write_new(path, &Zeroizing::new(format!("{SWARM_KEY_HEADER}{}\n", digits.as_str())))
+}
+
+/// Reads a swarm key.
+///
+/// # Errors
+/// [`KeyFileError`]: no such file, open to others, or not a swarm key.
+pub fn read_swarm_key(path: &Path) -> Result<SwarmKey, KeyFileError> {
+    let expected = "the lines /key/swarm/psk/1.0.0/ and /base16/, then 64 hex digits";
+    let text = read_secret(path, expected)?;
+    let key = text.strip_prefix(SWARM_KEY_HEADER).and_then(|digits| parse_hex(digits.trim()));
+    match key {
+        Some(bytes) => Ok(SwarmKey(*bytes)),
+        None => Err(KeyFileError::Malformed { path: path.to_owned(), expected }),
+    }
+}
+
+fn parse_hex(digits: &str) -> Option<Zeroizing<[u8; 32]>> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    hex::decode_to_slice(digits, bytes.as_mut_slice()).ok()?;
+    Some(bytes)
+}
+
+fn read_secret(path: &Path, expected: &'static str) -> Result<Zeroizing<String>, KeyFileError> {
+    let failed = |source| KeyFileError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if !metadata.is_file() || metadata.len() > MAX_KEY_FILE_BYTES {
+        return Err(KeyFileError::Malformed { path: path.to_owned(), expected });
+    }
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError::Open { path: path.to_owned(), mode });
+    }
+    let mut text = Zeroizing::new(String::new());
+    match file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text) {
+        Ok(_) => Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(KeyFileError::Malformed { path: path.to_owned(), expected })
+        }
+        Err(source) => Err(failed(source)),
+    }
+}
+
+fn write_new(path: &Path, text: &str) -> Result<(), KeyFileError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::AlreadyExists => KeyFileError::Exists { path: path.to_owned() },
+        _ => KeyFileError::Write { path: path.to_owned(), source },
+    };
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    // Half a key is worse than none: the next attempt would find the file in its way.
+    written.or_else(|error| fs::remove_file(path).and(Err(error))).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_key_that_was_written_is_read_back_and_is_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.key");
+        let key = create(&path).unwrap();
+        assert_eq!(read(&path).unwrap().public(), key.public());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_key_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.key");
+        let key = create(&path).unwrap();
+        assert!(matches!(create(&path), Err(KeyFileError::Exists { .. })));
+        assert_eq!(read(&path).unwrap().public(), key.public());
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused_with_the_command_that_mends_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.key");
+        create(&path).unwrap();
+        for mode in [0o644, 0o640, 0o601, 0o620] {
+            chmod(&path, mode);
+            let error = read(&path).unwrap_err();
+            assert!(matches!(error, KeyFileError::Open { .. }), "{mode:o}: {error}");
+            assert!(error.to_string().contains(&format!("chmod 600 {}", path.display())), "{error}");
+        }
+        chmod(&path, 0o400);
+        assert!(read(&path).is_ok());
+    }
+
+    #[test]
+    fn whatever_is_not_a_key_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = "07".repeat(32);
+        let bad: [&[u8]; 6] = [b"", b"07", &[0xff; 64], &[b'0'; 2000], &good.as_bytes()[1..], b"zz\n"];
+        for (at, content) in bad.into_iter().enumerate() {
+            let path = dir.path().join(at.to_string());
+            fs::write(&path, content).unwrap();
+            chmod(&path, 0o600);
+            assert!(matches!(read(&path), Err(KeyFileError::Malformed { .. })), "{at}");
+            assert!(matches!(read_swarm_key(&path), Err(KeyFileError::Malformed { .. })), "{at}");
+        }
+        assert!(matches!(read(dir.path()), Err(KeyFileError::Malformed { .. })));
+        assert!(matches!(read(&dir.path().join("none")), Err(KeyFileError::Read { .. })));
+    }
+
+    #[test]
+    fn a_swarm_key_is_in_the_form_that_libp2p_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("swarm.key");
+        let key = SwarmKey::generate().unwrap();
+        write_swarm_key(&path, &key).unwrap();
+        assert_eq!(read_swarm_key(&path).unwrap().as_bytes(), key.as_bytes());
+        let text = fs::read_to_string(&path).unwrap();
+        let parsed: libp2p::pnet::PreSharedKey = text.parse().unwrap();
+        assert_eq!(parsed, libp2p::pnet::PreSharedKey::new(*key.as_bytes()));
+        assert!(!format!("{key:?}").contains(&hex::encode(key.as_bytes())));
+    }
+}

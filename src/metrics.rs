@@ -1,0 +1,286 @@
+//! What a node counts and measures, in one registry that `/metrics` shows.
+//!
+//! Each part of the node gets its own struct of named counters, so that the name of a metric stands
+//! in one place. Names are `ledgermq_{part}_{what}_{unit}`: `_total` for counters, `_ms` and
+//! `_bytes` for amounts. Labels have few values that the program chooses, never a client's name: a
+//! stranger must not be able to make series without end. `docs/METRICS.md` says what each is good
+//! for; a test holds that page and this module together. The network module registers what belongs
+//! to libp2p in the same registry.
+
+use std::sync::Arc;
+
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+/// The media type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// From half a millisecond, about one fsync of a good disk, to the half minute after which somebody
+/// is called.
+const LATENCY_BUCKETS_MS: &[f64] =
+    &[0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, 30_000.0];
+
+/// Powers of two up to the largest batch.
+const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0];
+
+/// Defines a struct of metrics together with the function that registers them.
+macro_rules! metrics {
+    (
+        $(#[$doc:meta])*
+        $name:ident {
+            $( $field:ident: $kind:ident($metric:literal $(, $extra:expr)*) $help:literal; )*
+        }
+    ) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone)]
+        pub struct $name {
+            $( #[doc = $help] pub $field: $kind, )*
+        }
+
+        impl $name {
+            fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+                Ok(Self { $( $field: {
+                    let metric = make!($kind, $metric, $help $(, $extra)*)?;
+                    registry.register(Box::new(metric.clone()))?;
+                    metric
+                }, )* })
+            }
+        }
+    };
+}
+
+/// Makes one metric of a kind.
+macro_rules! make {
+    (IntCounter, $name:literal, $help:literal) => {
+        IntCounter::new($name, $help)
+    };
+    (IntGauge, $name:literal, $help:literal) => {
+        IntGauge::new($name, $help)
+    };
+    (IntCounterVec, $name:literal, $help:literal, $labels:expr) => {
+        IntCounterVec::new(Opts::new($name, $help), &$labels)
+    };
+    (IntGaugeVec, $name:literal, $help:literal, $labels:expr) => {
+        IntGaugeVec::new(Opts::new($name, $help), &$labels)
+    };
+    (Histogram, $name:literal, $help:literal, $buckets:expr) => {
+        Histogram::with_opts(HistogramOpts::new($name, $help).buckets($buckets.to_vec()))
+    };
+    (HistogramVec, $name:literal, $help:literal, $buckets:expr, $labels:expr) => {
+        HistogramVec::new(HistogramOpts::new($name, $help).buckets($buckets.to_vec()), &$labels)
+    };
+}
+
+metrics! {
+    /// From the MQTT socket to the answer.
+    IngressMetrics {
+        connections: IntGaugeVec("ledgermq_mqtt_connections", ["registered"])
+            "MQTT connections now, by whether the client is registered (yes, no).";
+        connections_refused: IntCounterVec("ledgermq_mqtt_connections_refused_total", ["reason"])
+            "MQTT connections refused, by reason.";
+        messages: IntCounterVec("ledgermq_ingress_messages_total", ["outcome"])
+            "Telemetry messages read, by outcome: accepted, repeated, or the code of the error sent.";
+        message_bytes: IntCounter("ledgermq_ingress_message_bytes_total")
+            "Bytes of telemetry messages read, as they came over the wire.";
+        items: IntCounter("ledgermq_ingress_items_total")
+            "Data items of accepted messages.";
+        items_picked: IntCounter("ledgermq_ingress_items_picked_total")
+            "Data items that the write policy picked for the ledger.";
+        replies: IntCounterVec("ledgermq_ingress_replies_total", ["kind"])
+            "Control messages sent to clients, by kind.";
+        replies_suppressed: IntCounter("ledgermq_ingress_replies_suppressed_total")
+            "Replies to unverified messages not sent because of the rate limit.";
+        security_events: IntCounterVec("ledgermq_ingress_security_events_total", ["kind"])
+            "Things that no correct client does, by kind, such as another header under a used seq.";
+        key_transports: IntCounterVec("ledgermq_ingress_key_transports_total", ["outcome"])
+            "Payload keys offered by clients, by outcome: accepted, or the code of key/fail.";
+        payload_keys: IntGauge("ledgermq_ingress_payload_keys")
+            "Payload keys held in memory.";
+        withheld_pubacks: IntCounter("ledgermq_ingress_withheld_pubacks_total")
+            "Clients disconnected without PUBACK because a message could not be stored in time.";
+        puback_ms: Histogram("ledgermq_ingress_puback_ms", LATENCY_BUCKETS_MS)
+            "Milliseconds from reading a telemetry message to its being on this node's disk.";
+        final_ms: Histogram("ledgermq_ingress_final_ms", LATENCY_BUCKETS_MS)
+            "Milliseconds from reading a telemetry message to its success: the block with its items is certified.";
+    }
+}
+
+metrics! {
+    /// The bounded queues between the parts of a node.
+    QueueMetrics {
+        length: IntGaugeVec("ledgermq_queue_length", ["queue"])
+            "Entries waiting in a queue now.";
+        full: IntCounterVec("ledgermq_queue_full_total", ["queue"])
+            "Times that a queue was full when something was to enter it.";
+    }
+}
+
+metrics! {
+    /// Ordering.
+    ConsensusMetrics {
+        view: IntGauge("ledgermq_consensus_view")
+            "PBFT view that the replica is in.";
+        sequence: IntGauge("ledgermq_consensus_sequence")
+            "Highest sequence number that the replica executed.";
+        stable_sequence: IntGauge("ledgermq_consensus_stable_sequence")
+            "Sequence number of the last stable checkpoint.";
+        height: IntGauge("ledgermq_consensus_height")
+            "Height of the last block that the replica executed.";
+        pool_requests: IntGauge("ledgermq_consensus_pool_requests")
+            "Requests that wait to be ordered.";
+        pool_bytes: IntGauge("ledgermq_consensus_pool_bytes")
+            "Bytes of the requests that wait to be ordered.";
+        batches: IntCounter("ledgermq_consensus_batches_total")
+            "Batches executed.";
+        batch_requests: Histogram("ledgermq_consensus_batch_requests", COUNT_BUCKETS)
+            "Requests in an executed batch.";
+        requests: IntCounterVec("ledgermq_consensus_requests_total", ["outcome"])
+            "Requests executed, by outcome: written, already_written, admin, rejected.";
+        order_ms: Histogram("ledgermq_consensus_order_ms", LATENCY_BUCKETS_MS)
+            "Milliseconds from a request's entering the pool of its admitting node to its execution there.";
+        messages: IntCounterVec("ledgermq_consensus_messages_total", ["kind", "direction"])
+            "PBFT messages, by kind and direction (in, out).";
+        messages_rejected: IntCounterVec("ledgermq_consensus_messages_rejected_total", ["reason"])
+            "PBFT messages that were not taken, by reason.";
+        resent: IntCounter("ledgermq_consensus_resent_total")
+            "PBFT messages and request bundles sent again.";
+        fetches: IntCounterVec("ledgermq_consensus_fetches_total", ["what"])
+            "Fetches from other nodes, by what was missing: requests, blocks.";
+        evidence: IntCounterVec("ledgermq_consensus_evidence_total", ["kind"])
+            "Proofs that a node lied, by kind. Anything above 0 needs a person.";
+    }
+}
+
+metrics! {
+    /// The log and the ledger on disk.
+    StorageMetrics {
+        log_bytes: IntCounter("ledgermq_storage_log_bytes_total")
+            "Bytes appended to the log.";
+        log_sync_ms: Histogram("ledgermq_storage_log_sync_ms", LATENCY_BUCKETS_MS)
+            "Milliseconds that one write and sync of the log took.";
+        log_size_bytes: IntGauge("ledgermq_storage_log_size_bytes")
+            "Bytes of all files of the log.";
+        commit_ms: Histogram("ledgermq_storage_commit_ms", LATENCY_BUCKETS_MS)
+            "Milliseconds that committing one executed batch to the ledger took.";
+        checkpoint_ms: Histogram("ledgermq_storage_checkpoint_ms", LATENCY_BUCKETS_MS)
+            "Milliseconds that making the ledger durable took.";
+        blocks: IntCounter("ledgermq_storage_blocks_total")
+            "Blocks stored since the node started.";
+        certified_height: IntGauge("ledgermq_storage_certified_height")
+            "Height of the last block with a certificate.";
+        indexed_height: IntGauge("ledgermq_storage_indexed_height")
+            "Height up to which records can be searched.";
+    }
+}
+
+metrics! {
+    /// The HTTP API.
+    HttpMetrics {
+        requests: IntCounterVec("ledgermq_http_requests_total", ["route", "status"])
+            "HTTP requests, by route and status.";
+        request_ms: HistogramVec("ledgermq_http_request_ms", LATENCY_BUCKETS_MS, ["route"])
+            "Milliseconds that an HTTP request took, by route.";
+    }
+}
+
+/// All metrics of a node.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// From the MQTT socket to the answer.
+    pub ingress: IngressMetrics,
+    /// The bounded queues.
+    pub queues: QueueMetrics,
+    /// Ordering.
+    pub consensus: ConsensusMetrics,
+    /// The log and the ledger on disk.
+    pub storage: StorageMetrics,
+    /// The HTTP API.
+    pub http: HttpMetrics,
+}
+
+impl Metrics {
+    /// The metrics of one node, in a registry of their own: several nodes can live in one process.
+    ///
+    /// # Errors
+    /// If two metrics have the same name, which a test rules out.
+    pub fn new() -> Result<Arc<Self>, prometheus::Error> {
+        let registry = Registry::new();
+        let build = IntGaugeVec::new(
+            Opts::new("ledgermq_build_info", "Always 1; the program's version is a label."),
+            &["version"],
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(build))?;
+        Ok(Arc::new(Self {
+            ingress: IngressMetrics::register(&registry)?,
+            queues: QueueMetrics::register(&registry)?,
+            consensus: ConsensusMetrics::register(&registry)?,
+            storage: StorageMetrics::register(&registry)?,
+            http: HttpMetrics::register(&registry)?,
+            registry,
+        }))
+    }
+
+    /// The registry, for parts that register metrics of their own.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// If a part registered a metric that cannot be shown.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names of all metrics that this module defines.
+    fn names() -> Vec<String> {
+        let source = include_str!("metrics.rs");
+        let before_tests = source.split("#[cfg(test)]").next().unwrap();
+        let mut names: Vec<String> = before_tests
+            .split('"')
+            .filter(|part| part.starts_with("ledgermq_") && !part.contains(' '))
+            .map(str::to_owned)
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn all_metrics_have_distinct_names_and_two_nodes_do_not_share_them() {
+        let (one, other) = (Metrics::new().unwrap(), Metrics::new().unwrap());
+        one.ingress.items.inc_by(3);
+        assert_eq!(other.ingress.items.get(), 0);
+        assert!(names().len() > 40);
+    }
+
+    #[test]
+    fn metrics_are_shown_in_the_text_format() {
+        let metrics = Metrics::new().unwrap();
+        metrics.ingress.messages.with_label_values(&["accepted"]).inc();
+        metrics.ingress.puback_ms.observe(3.0);
+        let text = metrics.render().unwrap();
+        assert!(text.contains("ledgermq_ingress_messages_total{outcome=\"accepted\"} 1"), "{text}");
+        assert!(text.contains("ledgermq_ingress_puback_ms_bucket{le=\"5\"} 1"), "{text}");
+        assert!(text.contains("ledgermq_build_info{version="), "{text}");
+    }
+
+    #[test]
+    fn the_metrics_page_names_every_metric() {
+        let page = include_str!("../docs/METRICS.md");
+        for name in names() {
+            assert!(page.contains(&format!("| `{name}")), "docs/METRICS.md lacks {name}");
+        }
+    }
+}
