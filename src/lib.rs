@@ -8,6 +8,7 @@
 //! ```
 
 pub mod broker;
+pub mod actors;
 pub mod api;
 pub mod clock;
 pub mod codec;

@@ -42,7 +42,7 @@ use actix::Message;
 pub use fatal::{Fatal, FatalReceiver, fatal};
 pub use feeder::{Feeder, Mouth, feeder};
 
-use crate::ledger::state::Rejection;
+use crate::ledger::Rejection;
 use crate::types::{ClientId, Hash, Height, MessageSeq, Stream};
 
 /// A message that this node admitted is final: its client is told.

@@ -21,8 +21,9 @@ use super::{ClientChanged, Fatal, Feeder, FinalMessage, FinalVerdict};
 use crate::crypto::VerifyingKey;
 use crate::ledger::operation::Operation;
 use crate::ledger::request::{Asked, VerifiedRequest};
-use crate::ledger::state::{Executed, Outcome, Rejection, State};
-use crate::ledger::{Block, Certificate, CheckpointContent};
+use crate::ledger::{
+    Block, Certificate, CertifiedBlock, CheckpointContent, Executed, Outcome, Rejection, ReplicaSet, State,
+};
 use crate::pbft::message::Batch;
 use crate::store::LedgerStore;
 use crate::types::{ClientId, Hash, Height, MessageSeq, NodeId, SeqNum};
@@ -191,7 +192,7 @@ impl Storage {
     /// Writes what was executed to the store and tells readers; false if the node has to stop.
     fn keep(&mut self, executed: &Executed) -> bool {
         let head = self.state.head();
-        if let Err(error) = self.store.commit(&head, executed.block.as_ref(), &executed.changes) {
+        if let Err(error) = self.store.commit(head, executed.block.as_ref(), &executed.changes) {
             self.fatal.stop(anyhow::Error::new(error).context("writing a block"));
             return false;
         }
@@ -213,7 +214,7 @@ impl Storage {
                     seq: telemetry.header.seq,
                     header: telemetry.hash,
                     items: telemetry.header.count,
-                    verdict: self.verdict(outcome, executed),
+                    verdict: self.verdict(outcome),
                 }),
                 Asked::Admin(_) => {
                     let waiting = self.admins.remove(digest).zip(admin_outcome(outcome));
@@ -224,10 +225,10 @@ impl Storage {
         awaiting
     }
 
-    fn verdict(&self, outcome: &Outcome, executed: &Executed) -> FinalVerdict {
+    fn verdict(&self, outcome: &Outcome) -> FinalVerdict {
         match outcome {
-            Outcome::Written { height, items, .. } => {
-                FinalVerdict::Written { items: items.clone(), height: *height, block: executed.checkpoint.block }
+            Outcome::Written { height, items, block, .. } => {
+                FinalVerdict::Written { items: items.clone(), height: *height, block: *block }
             }
             Outcome::AlreadyWritten { height, items } => self.written(items.clone(), *height),
             Outcome::Rejected(rejection) => FinalVerdict::Rejected(*rejection),
@@ -322,10 +323,14 @@ impl Storage {
 
     /// Moves the head over batches that made no block; nothing else changed.
     fn skip(&mut self, content: &CheckpointContent) {
-        if content.sequence > self.state.head().sequence {
-            let executed = self.state.skip(content.sequence);
-            self.keep(&executed);
+        if content.sequence <= self.state.head().sequence {
+            return;
         }
+        if let Err(error) = self.state.skip_to(content) {
+            return self.fatal.stop(error);
+        }
+        let checkpoint = self.state.checkpoint();
+        self.keep(&Executed { checkpoint, block: None, outcomes: Vec::new(), changes: Vec::new() });
     }
 
     fn apply(&mut self, blocks: &[(Block, Certificate)]) -> Result<CheckpointContent, ApplyError> {
@@ -364,7 +369,7 @@ fn publish_client(view: &LedgerView, state: &State, client: &ClientId) {
     match VerifyingKey::parse(&record.key) {
         Ok(key) => view.put_client(
             client.clone(),
-            RegisteredClient::new(key, record.settings, record.registered, record.revoked, record.highest),
+            RegisteredClient::new(key, record.settings, record.registered, record.revoked, state.highest(client)),
         ),
         Err(error) => tracing::error!(%client, %error, "registered key does not parse; the client cannot send"),
     }
@@ -409,7 +414,7 @@ impl Handler<LookUpMessage> for Storage {
     fn handle(&mut self, message: LookUpMessage, _: &mut Self::Context) -> Self::Result {
         let entry = self.state.written(&message.client, message.seq);
         actix::MessageResult(match entry {
-            Some(entry) => self.written(entry.items(), entry.height),
+            Some(entry) => self.written(entry.written.iter().collect(), entry.height),
             None => FinalVerdict::NotWritten,
         })
     }

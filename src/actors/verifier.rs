@@ -1,0 +1,433 @@
+//! Verifier: signature, seq, body, items, log: what makes a message admitted.
+//!
+//! ```text
+//! VerifyMessage ─▶ [worker: signature ─▶ seq ─▶ decompress, JSON, items root, clock]
+//!               ─▶ admission (new?) ─▶ log ─▶ Policy ─▶ synced ─▶ Accepted (PUBACK)
+//! ```
+//!
+//! Signature checks are what a node's processor time goes into (about 40 µs each), so they run on
+//! the blocking pool, as many at once as there are cores and one. Requests of other nodes are
+//! checked by the same workers ([`RequestVerifier`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
+use bincode::{Decode, Encode};
+use tokio::sync::Semaphore;
+
+use super::admission::{Admission, Standing};
+use super::policy::ApplyPolicy;
+use super::storage::LookUpMessage;
+use super::{Fatal, FinalMessage, FinalVerdict};
+use crate::clock::SharedClock;
+use crate::codec;
+use crate::crypto::VerifyingKey;
+use crate::device::codes::ErrorCode;
+use crate::device::telemetry::{Content, Limits, Message as Telemetry, Reference, TelemetryError};
+use crate::ledger::{MAX_REQUEST_BYTES, Request, VerifiedRequest};
+use crate::store::{Entry, EntryKind, Log, LogError};
+use crate::types::{ClientId, Hash, MessageSeq, NetworkId, PublicKey, Stream, Timestamp};
+
+/// Messages in the mailbox: those of as many connections; Ingress's senders wait beyond it.
+const MAILBOX: usize = 1_024;
+
+/// A write request besides its items: keys, header, signature, lengths, and a Merkle proof.
+const REQUEST_OVERHEAD: usize = 4_096;
+
+/// An item in a write request besides its bytes: index and length.
+const ITEM_OVERHEAD: usize = 12;
+
+/// The most bytes of an entry of the log.
+const MAX_RECORD_BYTES: usize = crate::store::MAX_ENTRY_BYTES;
+
+/// Verifies a message that came on a client's topic.
+#[derive(Debug, Message)]
+#[rtype(result = "Verification")]
+pub struct VerifyMessage {
+    /// The client, by the topic.
+    pub client: ClientId,
+    /// Its registered key.
+    pub key: VerifyingKey,
+    /// The stream, by the topic.
+    pub stream: Stream,
+    /// The content, decrypted.
+    pub content: Content,
+    /// When it arrived, on the monotonic clock.
+    pub received: Duration,
+}
+
+/// Takes up an accepted message that the log has and whose fate is not known.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ResumeMessage {
+    /// Where it stands in the log.
+    pub position: crate::store::Position,
+    /// The message.
+    pub message: LoggedMessage,
+}
+
+/// What became of a message that was to be verified.
+#[derive(Debug, actix::MessageResponse)]
+pub enum Verification {
+    /// In the log, and on its way.
+    Accepted,
+    /// Accepted before, and still on its way.
+    Pending,
+    /// Accepted before, and this was its fate.
+    Known(FinalMessage),
+    /// Not accepted.
+    Refused {
+        /// Why.
+        code: ErrorCode,
+        /// The same for a person.
+        detail: String,
+        /// What could be read of it.
+        reference: Reference,
+        /// Whether the client is proven to have sent it.
+        is_signed: bool,
+    },
+    /// The node cannot take it now.
+    Unavailable,
+}
+
+/// A message as the log keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct LoggedMessage {
+    /// Whose it is.
+    pub client: ClientId,
+    /// The topic's stream.
+    pub stream: Stream,
+    /// The key that was registered.
+    pub key: PublicKey,
+    /// The decrypted content, as its client made it.
+    pub content: Vec<u8>,
+}
+
+/// What [`EntryKind::AcceptedMessage`] entries hold.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum LogRecord {
+    /// A message was accepted.
+    Accepted(LoggedMessage),
+    /// The fate of a message is known and its client is being told: nothing is left to do.
+    Final {
+        /// Whose it is.
+        client: ClientId,
+        /// Its number.
+        seq: MessageSeq,
+    },
+}
+
+impl LogRecord {
+    /// The record as an entry of the log.
+    pub fn entry(&self) -> Entry {
+        Entry { kind: EntryKind::AcceptedMessage, bytes: codec::encode(self) }
+    }
+
+    /// Reads an entry.
+    ///
+    /// # Errors
+    /// The bytes are no record: the log is damaged or of another version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, codec::CodecError> {
+        codec::decode::<MAX_RECORD_BYTES, _>(bytes)
+    }
+}
+
+/// A verified message that has a place in the log.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The message.
+    pub message: Telemetry,
+    /// When it arrived, on the monotonic clock.
+    pub received: Duration,
+}
+
+/// A bounded pool of workers for signature checks.
+#[derive(Debug, Clone)]
+pub struct Workers(Arc<Semaphore>);
+
+impl Workers {
+    /// As many as there are cores, and one to fill the gaps.
+    pub fn new() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Self(Arc::new(Semaphore::new(cores + 1)))
+    }
+
+    /// Runs `work` on a worker, waiting for one; nothing if the node is stopping.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let place = Arc::clone(&self.0).acquire_owned().await.ok()?;
+        let done = tokio::task::spawn_blocking(move || {
+            let result = work();
+            drop(place);
+            result
+        });
+        done.await.ok()
+    }
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Checks requests of other nodes.
+#[derive(Debug, Clone)]
+pub struct RequestVerifier {
+    network: NetworkId,
+    workers: Workers,
+}
+
+impl RequestVerifier {
+    /// A verifier for one ledger.
+    pub fn new(network: NetworkId, workers: Workers) -> Self {
+        Self { network, workers }
+    }
+
+    /// The valid ones of `requests`, in order.
+    pub async fn verify(&self, requests: Vec<Request>) -> Vec<Arc<VerifiedRequest>> {
+        let network = self.network;
+        let check = move || {
+            let verified = requests.into_iter().filter_map(|request| {
+                let node = request.node();
+                VerifiedRequest::verify(&network, request)
+                    .inspect_err(|error| tracing::warn!(%node, %error, "invalid request"))
+                    .ok()
+            });
+            verified.map(Arc::new).collect()
+        };
+        self.workers.run(check).await.unwrap_or_default()
+    }
+}
+
+/// What the Verifier works with.
+#[derive(Clone)]
+pub struct VerifierParts {
+    /// The ledger.
+    pub network: NetworkId,
+    /// Limits of messages.
+    pub limits: Limits,
+    /// What was accepted.
+    pub admission: Arc<Admission>,
+    /// Where accepted messages go first.
+    pub log: Log,
+    /// The next in line.
+    pub policy: Recipient<ApplyPolicy>,
+    /// Knows what became of messages before a restart.
+    pub storage: Recipient<LookUpMessage>,
+    /// The workers.
+    pub workers: Workers,
+    /// The clock.
+    pub clock: SharedClock,
+    /// Stops the node.
+    pub fatal: Fatal,
+}
+
+/// The actor; see the module.
+pub struct Verifier {
+    parts: VerifierParts,
+}
+
+impl Verifier {
+    /// The actor with its parts.
+    pub fn new(parts: VerifierParts) -> Self {
+        Self { parts }
+    }
+}
+
+/// What a worker found.
+enum Judged {
+    Admit(Box<Telemetry>, LogRecord),
+    Standing(Standing, Box<FinalMessage>),
+    Refused(TelemetryError, Reference, bool),
+}
+
+impl VerifierParts {
+    async fn verify(self, verify: VerifyMessage) -> Verification {
+        let received = verify.received;
+        let (parts, now) = (self.clone(), self.clock.now());
+        let Some(judged) = self.workers.run(move || parts.judge(verify, now)).await else {
+            return Verification::Unavailable;
+        };
+        match judged {
+            Judged::Admit(message, record) => self.admit(*message, record, received).await,
+            Judged::Standing(standing, message) => self.repeat(standing, *message).await,
+            Judged::Refused(error, reference, is_signed) => Verification::Refused {
+                code: error.code(),
+                detail: error.to_string(),
+                reference,
+                is_signed,
+            },
+        }
+    }
+
+    /// Everything that needs no waiting, in the order of PROTOCOL.md section 6.
+    fn judge(&self, verify: VerifyMessage, now: Timestamp) -> Judged {
+        let VerifyMessage { client, key, stream, content, .. } = verify;
+        let reference = content.reference();
+        let content_bytes = content.encode();
+        let verified = match content.verify(&key, &self.network, &client, &stream) {
+            Ok(verified) => verified,
+            Err(error) => {
+                let is_signed = error != TelemetryError::BadSignature;
+                return Judged::Refused(error, reference, is_signed);
+            }
+        };
+        let (header, hash) = (verified.header(), verified.signed().hash());
+        let standing = self.admission.judge(&client, header.seq, &hash);
+        if standing != Standing::New {
+            let message = FinalMessage {
+                client,
+                stream,
+                seq: header.seq,
+                header: hash,
+                items: header.count,
+                verdict: FinalVerdict::NotWritten,
+            };
+            return Judged::Standing(standing, Box::new(message));
+        }
+        let reference = verified.reference();
+        match verified.check_body(&self.limits, now) {
+            Ok(message) => {
+                let key = key.public();
+                let logged = LoggedMessage { client, stream, key, content: content_bytes };
+                Judged::Admit(Box::new(message), LogRecord::Accepted(logged))
+            }
+            Err(error) => Judged::Refused(error, reference, true),
+        }
+    }
+
+    async fn admit(self, message: Telemetry, record: LogRecord, received: Duration) -> Verification {
+        let request_bytes: usize = message.item_bytes().iter().map(|item| item.len() + ITEM_OVERHEAD).sum();
+        if request_bytes + REQUEST_OVERHEAD > MAX_REQUEST_BYTES {
+            return Verification::Refused {
+                code: ErrorCode::TooLarge,
+                detail: format!(
+                    "the items take {request_bytes} bytes on the ledger, {MAX_REQUEST_BYTES} are allowed; send fewer at once"
+                ),
+                reference: message.reference(),
+                is_signed: true,
+            };
+        }
+        let header = message.header();
+        let (client, seq, count) = (header.client.clone(), header.seq, header.count);
+        let hash = message.signed().hash();
+        let standing = self.admission.admit(&client, seq, hash, count, self.log.last().next());
+        if standing != Standing::New {
+            // Another copy of it was faster.
+            let stream = header.stream.clone();
+            let verdict = FinalVerdict::NotWritten;
+            return self
+                .repeat(standing, FinalMessage { client, stream, seq, header: hash, items: count, verdict })
+                .await;
+        }
+        // From here on the message is this node's to finish, even if its client goes away: the
+        // rest is not dropped with the future that waits for it.
+        let rest = tokio::spawn(async move { self.log_and_hand_on(message, &record, received).await });
+        rest.await.unwrap_or(Verification::Unavailable)
+    }
+}
+
+impl VerifierParts {
+    async fn log_and_hand_on(
+        self,
+        message: Telemetry,
+        record: &LogRecord,
+        received: Duration,
+    ) -> Verification {
+        let position = match self.log.append(vec![record.entry()]).await {
+            Ok(position) => position,
+            Err(error) => return self.log_failed(error),
+        };
+        if self.policy.send(ApplyPolicy(Arc::new(Admitted { message, received }))).await.is_err() {
+            return Verification::Unavailable;
+        }
+        match self.log.synced(position).await {
+            Ok(()) => Verification::Accepted,
+            Err(error) => self.log_failed(error),
+        }
+    }
+
+    fn log_failed(&self, error: LogError) -> Verification {
+        if !matches!(error, LogError::Closed) {
+            self.fatal.stop(anyhow::Error::new(error).context("writing the log"));
+        }
+        Verification::Unavailable
+    }
+
+    /// The answer to a message that is not new.
+    async fn repeat(&self, standing: Standing, mut message: FinalMessage) -> Verification {
+        let (code, detail) = match standing {
+            Standing::Pending | Standing::New => return Verification::Pending,
+            Standing::Final(verdict) => {
+                message.verdict = verdict;
+                return Verification::Known(message);
+            }
+            Standing::Settled => {
+                let look_up = LookUpMessage { client: message.client.clone(), seq: message.seq };
+                return match self.storage.send(look_up).await {
+                    Ok(verdict) => {
+                        message.verdict = verdict;
+                        Verification::Known(message)
+                    }
+                    Err(_) => Verification::Unavailable,
+                };
+            }
+            Standing::Reused => (ErrorCode::SeqReused, "this seq was used for another message; take the next one"),
+            Standing::TooOld => (ErrorCode::SeqTooOld, "this seq is more than 256 below the highest"),
+        };
+        let reference = Reference { seq: Some(message.seq), header: Some(message.header) };
+        Verification::Refused { code, detail: detail.to_owned(), reference, is_signed: true }
+    }
+
+    /// Verifies a message of the own log again and hands it on; its client has its PUBACK.
+    async fn resume(self, resume: ResumeMessage) {
+        let ResumeMessage { position, message: logged } = resume;
+        let (client, parts) = (logged.client.clone(), self.clone());
+        let verified = self.workers.run(move || parts.reverify(&logged)).await;
+        let message = match verified {
+            Some(Ok(message)) => message,
+            Some(Err(error)) => {
+                tracing::error!(%client, position = position.0, %error, "an accepted message of the log does not verify");
+                return;
+            }
+            None => return,
+        };
+        let (header, hash) = (message.header(), message.signed().hash());
+        self.admission.reopen(&client, header.seq, hash, header.count, position);
+        let received = self.clock.monotonic();
+        let _stopping = self.policy.send(ApplyPolicy(Arc::new(Admitted { message, received }))).await;
+    }
+
+    fn reverify(&self, logged: &LoggedMessage) -> Result<Telemetry, TelemetryError> {
+        let key = VerifyingKey::parse(&logged.key).map_err(|_| TelemetryError::BadSignature)?;
+        let content = Content::decode(&logged.content)?;
+        let verified = content.verify(&key, &self.network, &logged.client, &logged.stream)?;
+        // It was in time when it was accepted.
+        verified.check_body(&Limits { ahead_ms: u64::MAX, ..self.limits }, Timestamp::MAX)
+    }
+}
+
+impl Actor for Verifier {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Handler<VerifyMessage> for Verifier {
+    type Result = ResponseFuture<Verification>;
+
+    fn handle(&mut self, message: VerifyMessage, _: &mut Self::Context) -> Self::Result {
+        Box::pin(self.parts.clone().verify(message))
+    }
+}
+
+impl Handler<ResumeMessage> for Verifier {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, message: ResumeMessage, _: &mut Self::Context) -> Self::Result {
+        Box::pin(self.parts.clone().resume(message))
+    }
+}
