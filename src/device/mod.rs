@@ -16,6 +16,7 @@
 pub mod base64url;
 pub mod body;
 pub mod codes;
+pub mod compose;
 pub mod control;
 pub mod cose;
 pub mod encoding;
@@ -25,6 +26,7 @@ pub mod ids;
 pub mod item;
 pub mod json;
 pub mod rfc3339;
+pub mod telemetry;
 pub mod token;
 pub mod topics;
 pub mod window;
