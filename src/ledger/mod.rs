@@ -23,6 +23,8 @@ pub mod proof;
 pub mod record;
 pub mod request;
 pub mod state;
+#[cfg(test)]
+mod tests;
 
 pub use block::{Block, BlockError, CertifiedBlock, Header, MAX_BLOCK_BYTES};
 pub use certificate::{Certificate, CertificateError, CheckpointContent, ReplicaSetKeys};
