@@ -16,8 +16,6 @@ use crate::ledger::{Block, Operation, WriteRequest};
 use crate::store::ledger::{MAX_PAGE_RECORDS, RecordKey, RecordPage, RecordQuery, StoreError, StoredRecord};
 use crate::types::{Height, MessageSeq, Stream, Timestamp};
 
-/// Keys that go into one batch: sled holds up readers and commits for so long, some milliseconds.
-const MAX_BATCH_KEYS: usize = 1024;
 /// Index entries that one page looks at: a query that matches little goes on with the next page.
 const MAX_SCANNED: usize = 10_000;
 /// An item has at most 1,536 bytes; stream and seq are small.
@@ -30,41 +28,21 @@ struct RecordValue {
     item: Vec<u8>,
 }
 
-/// Adds a block's records. What a crash leaves half done is done again: every key is derived from
-/// the block, and the height is raised with the last of them.
+/// Adds a block's records, each key by itself: a batch would hold up commits for long, and nothing
+/// is gained by it. sled recovers a prefix of what was inserted, the height is raised last, and
+/// every key is derived from the block: what a crash leaves half done is done again.
 pub(super) fn add(db: &sled::Db, block: &Block) -> Result<(), StoreError> {
     let height = block.header.height;
-    let mut batch = Batch { db, batch: sled::Batch::default(), keys: 0 };
     for (operation, content) in (0_u32..).zip(&block.operations) {
         if let Operation::Write { request, written } = content {
-            add_write(&mut batch, height, operation, request, written)?;
+            add_write(db, height, operation, request, written)?;
         }
     }
-    batch.batch.insert(keys::INDEXED, codec::encode(&height));
-    batch.apply()
-}
-
-struct Batch<'a> {
-    db: &'a sled::Db,
-    batch: sled::Batch,
-    keys: usize,
-}
-
-impl Batch<'_> {
-    fn insert(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), StoreError> {
-        self.batch.insert(key, value);
-        self.keys += 1;
-        if self.keys < MAX_BATCH_KEYS { Ok(()) } else { self.apply() }
-    }
-
-    fn apply(&mut self) -> Result<(), StoreError> {
-        self.keys = 0;
-        self.db.apply_batch(std::mem::take(&mut self.batch)).map_err(failed)
-    }
+    insert(db, keys::INDEXED, codec::encode(&height))
 }
 
 fn add_write(
-    batch: &mut Batch<'_>,
+    db: &sled::Db,
     height: Height,
     operation: u32,
     request: &WriteRequest,
@@ -76,12 +54,17 @@ fn add_write(
         let decoded = Item::decode(&item.bytes).map_err(|_| corrupt())?;
         let key = RecordKey { event_time: decoded.event_time, height, operation, item: item.index };
         let value = RecordValue { stream: header.stream.clone(), seq: header.seq, item: item.bytes.clone() };
-        batch.insert(keys::record(&keys::all_records(), key), codec::encode(&value))?;
-        batch.insert(keys::record(&keys::client_records(&decoded.client), key), Vec::new())?;
+        // The record before the keys that name it, so that whoever finds them finds it.
+        insert(db, &keys::record(&keys::all_records(), key), codec::encode(&value))?;
+        insert(db, &keys::record(&keys::client_records(&decoded.client), key), Vec::new())?;
         let name = keys::item_records(&decoded.client, &decoded.device, &decoded.service, decoded.num);
-        batch.insert(keys::record(&name, key), Vec::new())?;
+        insert(db, &keys::record(&name, key), Vec::new())?;
     }
     Ok(())
+}
+
+fn insert(db: &sled::Db, key: &[u8], value: Vec<u8>) -> Result<(), StoreError> {
+    db.insert(key, value).map(|_| ()).map_err(failed)
 }
 
 /// One page of the answer.
@@ -146,7 +129,7 @@ fn record_key(key: &[u8], prefix: usize) -> Result<RecordKey, StoreError> {
         .ok_or_else(|| StoreError::Corrupt("a key of the record index".to_owned()))
 }
 
-/// The record that an entry by client or item names: stored before it, or with it.
+/// The record that an entry by client or item names: stored before it.
 fn record_value(db: &sled::Db, key: RecordKey) -> Result<sled::IVec, StoreError> {
     let value = db.get(keys::record(&keys::all_records(), key)).map_err(failed)?;
     value.ok_or_else(|| corrupt_record(key))
