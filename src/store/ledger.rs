@@ -36,7 +36,7 @@ pub trait LedgerStore: Send + Sync + 'static {
     /// Stores what one batch did: all of it or, after a crash, nothing.
     ///
     /// # Errors
-    /// [`StoreError`]; `OutOfOrder` if it does not follow the last commit.
+    /// [`StoreError`]; `OutOfOrder` if it does not follow the last commit, `BlockTooLarge`.
     fn commit(&self, head: &Head, block: Option<&Block>, changes: &[StateChange]) -> Result<(), StoreError>;
 
     /// Stores the certificate of the block that it names, unless that one has one. A certificate
@@ -302,6 +302,16 @@ pub enum StoreError {
         sequence: SeqNum,
         /// Its height.
         height: Height,
+    },
+    /// A block that could not be read again; replicas must not agree on such a batch.
+    #[error("block {height} has {bytes} bytes, at most {limit} are allowed")]
+    BlockTooLarge {
+        /// Its height.
+        height: Height,
+        /// Its canonical bytes.
+        bytes: usize,
+        /// Bytes allowed.
+        limit: usize,
     },
     /// A certificate of a block that is not here.
     #[error("no block at height {0} to certify")]

@@ -184,7 +184,7 @@ impl LedgerStore for SledStore {
         }
         if let Some(block) = block {
             batch.insert(&keys::header(head.height), codec::encode(&block.header));
-            for (part, bytes) in codec::encode(block).chunks(keys::PART_BYTES).enumerate() {
+            for (part, bytes) in encode_block(block)?.chunks(keys::PART_BYTES).enumerate() {
                 batch.insert(&keys::block_part(head.height, part), bytes);
             }
         }
@@ -323,6 +323,12 @@ fn follows(last: Option<&Head>, head: &Head, block: Option<&Block>) -> bool {
         None => head.height == below && last.is_none_or(|last| last.block == head.block),
     };
     in_sequence && in_height
+}
+
+fn encode_block(block: &Block) -> Result<Vec<u8>, StoreError> {
+    let encoded = codec::encode(block);
+    let (height, bytes, limit) = (block.header.height, encoded.len(), MAX_BLOCK_BYTES);
+    if bytes > limit { Err(StoreError::BlockTooLarge { height, bytes, limit }) } else { Ok(encoded) }
 }
 
 fn admission_name() -> String {

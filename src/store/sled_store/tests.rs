@@ -2,17 +2,18 @@
 
 use std::fs;
 
-use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
 use crate::device::{self, Item, Value};
 use crate::ledger::block::HEADER_VERSION;
 use crate::ledger::{CheckpointContent, Operation, WriteRequest, WrittenItem};
-use crate::store::ledger::{RecordKey, StoredRecord};
 use crate::types::{
     ClientId, Hash, MessageSeq, NodeId, PublicKey, SeqNum, Signature, Stream, Timestamp, View,
 };
+
+mod crash;
+mod queries;
 
 const NETWORK: NetworkId = NetworkId([7; 32]);
 
@@ -125,26 +126,6 @@ fn fill(store: &SledStore, from: &Head, count: u64) -> Vec<Head> {
     heads
 }
 
-/// What the disk would hold if the node were killed now.
-fn crash_image(dir: &Path) -> TempDir {
-    let image = tempfile::tempdir().unwrap();
-    copy(dir, image.path());
-    image
-}
-
-fn copy(from: &Path, to: &Path) {
-    for file in fs::read_dir(from).unwrap() {
-        let file = file.unwrap();
-        let target = to.join(file.file_name());
-        if file.path().is_dir() {
-            fs::create_dir(&target).unwrap();
-            copy(&file.path(), &target);
-        } else {
-            fs::copy(file.path(), target).unwrap();
-        }
-    }
-}
-
 #[test]
 fn what_was_committed_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
@@ -182,6 +163,20 @@ fn a_big_block_comes_back_whole_and_makes_no_files_of_its_own() {
     assert_eq!(store.block(Height(1)).unwrap(), Some(block));
     assert!(store.disk_bytes().unwrap() > 4 * 1024 * 1024);
     assert_eq!(fs::read_dir(dir.path().join("sled/blobs")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_block_that_could_not_be_read_again_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut operation = write(1, &[item(&client("iot"), "th-01", 1, 5)], &[]);
+    if let Operation::Write { request, .. } = &mut operation {
+        request.items[0].bytes = vec![0; MAX_BLOCK_BYTES];
+    }
+    let (head, block) = next(&genesis(), vec![operation]);
+    let refused = store.commit(&head, Some(&block), &[]);
+    assert!(matches!(refused, Err(StoreError::BlockTooLarge { limit: MAX_BLOCK_BYTES, .. })));
+    assert_eq!(store.load().unwrap(), None);
 }
 
 #[test]
@@ -230,46 +225,6 @@ fn only_the_certificate_of_the_block_that_is_here_is_kept() {
 }
 
 #[test]
-fn after_a_crash_everything_up_to_make_durable_is_there_and_commits_are_whole() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let heads = fill(&store, &genesis(), 40);
-    store.make_durable().unwrap();
-    fill(&store, &heads[40], 40);
-    let image = crash_image(dir.path());
-    let found = open(image.path());
-    let snapshot = found.load().unwrap().unwrap();
-    let height = snapshot.head.height;
-    assert!(height >= Height(40));
-    assert_eq!(snapshot.entries, [(b"height".to_vec(), height.to_string().into_bytes())]);
-    for at in 1..=height.0 {
-        assert_eq!(found.block(Height(at)).unwrap(), store.block(Height(at)).unwrap());
-    }
-    assert_eq!(found.block(height.next()).unwrap(), None);
-    fill(&found, &snapshot.head, 3);
-}
-
-#[test]
-fn a_store_that_lost_what_was_durable_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let heads = fill(&store, &genesis(), 5);
-    store.make_durable().unwrap();
-    let old = crash_image(dir.path());
-    fill(&store, &heads[5], 5);
-    store.make_durable().unwrap();
-    fs::copy(dir.path().join("durable"), old.path().join("durable")).unwrap();
-    let refused = SledStore::open(old.path(), &settings());
-    assert!(matches!(refused, Err(StoreError::RolledBack { durable: 2, found: 1, .. })));
-
-    let empty = tempfile::tempdir().unwrap();
-    fs::copy(dir.path().join("durable"), empty.path().join("durable")).unwrap();
-    assert!(matches!(SledStore::open(empty.path(), &settings()), Err(StoreError::RolledBack { .. })));
-    fs::write(empty.path().join("durable"), [0; 12]).unwrap();
-    assert!(matches!(SledStore::open(empty.path(), &settings()), Err(StoreError::Corrupt(_))));
-}
-
-#[test]
 fn a_snapshot_that_sled_did_not_finish_does_not_matter() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
@@ -293,43 +248,6 @@ fn a_store_that_is_open_or_of_another_network_or_version_is_refused() {
     drop(open(dir.path()));
     let other = StoreSettings { network: NetworkId([8; 32]), ..settings() };
     assert!(matches!(SledStore::open(dir.path(), &other), Err(StoreError::WrongNetwork { .. })));
-}
-
-#[test]
-fn damage_anywhere_in_the_database_never_passes_for_a_whole_store() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    fill(&store, &genesis(), 300);
-    store.make_durable().unwrap();
-    drop(store);
-    let store = open(dir.path());
-    let blocks: Vec<_> = (1..=300).map(|at| store.block(Height(at)).unwrap()).collect();
-    fill(&store, &store.load().unwrap().unwrap().head, 20);
-    store.make_durable().unwrap();
-    drop(store);
-    let whole = fs::read(dir.path().join("sled/db")).unwrap();
-    let mut refused = 0;
-    // Not in step with sled's own sizes, and not where the file was never written.
-    let places = (3..whole.len()).step_by(9_973).filter(|at| whole[*at] != 0);
-    for at in places {
-        let image = crash_image(dir.path());
-        let mut bytes = whole.clone();
-        bytes[at] ^= 0x40;
-        fs::write(image.path().join("sled/db"), bytes).unwrap();
-        let found = SledStore::open(image.path(), &settings()).and_then(|store| {
-            let head = store.load()?.map(|snapshot| snapshot.head.height);
-            let blocks: Result<Vec<_>, _> = (1..=300).map(|at| store.block(Height(at))).collect();
-            Ok((head, blocks?))
-        });
-        match found {
-            Ok(found) => assert!(found == (Some(Height(320)), blocks.clone()), "byte {at}"),
-            Err(error) => {
-                assert!(error.to_string().contains("docs/STORAGE.md"), "{error}");
-                refused += 1;
-            }
-        }
-    }
-    assert!(refused > 5, "only {refused} found");
 }
 
 #[test]
@@ -372,137 +290,4 @@ fn admissions_are_the_last_of_each_client() {
     let mut expected = vec![admission("a", 65_744), admission("a", 66_000)];
     expected.extend((444..=700).map(|seq| admission("b", seq)));
     assert_eq!(found, expected);
-}
-
-#[test]
-fn blocks_are_indexed_in_order_and_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    fill(&store, &genesis(), 3);
-    let blocks: Vec<_> = (1..=3).map(|at| store.block(Height(at)).unwrap().unwrap()).collect();
-    assert!(matches!(store.index(&blocks[1..]), Err(StoreError::IndexGap { expected: Height(1), .. })));
-    store.index(&blocks[..2]).unwrap();
-    store.index(&blocks).unwrap();
-    drop(store);
-    let store = open(dir.path());
-    assert_eq!(store.indexed_height(), Height(3));
-    assert_eq!(all_pages(&store, &RecordQuery { limit: 2, ..RecordQuery::default() }).len(), 3);
-}
-
-#[test]
-fn only_what_an_operation_wrote_is_a_record() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let items = [0, 1, 2].map(|num| item(&client("iot"), "th-01", num, 5));
-    store.index(&[next(&genesis(), vec![write(4, &items, &[1])]).1]).unwrap();
-    let page = store.records(&RecordQuery { limit: 10, ..RecordQuery::default() }).unwrap();
-    let key = |item| RecordKey { event_time: Timestamp(5), height: Height(1), operation: 0, item };
-    let found: Vec<_> = page.records.iter().map(|record| (record.key, record.seq, &record.item)).collect();
-    assert_eq!(found, [(key(0), MessageSeq(4), &items[0]), (key(2), MessageSeq(4), &items[2])]);
-    assert_eq!(page.next, None);
-}
-
-#[test]
-fn a_query_that_matches_little_goes_on_page_by_page() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let items: Vec<_> = (0..25_000).map(|num| item(&client("iot"), "th-01", num, 5)).collect();
-    store.index(&[next(&genesis(), vec![write(1, &items, &[])]).1]).unwrap();
-    let query = RecordQuery { num: Some(24_999), limit: 10, ..RecordQuery::default() };
-    let first = store.records(&query).unwrap();
-    assert!(first.records.is_empty() && first.next.is_some());
-    assert_eq!(all_pages(&store, &query).len(), 1);
-}
-
-#[test]
-fn a_cursor_survives_as_text() {
-    let key =
-        RecordKey { event_time: Timestamp(1 << 40), height: Height(1 << 33), operation: 7, item: 1 << 20 };
-    assert_eq!(key.to_string().parse::<RecordKey>().unwrap(), key);
-    for bad in ["", "00", "zz", &"0".repeat(50)] {
-        assert!(bad.parse::<RecordKey>().is_err());
-    }
-}
-
-/// Follows the cursors to the end.
-fn all_pages(store: &SledStore, query: &RecordQuery) -> Vec<StoredRecord> {
-    let mut query = query.clone();
-    let mut found = Vec::new();
-    loop {
-        let page = store.records(&query).unwrap();
-        assert!(page.records.len() <= query.limit.max(1));
-        found.extend(page.records);
-        match page.next {
-            Some(next) => {
-                assert!(query.cursor < Some(next), "a cursor goes on");
-                query.cursor = Some(next);
-            }
-            None => return found,
-        }
-    }
-}
-
-fn any_item() -> impl Strategy<Value = (u8, u8, u32, u64)> {
-    (0..3_u8, 0..3_u8, 0..3_u32, 0..12_u64)
-}
-
-fn any_query() -> impl Strategy<Value = RecordQuery> {
-    let option = |strategy: std::ops::Range<u8>| prop::option::of(strategy);
-    (option(0..4), option(0..4), option(0..2), option(0..4), option(0..13), option(0..13), 0..5_usize)
-        .prop_map(|(name, device, service, num, from, to, limit)| RecordQuery {
-            client: name.map(|name| client(&format!("c{name}"))),
-            device: device.map(|device| format!("d{device}")),
-            service: service.map(|at| ["temperature", "humidity"][usize::from(at)].to_owned()),
-            num: num.map(u32::from),
-            from: from.map(|from| Timestamp(from.into())),
-            to: to.map(|to| Timestamp(to.into())),
-            limit,
-            cursor: None,
-        })
-}
-
-fn in_model(query: &RecordQuery, record: &StoredRecord) -> bool {
-    let item = &record.item;
-    query.client.as_ref().is_none_or(|client| *client == item.client)
-        && query.device.as_ref().is_none_or(|device| *device == item.device)
-        && query.service.as_ref().is_none_or(|service| *service == item.service)
-        && query.num.is_none_or(|num| num == item.num)
-        && query.from.is_none_or(|from| item.event_time >= from)
-        && query.to.is_none_or(|to| item.event_time < to)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-
-    #[test]
-    fn queries_find_what_a_plain_list_finds(
-        messages in prop::collection::vec(any_item(), 1..40),
-        queries in prop::collection::vec(any_query(), 1..24),
-    ) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = open(dir.path());
-        let mut head = genesis();
-        let mut model = Vec::new();
-        for (seq, operations) in (1..).zip(messages.chunks(3)) {
-            let items: Vec<_> = operations
-                .iter()
-                .map(|(name, device, num, time)| item(&client(&format!("c{name}")), &format!("d{device}"), *num, *time))
-                .collect();
-            let writes = items.iter().map(|item| write(seq, std::slice::from_ref(item), &[])).collect();
-            let (new, block) = next(&head, writes);
-            head = new;
-            store.index(&[block]).unwrap();
-            model.extend((0..).zip(items).map(|(operation, item)| StoredRecord {
-                key: RecordKey { event_time: item.event_time, height: head.height, operation, item: 0 },
-                stream: Stream::new("env").unwrap(),
-                seq: MessageSeq(seq),
-                item,
-            }));
-        }
-        model.sort_by_key(|record| record.key);
-        for query in queries {
-            let expected: Vec<_> = model.iter().filter(|record| in_model(&query, record)).cloned().collect();
-            prop_assert_eq!(all_pages(&store, &query), expected, "{:?}", query);
-        }
-    }
 }
