@@ -14,4 +14,10 @@
 //! behind, since the log replays into it, and is made durable only before the log is cut. Byte
 //! layouts, rules and what an operator does on damage are in `docs/STORAGE.md`.
 
+pub mod ledger;
 pub mod log;
+pub mod sled_store;
+
+pub use ledger::{LedgerStore, StoreError};
+pub use log::{Log, LogError};
+pub use sled_store::{SledStore, StoreSettings};

@@ -306,6 +306,27 @@ fn an_append_waits_while_the_queue_is_full_and_a_huge_one_has_it_for_itself() {
 }
 
 #[test]
+fn an_append_that_is_given_up_while_it_waits_appends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (go_on, gate) = std::sync::mpsc::channel();
+    let observer: SyncObserver = Box::new(move |_| gate.recv().unwrap());
+    let settings = LogSettings { max_queued_bytes: 100, observer: Some(observer), ..settings() };
+    let (log, _) = Log::open(dir.path(), settings).unwrap();
+    block_on(async {
+        let full = entry(&"x".repeat(100));
+        assert_eq!(log.append(vec![full.clone()]).await.unwrap(), Position(1));
+        assert_eq!(log.stats().queued_bytes, 100);
+        {
+            let mut waiting = std::pin::pin!(log.append(vec![full]));
+            assert!(futures::poll!(&mut waiting).is_pending());
+        }
+        go_on.send(()).unwrap();
+        go_on.send(()).unwrap();
+        assert_eq!(log.append_synced(vec![entry("next")]).await.unwrap(), Position(2));
+    });
+}
+
+#[test]
 fn an_entry_that_is_too_large_is_refused_and_the_log_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = Log::open(dir.path(), settings()).unwrap();

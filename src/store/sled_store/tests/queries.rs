@@ -1,0 +1,139 @@
+//! The record index against a plain list.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::store::ledger::{RecordKey, StoredRecord};
+
+#[test]
+fn blocks_are_indexed_in_order_and_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    fill(&store, &genesis(), 3);
+    let blocks: Vec<_> = (1..=3).map(|at| store.block(Height(at)).unwrap().unwrap()).collect();
+    assert!(matches!(store.index(&blocks[1..]), Err(StoreError::IndexGap { expected: Height(1), .. })));
+    store.index(&blocks[..2]).unwrap();
+    store.index(&blocks).unwrap();
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(store.indexed_height(), Height(3));
+    assert_eq!(all_pages(&store, &RecordQuery { limit: 2, ..RecordQuery::default() }).len(), 3);
+}
+
+#[test]
+fn only_what_an_operation_wrote_is_a_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let items = [0, 1, 2].map(|num| item(&client("iot"), "th-01", num, 5));
+    store.index(&[next(&genesis(), vec![write(4, &items, &[1])]).1]).unwrap();
+    let page = store.records(&RecordQuery { limit: 10, ..RecordQuery::default() }).unwrap();
+    let key = |item| RecordKey { event_time: Timestamp(5), height: Height(1), operation: 0, item };
+    let found: Vec<_> = page.records.iter().map(|record| (record.key, record.seq, &record.item)).collect();
+    assert_eq!(found, [(key(0), MessageSeq(4), &items[0]), (key(2), MessageSeq(4), &items[2])]);
+    assert_eq!(page.next, None);
+}
+
+#[test]
+fn a_query_that_matches_little_goes_on_page_by_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let items: Vec<_> = (0..25_000).map(|num| item(&client("iot"), "th-01", num, 5)).collect();
+    store.index(&[next(&genesis(), vec![write(1, &items, &[])]).1]).unwrap();
+    let query = RecordQuery { num: Some(24_999), limit: 10, ..RecordQuery::default() };
+    let first = store.records(&query).unwrap();
+    assert!(first.records.is_empty() && first.next.is_some());
+    assert_eq!(all_pages(&store, &query).len(), 1);
+}
+
+#[test]
+fn a_cursor_survives_as_text() {
+    let key =
+        RecordKey { event_time: Timestamp(1 << 40), height: Height(1 << 33), operation: 7, item: 1 << 20 };
+    assert_eq!(key.to_string().parse::<RecordKey>().unwrap(), key);
+    for bad in ["", "00", "zz", &"0".repeat(50)] {
+        assert!(bad.parse::<RecordKey>().is_err());
+    }
+}
+
+/// Follows the cursors to the end.
+fn all_pages(store: &SledStore, query: &RecordQuery) -> Vec<StoredRecord> {
+    let mut query = query.clone();
+    let mut found = Vec::new();
+    loop {
+        let page = store.records(&query).unwrap();
+        assert!(page.records.len() <= query.limit.max(1));
+        found.extend(page.records);
+        match page.next {
+            Some(next) => {
+                assert!(query.cursor < Some(next), "a cursor goes on");
+                query.cursor = Some(next);
+            }
+            None => return found,
+        }
+    }
+}
+
+fn any_item() -> impl Strategy<Value = (u8, u8, u32, u64)> {
+    (0..3_u8, 0..3_u8, 0..3_u32, 0..12_u64)
+}
+
+fn any_query() -> impl Strategy<Value = RecordQuery> {
+    let option = |strategy: std::ops::Range<u8>| prop::option::of(strategy);
+    (option(0..4), option(0..4), option(0..2), option(0..4), option(0..13), option(0..13), 0..5_usize)
+        .prop_map(|(name, device, service, num, from, to, limit)| RecordQuery {
+            client: name.map(|name| client(&format!("c{name}"))),
+            device: device.map(|device| format!("d{device}")),
+            service: service.map(|at| ["temperature", "humidity"][usize::from(at)].to_owned()),
+            num: num.map(u32::from),
+            from: from.map(|from| Timestamp(from.into())),
+            to: to.map(|to| Timestamp(to.into())),
+            limit,
+            cursor: None,
+        })
+}
+
+fn in_model(query: &RecordQuery, record: &StoredRecord) -> bool {
+    let item = &record.item;
+    query.client.as_ref().is_none_or(|client| *client == item.client)
+        && query.device.as_ref().is_none_or(|device| *device == item.device)
+        && query.service.as_ref().is_none_or(|service| *service == item.service)
+        && query.num.is_none_or(|num| num == item.num)
+        && query.from.is_none_or(|from| item.event_time >= from)
+        && query.to.is_none_or(|to| item.event_time < to)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn queries_find_what_a_plain_list_finds(
+        messages in prop::collection::vec(any_item(), 1..40),
+        queries in prop::collection::vec(any_query(), 1..24),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        let mut head = genesis();
+        let mut model = Vec::new();
+        for (seq, operations) in (1..).zip(messages.chunks(3)) {
+            let items: Vec<_> = operations
+                .iter()
+                .map(|(name, device, num, time)| item(&client(&format!("c{name}")), &format!("d{device}"), *num, *time))
+                .collect();
+            let writes = items.iter().map(|item| write(seq, std::slice::from_ref(item), &[])).collect();
+            let (new, block) = next(&head, writes);
+            head = new;
+            store.index(&[block]).unwrap();
+            model.extend((0..).zip(items).map(|(operation, item)| StoredRecord {
+                key: RecordKey { event_time: item.event_time, height: head.height, operation, item: 0 },
+                stream: Stream::new("env").unwrap(),
+                seq: MessageSeq(seq),
+                item,
+            }));
+        }
+        model.sort_by_key(|record| record.key);
+        for query in queries {
+            let expected: Vec<_> = model.iter().filter(|record| in_model(&query, record)).cloned().collect();
+            prop_assert_eq!(all_pages(&store, &query), expected, "{:?}", query);
+        }
+    }
+}
