@@ -6,11 +6,12 @@
 //! ```
 //!
 //! One tree spans the data items of a message (PROTOCOL.md section 6), one the operations of a
-//! block. The arithmetic is rs_merkle's; what it leaves to its caller is settled here: the count of
+//! block. rs_merkle builds the trees; what it leaves to its caller is settled here: the count of
 //! leaves comes from a signed header, indexes are in range and ascending, and a proof has exactly
-//! the hashes that it needs.
+//! the hashes that it needs. Proofs of many leaves are put together and folded here as well, since
+//! rs_merkle takes time quadratic in their number, which a client could make 65,536.
 
-use rs_merkle::{Hasher, MerkleProof, MerkleTree};
+use rs_merkle::{Hasher, MerkleTree};
 
 use crate::types::Hash;
 
@@ -94,8 +95,22 @@ impl Tree {
     /// # Errors
     /// [`MerkleError::Count`] or [`MerkleError::Index`].
     pub fn prove(&self, indexes: &[u32]) -> Result<Vec<Hash>, MerkleError> {
-        let indexes = checked_indexes(indexes, self.tree.leaves_len())?;
-        Ok(self.tree.proof(&indexes).proof_hashes().iter().map(|hash| Hash(*hash)).collect())
+        let count = self.tree.leaves_len();
+        check_indexes(indexes.iter().copied(), count)?;
+        let missing = missing_nodes(indexes.iter().map(|index| *index as usize), count);
+        missing.into_iter().map(|node| self.node(node).ok_or(MerkleError::Index)).collect()
+    }
+
+    /// A node's hash, which is part of the proof of any leaf below its sibling.
+    fn node(&self, (level, index): (usize, usize)) -> Option<Hash> {
+        let leaf = (index ^ 1) << level;
+        let mut width = self.tree.leaves_len();
+        let mut place = 0;
+        for below in 0..level {
+            place += usize::from((leaf >> below) ^ 1 < width);
+            width = width.div_ceil(2);
+        }
+        self.tree.proof(&[leaf]).proof_hashes().get(place).copied().map(Hash)
     }
 }
 
@@ -109,48 +124,79 @@ pub fn verify<L: AsRef<[u8]>>(
     leaves: &[(u32, L)],
     proof: &[Hash],
 ) -> Result<(), MerkleError> {
-    let indexes: Vec<u32> = leaves.iter().map(|(index, _)| *index).collect();
-    let indexes = checked_indexes(&indexes, count)?;
-    let expected = proof_length(&indexes, count);
+    check_indexes(leaves.iter().map(|(index, _)| *index), count)?;
+    let expected = missing_nodes(leaves.iter().map(|(index, _)| *index as usize), count).len();
     if proof.len() != expected {
         return Err(MerkleError::Length { found: proof.len(), expected });
     }
-    let hashes: Vec<_> = leaves.iter().map(|(_, leaf)| leaf_hash(leaf.as_ref()).0).collect();
-    let proof = MerkleProof::<Blake3>::new(proof.iter().map(|hash| hash.0).collect());
-    if proof.verify(root.0, &indexes, &hashes, count) { Ok(()) } else { Err(MerkleError::Root) }
+    let hashes = leaves.iter().map(|(index, leaf)| (*index as usize, leaf_hash(leaf.as_ref()).0)).collect();
+    if fold(hashes, count, proof) == Some(root.0) { Ok(()) } else { Err(MerkleError::Root) }
 }
 
-fn checked_indexes(indexes: &[u32], count: usize) -> Result<Vec<usize>, MerkleError> {
-    if indexes.is_empty() || indexes.len() > count || count > MAX_LEAVES {
+fn check_indexes(indexes: impl ExactSizeIterator<Item = u32>, count: usize) -> Result<(), MerkleError> {
+    if indexes.len() == 0 || indexes.len() > count || count > MAX_LEAVES {
         return Err(MerkleError::Count);
     }
-    let ascending = indexes.windows(2).all(|pair| pair[0] < pair[1]);
-    let indexes: Vec<usize> = indexes.iter().map(|index| *index as usize).collect();
-    if !ascending || indexes.last().is_none_or(|last| *last >= count) {
-        return Err(MerkleError::Index);
+    let mut above = 0;
+    for index in indexes {
+        if (index as usize) < above || index as usize >= count {
+            return Err(MerkleError::Index);
+        }
+        above = index as usize + 1;
     }
-    Ok(indexes)
+    Ok(())
 }
 
-/// How many hashes a proof of `indexes` (ascending) in a tree of `count` leaves has.
-fn proof_length(indexes: &[usize], count: usize) -> usize {
-    let mut known = indexes.to_vec();
+/// The nodes (level above the leaves, index) that a proof of the leaves at `indexes`, which ascend
+/// and are below `count`, has to have: level by level, ascending.
+fn missing_nodes(indexes: impl Iterator<Item = usize>, count: usize) -> Vec<(usize, usize)> {
+    let mut known: Vec<usize> = indexes.collect();
     let mut width = count;
-    let mut needed = 0;
+    let mut level = 0;
+    let mut missing = Vec::new();
     while width > 1 {
         let mut parents = Vec::with_capacity(known.len());
         for (at, &index) in known.iter().enumerate() {
             let sibling = index ^ 1;
             let has_sibling = known.get(at + 1) == Some(&sibling) || at > 0 && known[at - 1] == sibling;
-            needed += usize::from(sibling < width && !has_sibling);
+            if sibling < width && !has_sibling {
+                missing.push((level, sibling));
+            }
             if parents.last() != Some(&(index / 2)) {
                 parents.push(index / 2);
             }
         }
         known = parents;
+        level += 1;
         width = width.div_ceil(2);
     }
-    needed
+    missing
+}
+
+/// The root above `nodes`, some leaves with their indexes, and `proof`, the nodes that are missing.
+fn fold(mut nodes: Vec<(usize, [u8; 32])>, count: usize, proof: &[Hash]) -> Option<[u8; 32]> {
+    let mut proof = proof.iter();
+    let mut width = count;
+    while width > 1 {
+        let mut parents = Vec::with_capacity(nodes.len().div_ceil(2));
+        let mut level = nodes.into_iter().peekable();
+        while let Some((index, node)) = level.next() {
+            let sibling = index ^ 1;
+            let parent = if sibling < index {
+                Blake3::concat_and_hash(&proof.next()?.0, Some(&node))
+            } else if let Some((_, right)) = level.next_if(|(index, _)| *index == sibling) {
+                Blake3::concat_and_hash(&node, Some(&right))
+            } else if sibling < width {
+                Blake3::concat_and_hash(&node, Some(&proof.next()?.0))
+            } else {
+                node
+            };
+            parents.push((index / 2, parent));
+        }
+        nodes = parents;
+        width = width.div_ceil(2);
+    }
+    nodes.first().map(|(_, root)| *root)
 }
 
 #[cfg(test)]
@@ -213,6 +259,34 @@ mod tests {
                 prop_assert!(verify(&tree.root(), count, &proven, &proof[1..]).is_err());
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn proofs_are_those_of_rs_merkle(
+            count in 1_usize..70, picks in proptest::collection::btree_set(0_usize..70, 1..40),
+        ) {
+            let leaves = leaves(count);
+            let tree = Tree::new(&leaves).unwrap();
+            let picks: Vec<usize> = picks.into_iter().filter(|at| *at < count).collect();
+            prop_assume!(!picks.is_empty());
+            let proof = tree.prove(&picks.iter().map(|at| u32::try_from(*at).unwrap()).collect::<Vec<_>>()).unwrap();
+            let reference = tree.tree.proof(&picks);
+            prop_assert_eq!(reference.proof_hashes(), proof.iter().map(|hash| hash.0).collect::<Vec<_>>());
+            let hashes: Vec<_> = picks.iter().map(|at| leaf_hash(&leaves[*at]).0).collect();
+            prop_assert!(reference.verify(tree.root().0, &picks, &hashes, count));
+        }
+    }
+
+    #[test]
+    fn the_largest_proof_takes_no_quadratic_time() {
+        let leaves = leaves(MAX_LEAVES);
+        let tree = Tree::new(&leaves).unwrap();
+        let picks: Vec<u32> = (0..65_536).step_by(2).collect();
+        let proof = tree.prove(&picks).unwrap();
+        assert_eq!(proof.len(), picks.len());
+        let proven: Vec<_> = picks.iter().map(|at| (*at, &leaves[*at as usize])).collect();
+        assert_eq!(verify(&tree.root(), MAX_LEAVES, &proven, &proof), Ok(()));
     }
 
     #[test]

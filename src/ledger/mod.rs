@@ -13,16 +13,28 @@
 pub mod block;
 pub mod certificate;
 pub mod change;
+pub mod entry;
+pub mod execute;
 pub mod genesis;
+pub mod index_set;
+pub mod lattice;
 pub mod operation;
+pub mod proof;
+pub mod record;
 pub mod request;
+pub mod state;
 
-pub use block::{Block, Header};
-pub use certificate::{Certificate, CheckpointContent};
+pub use block::{Block, BlockError, CertifiedBlock, Header, MAX_BLOCK_BYTES};
+pub use certificate::{Certificate, CertificateError, CheckpointContent, ReplicaSetKeys};
 pub use change::{Head, StateChange};
-pub use genesis::{Genesis, ReplicaSet};
+pub use entry::{ClientRecord, WindowEntry};
+pub use execute::{ApplyError, Executed, Outcome, Rejection};
+pub use genesis::{Genesis, GenesisError, ReplicaSet};
 pub use operation::{
     AdminAction, AdminOperation, AdminOperationError, ClientSettings, Operation, Request, WriteRequest,
     WrittenItem,
 };
+pub use proof::{Inclusion, MAX_BUNDLE_BYTES, ProofBundle, ProofError, Proven, ProvenBlock, Verifier};
+pub use record::{Record, RecordError};
 pub use request::{AdmittedMessage, Asked, MAX_REQUEST_BYTES, RequestError, Telemetry, VerifiedRequest};
+pub use state::{RestoreError, SEQ_WINDOW, State};

@@ -1,0 +1,168 @@
+//! The entries of the ledger's state: what the state digest is over and what storage keeps.
+//!
+//! ```text
+//! key                                        value (canonical)
+//! 0x00                                       network id
+//! 0x01                                       the replica set
+//! 0x02 ‖ admin key                           sequence of the admin's last executed operation
+//! 0x03 ‖ client id                           (key, settings, registered, revoked)
+//! 0x04 ‖ client id ‖ 0x00 ‖ seq (8 bytes BE) (header hash, items written, height)
+//! ```
+//!
+//! A client id has no zero byte, so keys are unambiguous, and a client's written messages lie side
+//! by side in the order of their numbers.
+
+use bincode::{Decode, Encode};
+use serde::Serialize;
+
+use crate::codec::{self, CodecError};
+use crate::ledger::genesis::ReplicaSet;
+use crate::ledger::index_set::IndexSet;
+use crate::ledger::operation::ClientSettings;
+use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, PublicKey};
+
+/// What the ledger says about a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize)]
+pub struct ClientRecord {
+    /// Its identity key.
+    pub key: PublicKey,
+    /// Its settings.
+    pub settings: ClientSettings,
+    /// The block that registered it, and the place of that operation in it.
+    pub registered: (Height, u32),
+    /// The last seq that is accepted, if it was revoked.
+    pub revoked: Option<MessageSeq>,
+}
+
+/// What the ledger says about one of a client's recent messages.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct WindowEntry {
+    /// The hash of the header that holds this seq.
+    pub header: Hash,
+    /// The items of the message that are on the ledger.
+    pub written: IndexSet,
+    /// The block that wrote the last of them.
+    pub height: Height,
+}
+
+/// The most bytes that an entry's value has: a replica set of 100, or a bitmap of 65,536 items.
+const MAX_VALUE_BYTES: usize = 9000;
+
+/// An entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Entry {
+    Network(NetworkId),
+    Replicas(ReplicaSet),
+    Admin(PublicKey, u64),
+    Client(ClientId, ClientRecord),
+    Written(ClientId, MessageSeq, WindowEntry),
+}
+
+/// Why bytes are not an entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// The key has none of the forms.
+    #[error("the key {0} is none of a state entry")]
+    Key(String),
+    /// The value does not decode.
+    #[error("the value of the state entry {key}: {error}")]
+    Value {
+        /// The entry's key, in hex.
+        key: String,
+        /// What is wrong with its value.
+        error: CodecError,
+    },
+}
+
+pub(super) fn admin_key(admin: &PublicKey) -> Vec<u8> {
+    [&[2], admin.as_bytes().as_slice()].concat()
+}
+
+pub(super) fn client_key(client: &ClientId) -> Vec<u8> {
+    [&[3], client.as_str().as_bytes()].concat()
+}
+
+pub(super) fn written_key(client: &ClientId, seq: MessageSeq) -> Vec<u8> {
+    [&[4], client.as_str().as_bytes(), &[0], &seq.0.to_be_bytes()].concat()
+}
+
+impl Entry {
+    pub(super) fn encode(&self) -> (Vec<u8>, Vec<u8>) {
+        match self {
+            Self::Network(network) => (vec![0], codec::encode(network)),
+            Self::Replicas(replicas) => (vec![1], codec::encode(replicas)),
+            Self::Admin(admin, sequence) => (admin_key(admin), codec::encode(sequence)),
+            Self::Client(client, record) => (client_key(client), codec::encode(record)),
+            Self::Written(client, seq, entry) => (written_key(client, *seq), codec::encode(entry)),
+        }
+    }
+
+    pub(super) fn decode(key: &[u8], value: &[u8]) -> Result<Self, EntryError> {
+        let no_key = || EntryError::Key(hex::encode(key));
+        let client = |bytes: &[u8]| {
+            let text = std::str::from_utf8(bytes).map_err(|_| no_key())?;
+            ClientId::new(text).map_err(|_| no_key())
+        };
+        Ok(match key {
+            [0] => Self::Network(decode_value(key, value)?),
+            [1] => Self::Replicas(decode_value(key, value)?),
+            [2, admin @ ..] => {
+                Self::Admin(PublicKey(admin.try_into().map_err(|_| no_key())?), decode_value(key, value)?)
+            }
+            [3, id @ ..] => Self::Client(client(id)?, decode_value(key, value)?),
+            [4, rest @ ..] => {
+                let (rest, seq) = rest.split_last_chunk().ok_or_else(no_key)?;
+                let (zero, id) = rest.split_last().ok_or_else(no_key)?;
+                let entry: WindowEntry = decode_value(key, value)?;
+                if *zero != 0 || !entry.written.is_canonical() {
+                    return Err(no_key());
+                }
+                Self::Written(client(id)?, MessageSeq(u64::from_be_bytes(*seq)), entry)
+            }
+            _ => return Err(no_key()),
+        })
+    }
+}
+
+fn decode_value<T: Encode + Decode<()>>(key: &[u8], value: &[u8]) -> Result<T, EntryError> {
+    codec::decode::<MAX_VALUE_BYTES, T>(value)
+        .map_err(|error| EntryError::Value { key: hex::encode(key), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::NodeId;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_kind_of_entry_survives_the_round_trip() {
+        let client = ClientId::new("devices/iot").unwrap();
+        let record = ClientRecord {
+            key: PublicKey([7; 32]),
+            settings: ClientSettings { plaintext: true, receipts: false },
+            registered: (Height(3), 1),
+            revoked: Some(MessageSeq(9)),
+        };
+        let written = (0..65_536).collect();
+        let entry = WindowEntry { header: Hash([1; 32]), written, height: Height(4) };
+        let replicas = ReplicaSet::new((0..100).map(|at| NodeId([at; 32])).collect()).unwrap();
+        for entry in [
+            Entry::Network(NetworkId([1; 32])),
+            Entry::Replicas(replicas),
+            Entry::Admin(PublicKey([2; 32]), 7),
+            Entry::Client(client.clone(), record),
+            Entry::Written(client, MessageSeq(5), entry),
+        ] {
+            let (key, value) = entry.encode();
+            assert_eq!(Entry::decode(&key, &value), Ok(entry));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_never_panic(key in proptest::collection::vec(0_u8..6, 0..50), value in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Entry::decode(&key, &value);
+        }
+    }
+}
