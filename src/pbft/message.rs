@@ -228,7 +228,7 @@ impl Verified {
 /// which drops what it has seen; it is not signed, since nothing depends on it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Envelope {
-    /// 0 at first, then counting up.
+    /// 0 at first; when it is sent again, another number each time.
     pub attempt: u32,
     /// The message.
     pub signed: Signed,

@@ -8,7 +8,8 @@
 //! [`Replica::step`] is the only entry: an [`Input`] and the time go in, entries for the log and
 //! [`Effect`]s come out. No async, clock, randomness, network or file: the consensus actor is a
 //! thin shell around it, and `tests/sim` runs many of them in virtual time. Where the paper's
-//! sections are named, (1999) is "Practical Byzantine Fault Tolerance".
+//! sections are named, (1999) is "Practical Byzantine Fault Tolerance". `docs/CONSENSUS.md` tells
+//! the protocol as built.
 //!
 //! This is the normal case with checkpoints and catching up; the view never changes yet.
 
@@ -17,6 +18,19 @@ pub mod message;
 pub mod replica;
 pub mod settings;
 pub mod wal;
+
+mod checkpoints;
+mod log;
+mod on_checkpoint;
+mod on_pre_prepare;
+mod on_request;
+mod on_votes;
+mod outbox;
+mod pool;
+mod propose;
+mod resend;
+mod restore;
+mod timers;
 
 pub use io::{Effect, Input, Now, Output, Rejected, Source};
 pub use message::{Batch, Envelope, MessageError, ReplicaSetKeys, Signed, Verified};

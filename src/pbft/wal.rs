@@ -134,6 +134,8 @@ pub struct Restored {
     pub executed: CheckpointContent,
     /// The timestamp of the ledger's head.
     pub timestamp: Timestamp,
+    /// The highest certificate that the ledger store has, at or below `executed`.
+    pub certificate: Option<Certificate>,
     /// All entries that the log still has.
     pub entries: Vec<WalEntry>,
 }
@@ -141,6 +143,6 @@ pub struct Restored {
 impl Restored {
     /// The start of a replica whose log has no entries.
     pub const fn new(executed: CheckpointContent, timestamp: Timestamp) -> Self {
-        Self { executed, timestamp, entries: Vec::new() }
+        Self { executed, timestamp, certificate: None, entries: Vec::new() }
     }
 }

@@ -1,0 +1,165 @@
+//! PRE-PREPARE at a backup (1999, section 4.2): taken into its slot at once, judged in order of
+//! sequence numbers, agreed to when its bodies are here.
+//!
+//! Whatever is refused at once needs no state, so all correct replicas refuse the same. What
+//! depends on this replica (its clock, the bodies, room) only delays its vote.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ledger::VerifiedRequest;
+use crate::pbft::io::{Effect, Now, Output, Rejected};
+use crate::pbft::log::{Phase, Proposal};
+use crate::pbft::message::{Batch, Content, Prepare, Verified};
+use crate::pbft::replica::Replica;
+use crate::pbft::resend::Resend;
+use crate::pbft::settings::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_CLOCK_AHEAD};
+use crate::pbft::wal::WalEntry;
+use crate::types::{SeqNum, Timestamp};
+
+enum Judgement {
+    Agreed(Vec<Arc<VerifiedRequest>>),
+    Refused(&'static str),
+    NotYet,
+}
+
+impl Replica {
+    pub(super) fn on_pre_prepare(
+        &mut self,
+        now: Now,
+        message: Verified,
+        out: &mut Output,
+    ) -> Result<(), Rejected> {
+        let Content::PrePrepare(pre_prepare) = message.content() else { return Ok(()) };
+        let (view, sequence) = (pre_prepare.view, pre_prepare.sequence);
+        self.check_slot(view, sequence)?;
+        if message.sender() != self.primary() {
+            return Err(Rejected::NotPrimary);
+        }
+        let batch = pre_prepare.batch.clone();
+        if batch.origin_view != view || batch.proposer != message.sender() {
+            return Err(Rejected::InvalidBatch("a fresh batch names its own view and proposer"));
+        }
+        check_batch(&batch)?;
+        let digest = batch.digest();
+        let slot = self.log.entry(sequence, view, Resend::started(now.monotonic, &self.settings));
+        if let Some(earlier) = &slot.proposal {
+            if earlier.digest == digest {
+                return Err(Rejected::Duplicate);
+            }
+            if !std::mem::replace(&mut slot.contradicted, true) {
+                let first = earlier.message.signed().clone();
+                out.effects.push(Effect::Evidence { first, second: message.signed().clone() });
+            }
+            return Err(Rejected::Equivocation);
+        }
+        slot.missing =
+            batch.requests.iter().filter(|digest| self.pool.get(digest).is_none()).copied().collect();
+        slot.fetch_at = now.monotonic + self.settings.fetch_delay;
+        slot.proposal = Some(Proposal { message, batch, digest });
+        Ok(())
+    }
+
+    /// Judges the proposals that are next in order, as far as they can be judged.
+    pub(super) fn try_accept(&mut self, now: Now, out: &mut Output) {
+        self.resume();
+        while !self.is_primary() {
+            let sequence = self.accepted.next();
+            match self.judge(now, sequence) {
+                Judgement::Agreed(requests) => self.accept(now, sequence, requests, out),
+                Judgement::Refused(why) => {
+                    out.rejected.get_or_insert(Rejected::InvalidBatch(why));
+                    break;
+                }
+                Judgement::NotYet => break,
+            }
+        }
+    }
+
+    fn judge(&mut self, now: Now, sequence: SeqNum) -> Judgement {
+        let inflight = self.log.bytes();
+        let weak_quorum = self.settings.replicas.weak_quorum();
+        let Some(slot) = self.log.get_mut(sequence, self.view) else { return Judgement::NotYet };
+        let Some(proposal) = &slot.proposal else { return Judgement::NotYet };
+        // One correct replica saw it prepared: so a quorum has judged it already.
+        let settled = slot.matching(&slot.commits) >= weak_quorum;
+        slot.refused &= !settled;
+        if slot.refused {
+            return Judgement::NotYet;
+        }
+        if !settled && proposal.batch.timestamp <= self.last_timestamp {
+            slot.refused = true;
+            return Judgement::Refused("the timestamp is not above the previous one");
+        }
+        slot.judge_at = wait_for_clock(now, proposal.batch.timestamp).filter(|_| !settled);
+        if slot.judge_at.is_some() || inflight >= self.settings.inflight_max_bytes {
+            return Judgement::NotYet;
+        }
+        let found = |digest| self.pool.get(digest).cloned().ok_or(*digest);
+        let (mut requests, mut missing) = (Vec::new(), BTreeSet::new());
+        for digest in &proposal.batch.requests {
+            match found(digest) {
+                Ok(request) => requests.push(request),
+                Err(digest) => drop(missing.insert(digest)),
+            }
+        }
+        slot.missing = missing;
+        if !slot.missing.is_empty() {
+            return Judgement::NotYet;
+        }
+        let bytes: usize = requests.iter().map(|request| request.bytes().len()).sum();
+        if bytes > MAX_BATCH_BYTES {
+            slot.refused = true;
+            return Judgement::Refused("the requests have too many bytes");
+        }
+        Judgement::Agreed(requests)
+    }
+
+    fn accept(&mut self, now: Now, sequence: SeqNum, requests: Vec<Arc<VerifiedRequest>>, out: &mut Output) {
+        let Some(slot) = self.log.get_mut(sequence, self.view) else { return };
+        let Some(proposal) = slot.proposal.clone() else { return };
+        let content = Content::Prepare(Prepare { view: self.view, sequence, digest: proposal.digest });
+        let prepare = Verified::sign(&self.settings.key, &self.settings.network, content);
+        // The bodies are promised by the vote, so they are on disk before it.
+        let body = |request: &Arc<_>| WalEntry::Body { sequence, request: Arc::clone(request) };
+        out.wal.extend(requests.iter().map(body));
+        out.wal.push(WalEntry::Accepted(proposal.message.signed().clone()));
+        out.wal.push(WalEntry::Sent(prepare.signed().clone()));
+        slot.phase = Phase::PrePrepared;
+        slot.judge_at = None;
+        slot.prepares.insert(proposal.digest, prepare.clone());
+        slot.sent.push(prepare.clone());
+        slot.resend.restart(now.monotonic, &self.settings);
+        self.pool.order(sequence, &requests, now.monotonic);
+        slot.hold(requests);
+        self.accepted = sequence;
+        self.last_timestamp = self.last_timestamp.max(proposal.batch.timestamp);
+        self.broadcast(&prepare, out);
+        self.try_commit(now, sequence, out);
+    }
+}
+
+fn check_batch(batch: &Batch) -> Result<(), Rejected> {
+    if batch.requests.is_empty() {
+        return Err(Rejected::InvalidBatch("nothing to order"));
+    }
+    if batch.requests.len() > MAX_BATCH_REQUESTS {
+        return Err(Rejected::InvalidBatch("too many requests"));
+    }
+    if batch.timestamp > Timestamp::MAX {
+        return Err(Rejected::InvalidBatch("a timestamp that the protocol does not know"));
+    }
+    let distinct: BTreeSet<_> = batch.requests.iter().collect();
+    if distinct.len() != batch.requests.len() {
+        return Err(Rejected::InvalidBatch("a request twice"));
+    }
+    Ok(())
+}
+
+/// When the timestamp will be near enough, if it is not yet.
+fn wait_for_clock(now: Now, timestamp: Timestamp) -> Option<Duration> {
+    let ahead = Duration::from_millis(timestamp.since(now.wall));
+    let wait = ahead.checked_sub(MAX_CLOCK_AHEAD).filter(|wait| !wait.is_zero())?;
+    Some(now.monotonic.saturating_add(wait))
+}

@@ -1,0 +1,62 @@
+//! A request comes in (1999, section 4.1): into the pool, if its node has room there.
+
+use std::sync::Arc;
+
+use crate::ledger::VerifiedRequest;
+use crate::pbft::io::{Now, Rejected, Source};
+use crate::pbft::replica::Replica;
+use crate::types::{Hash, NodeId};
+
+/// Of how many proposals that are still to be judged the bodies are fetched at a time: enough to
+/// hide the round trips, few enough to bound what a faulty primary makes others fetch.
+pub(super) const FETCH_AHEAD: u64 = 8;
+
+impl Replica {
+    pub(super) fn on_request(
+        &mut self,
+        now: Now,
+        request: Arc<VerifiedRequest>,
+        source: Source,
+    ) -> Result<(), Rejected> {
+        let digest = request.digest();
+        let wanted = self.is_wanted(&digest);
+        if source != Source::Fetched && (request.node() == self.me) != (source == Source::Admitted) {
+            return Err(Rejected::WrongNode);
+        }
+        if self.pool.knows(&digest) && !wanted {
+            self.pool.heard_again(&digest, now.monotonic);
+            return Err(Rejected::Duplicate);
+        }
+        // What an open proposal lacks is taken whatever its node has pending: it is ordered next.
+        if !wanted {
+            if source == Source::Fetched {
+                return Err(Rejected::NotWanted);
+            }
+            if !self.settings.replicas.contains(&request.node()) {
+                return Err(Rejected::WrongNode);
+            }
+            if !self.has_room_for(&request.node(), request.bytes().len()) {
+                return Err(Rejected::PoolFull);
+            }
+        }
+        self.pool.insert(request, now.monotonic);
+        for (_, slot) in self.log.above_mut(self.accepted) {
+            slot.missing.remove(&digest);
+        }
+        if source == Source::Admitted && self.settings.replicas.n() > 1 {
+            self.outbox.push(digest, now.monotonic, &self.settings);
+        }
+        Ok(())
+    }
+
+    fn is_wanted(&self, digest: &Hash) -> bool {
+        let last = self.accepted.0 + FETCH_AHEAD;
+        let mut judged_next = self.log.above(self.accepted).take_while(|(sequence, _)| sequence.0 <= last);
+        judged_next.any(|(_, slot)| slot.missing.contains(digest))
+    }
+
+    pub(super) fn has_room_for(&self, node: &NodeId, bytes: usize) -> bool {
+        let (count, pending_bytes) = self.pool.pending_of(node);
+        count < self.settings.pool_max_requests && pending_bytes + bytes <= self.settings.pool_max_bytes
+    }
+}

@@ -1,0 +1,101 @@
+//! PREPARE and COMMIT (1999, section 4.2), and what follows once there are enough of them.
+
+use crate::pbft::io::{Effect, Now, Output, Rejected};
+use crate::pbft::log::{Inserted, Phase};
+use crate::pbft::message::{Commit, Content, Prepare, Verified};
+use crate::pbft::replica::Replica;
+use crate::pbft::resend::Resend;
+use crate::pbft::wal::WalEntry;
+use crate::types::SeqNum;
+
+impl Replica {
+    pub(super) fn on_prepare(
+        &mut self,
+        now: Now,
+        prepare: Prepare,
+        message: Verified,
+        out: &mut Output,
+    ) -> Result<(), Rejected> {
+        self.check_slot(prepare.view, prepare.sequence)?;
+        if message.sender() == self.primary() {
+            return Err(Rejected::NotBackup);
+        }
+        let resend = Resend::started(now.monotonic, &self.settings);
+        let slot = self.log.entry(prepare.sequence, prepare.view, resend);
+        let second = message.signed().clone();
+        match slot.prepares.insert(prepare.digest, message) {
+            Inserted::New => self.try_commit(now, prepare.sequence, out),
+            Inserted::Known(why) => return Err(why),
+            Inserted::Contradicts(first) => {
+                out.effects.push(Effect::Evidence { first: *first, second });
+                return Err(Rejected::Equivocation);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_commit(
+        &mut self,
+        now: Now,
+        commit: Commit,
+        message: Verified,
+        out: &mut Output,
+    ) -> Result<(), Rejected> {
+        self.check_slot(commit.view, commit.sequence)?;
+        let resend = Resend::started(now.monotonic, &self.settings);
+        let slot = self.log.entry(commit.sequence, commit.view, resend);
+        let second = message.signed().clone();
+        match slot.commits.insert(commit.digest, message) {
+            Inserted::New => self.try_commit(now, commit.sequence, out),
+            Inserted::Known(why) => return Err(why),
+            Inserted::Contradicts(first) => {
+                out.effects.push(Effect::Evidence { first: *first, second });
+                return Err(Rejected::Equivocation);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends COMMIT once the batch is prepared, and marks it once it is committed-local.
+    pub(super) fn try_commit(&mut self, now: Now, sequence: SeqNum, out: &mut Output) {
+        let quorum = self.settings.replicas.quorum();
+        let view = self.view;
+        let Some(slot) = self.log.get_mut(sequence, view) else { return };
+        let Some(digest) = slot.proposal.as_ref().map(|proposal| proposal.digest) else { return };
+        let mut sent = None;
+        if slot.phase == Phase::PrePrepared && slot.prepared(quorum) {
+            let content = Content::Commit(Commit { view, sequence, digest });
+            let commit = Verified::sign(&self.settings.key, &self.settings.network, content);
+            out.wal.push(WalEntry::Sent(commit.signed().clone()));
+            slot.phase = Phase::Prepared;
+            slot.commits.insert(digest, commit.clone());
+            slot.sent.push(commit.clone());
+            slot.resend.restart(now.monotonic, &self.settings);
+            sent = Some(commit);
+        }
+        if slot.phase == Phase::Prepared && slot.committed_local(quorum) {
+            slot.phase = Phase::Committed;
+            out.wal.push(WalEntry::Committed { view, sequence, digest });
+        }
+        if let Some(commit) = sent {
+            self.broadcast(&commit, out);
+        }
+    }
+
+    /// Hands committed batches to execution, strictly in order (1999, section 4.2).
+    pub(super) fn try_execute(&mut self, out: &mut Output) {
+        loop {
+            let sequence = self.dispatched.next();
+            let slot = self.log.get(sequence, self.view).filter(|slot| slot.phase == Phase::Committed);
+            let Some(slot) = slot else { return };
+            let Some(proposal) = &slot.proposal else { return };
+            self.pool.executed(sequence, &slot.requests);
+            self.dispatched = sequence;
+            out.effects.push(Effect::Execute {
+                sequence,
+                batch: proposal.batch.clone(),
+                requests: slot.requests.clone(),
+            });
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The request pool: what was asked for and is not yet executed and stable.
+//!
+//! ```text
+//! insert ──▶ pending (a queue for each admitting node) ──order──▶ ordered ──cut──▶ remembered
+//!               ▲                                                   │                (digest only)
+//!               └──────────────────── release ──────────────────────┘
+//! ```
+//!
+//! A request names its admitting node, and each node has its own queue with its own limits: none
+//! can fill the pool or delay the requests of others, since batches take from the queues in turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ledger::VerifiedRequest;
+use crate::types::{Hash, NodeId, SeqNum};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// In its node's queue, under this number of arrival.
+    Pending(u64),
+    /// In the batch of this sequence number.
+    Ordered(SeqNum),
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    request: Arc<VerifiedRequest>,
+    state: State,
+    /// When it came last; decides whether its node has given it up.
+    heard: Duration,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Queue {
+    order: BTreeMap<u64, (Hash, Duration)>,
+    bytes: usize,
+}
+
+/// The pool.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pool {
+    entries: BTreeMap<Hash, Entry>,
+    queues: BTreeMap<NodeId, Queue>,
+    arrivals: u64,
+    /// The node whose request was taken last.
+    served: Option<NodeId>,
+    /// Digests of executed batches, for [`crate::pbft::settings::WINDOW`] sequence numbers.
+    executed: BTreeMap<SeqNum, Vec<Hash>>,
+    remembered: BTreeSet<Hash>,
+}
+
+impl Pool {
+    /// Whether the request is here, or was executed not long ago.
+    pub(super) fn knows(&self, digest: &Hash) -> bool {
+        self.entries.contains_key(digest) || self.remembered.contains(digest)
+    }
+
+    pub(super) fn get(&self, digest: &Hash) -> Option<&Arc<VerifiedRequest>> {
+        self.entries.get(digest).map(|entry| &entry.request)
+    }
+
+    pub(super) fn is_pending(&self, digest: &Hash) -> bool {
+        self.entries.get(digest).is_some_and(|entry| matches!(entry.state, State::Pending(_)))
+    }
+
+    /// Requests and bytes that are pending of `node`.
+    pub(super) fn pending_of(&self, node: &NodeId) -> (usize, usize) {
+        self.queues.get(node).map_or((0, 0), |queue| (queue.order.len(), queue.bytes))
+    }
+
+    /// Requests and bytes that are pending of all nodes.
+    pub(super) fn pending(&self) -> (usize, usize) {
+        let add = |(count, bytes), queue: &Queue| (count + queue.order.len(), bytes + queue.bytes);
+        self.queues.values().fold((0, 0), add)
+    }
+
+    /// When the oldest pending request came.
+    pub(super) fn oldest(&self) -> Option<Duration> {
+        self.queues.values().filter_map(|queue| queue.order.values().next()).map(|(_, came)| *came).min()
+    }
+
+    /// Takes a request in, at the end of its node's queue.
+    pub(super) fn insert(&mut self, request: Arc<VerifiedRequest>, now: Duration) {
+        let digest = request.digest();
+        if self.entries.contains_key(&digest) {
+            return;
+        }
+        let state = self.enqueue(&request, now);
+        self.entries.insert(digest, Entry { request, state, heard: now });
+    }
+
+    fn enqueue(&mut self, request: &VerifiedRequest, now: Duration) -> State {
+        let arrival = self.arrivals;
+        self.arrivals += 1;
+        let queue = self.queues.entry(request.node()).or_default();
+        queue.order.insert(arrival, (request.digest(), now));
+        queue.bytes += request.bytes().len();
+        State::Pending(arrival)
+    }
+
+    fn dequeue(&mut self, request: &VerifiedRequest, state: State) {
+        let State::Pending(arrival) = state else { return };
+        let Some(queue) = self.queues.get_mut(&request.node()) else { return };
+        if queue.order.remove(&arrival).is_some() {
+            queue.bytes -= request.bytes().len();
+        }
+        if queue.order.is_empty() {
+            self.queues.remove(&request.node());
+        }
+    }
+
+    /// The request came once more: its node still waits for it.
+    pub(super) fn heard_again(&mut self, digest: &Hash, now: Duration) {
+        if let Some(entry) = self.entries.get_mut(digest) {
+            entry.heard = now;
+        }
+    }
+
+    /// The next batch: one request of each node in turn, in order of arrival at each, at most so
+    /// many and of so many bytes, but at least one. They stay pending.
+    pub(super) fn next_batch(&mut self, max_requests: usize, max_bytes: usize) -> Vec<Arc<VerifiedRequest>> {
+        let mut queues: Vec<_> =
+            self.queues.iter().map(|(node, queue)| (*node, queue.order.values())).collect();
+        let first = queues.partition_point(|(node, _)| self.served.is_some_and(|served| *node <= served));
+        queues.rotate_left(first);
+        let mut batch: Vec<Arc<VerifiedRequest>> = Vec::new();
+        let mut bytes = 0;
+        'full: loop {
+            let before = batch.len();
+            for (node, queue) in &mut queues {
+                let Some((digest, _)) = queue.next() else { continue };
+                let Some(entry) = self.entries.get(digest) else { continue };
+                let len = entry.request.bytes().len();
+                if batch.len() >= max_requests || !batch.is_empty() && bytes + len > max_bytes {
+                    break 'full;
+                }
+                bytes += len;
+                batch.push(Arc::clone(&entry.request));
+                self.served = Some(*node);
+            }
+            if batch.len() == before {
+                break;
+            }
+        }
+        batch
+    }
+
+    /// The requests are in the batch of `sequence` now.
+    pub(super) fn order(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>], now: Duration) {
+        for request in requests {
+            let entry = Entry { request: Arc::clone(request), state: State::Ordered(sequence), heard: now };
+            if let Some(earlier) = self.entries.insert(request.digest(), entry) {
+                self.dequeue(request, earlier.state);
+            }
+        }
+    }
+
+    /// The batch of `sequence` was handed to execution: its requests are not taken again.
+    pub(super) fn executed(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>]) {
+        let digests: Vec<Hash> = requests.iter().map(|request| request.digest()).collect();
+        self.remembered.extend(&digests);
+        self.executed.insert(sequence, digests);
+    }
+
+    /// The batch of `sequence` was passed over without being executed here. Own requests are asked
+    /// for again, so that their outcome is learned; those of others are dropped. Gives the own ones.
+    pub(super) fn release(
+        &mut self,
+        sequence: SeqNum,
+        requests: &[Arc<VerifiedRequest>],
+        own: &NodeId,
+        now: Duration,
+    ) -> Vec<Hash> {
+        let mut again = Vec::new();
+        for request in requests {
+            let digest = request.digest();
+            if !self.is_ordered_at(&digest, sequence) {
+                continue;
+            }
+            self.entries.remove(&digest);
+            if request.node() == *own {
+                self.insert(Arc::clone(request), now);
+                again.push(digest);
+            }
+        }
+        again
+    }
+
+    /// The batch of `sequence` is stable: its bodies are needed no more.
+    pub(super) fn forget(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>]) {
+        for request in requests {
+            if self.is_ordered_at(&request.digest(), sequence) {
+                self.entries.remove(&request.digest());
+            }
+        }
+    }
+
+    fn is_ordered_at(&self, digest: &Hash, sequence: SeqNum) -> bool {
+        self.entries.get(digest).is_some_and(|entry| entry.state == State::Ordered(sequence))
+    }
+
+    /// Forgets the digests of batches at or below `sequence`.
+    pub(super) fn forget_executed(&mut self, sequence: SeqNum) {
+        let kept = self.executed.split_off(&sequence.next());
+        for digest in std::mem::replace(&mut self.executed, kept).into_values().flatten() {
+            self.remembered.remove(&digest);
+        }
+    }
+
+    /// Drops the pending requests of other nodes that were last heard of before `since`.
+    pub(super) fn expire(&mut self, since: Duration, own: &NodeId) {
+        let given_up = |entry: &Entry| {
+            entry.heard < since && matches!(entry.state, State::Pending(_)) && entry.request.node() != *own
+        };
+        let expired: Vec<Hash> =
+            self.entries.iter().filter(|(_, entry)| given_up(entry)).map(|(digest, _)| *digest).collect();
+        for digest in expired {
+            if let Some(entry) = self.entries.remove(&digest) {
+                self.dequeue(&entry.request, entry.state);
+            }
+        }
+    }
+}

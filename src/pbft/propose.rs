@@ -1,0 +1,78 @@
+//! The primary's proposals: batched, pipelined between the watermarks (1999, sections 4.2, 5.1.4).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::pbft::io::{Now, Output};
+use crate::pbft::log::{Phase, Proposal};
+use crate::pbft::message::{Batch, Content, PrePrepare, Verified};
+use crate::pbft::replica::Replica;
+use crate::pbft::resend::Resend;
+use crate::pbft::wal::WalEntry;
+use crate::types::Timestamp;
+
+impl Replica {
+    /// Proposes batches while there are any that are full or have waited long enough.
+    pub(super) fn try_propose(&mut self, now: Now, out: &mut Output) {
+        while self.proposal_due().is_some_and(|due| due <= now.monotonic) {
+            if !self.propose(now, out) {
+                break;
+            }
+        }
+    }
+
+    /// When the next proposal is due, if there can be one.
+    pub(super) fn proposal_due(&self) -> Option<Duration> {
+        let oldest = self.pool.oldest()?;
+        if !self.may_propose() {
+            return None;
+        }
+        let (count, bytes) = self.pool.pending();
+        let full = count >= self.settings.batch_max_requests || bytes >= self.settings.batch_max_bytes;
+        Some(if full { Duration::ZERO } else { oldest + self.settings.batch_delay })
+    }
+
+    fn may_propose(&self) -> bool {
+        self.is_primary()
+            && self.accepted < self.high_watermark()
+            && self.accepted >= self.restored_upto
+            // Others have executed what this primary does not know: it first catches up.
+            && self.accepted >= self.checkpoints.known(&self.settings.replicas)
+            && self.log.bytes() < self.settings.inflight_max_bytes
+    }
+
+    fn propose(&mut self, now: Now, out: &mut Output) -> bool {
+        let settings = &self.settings;
+        let requests = self.pool.next_batch(settings.batch_max_requests, settings.batch_max_bytes);
+        if requests.is_empty() {
+            return false;
+        }
+        let (view, sequence) = (self.view, self.accepted.next());
+        let batch = Batch {
+            requests: requests.iter().map(|request| request.digest()).collect(),
+            timestamp: Timestamp(now.wall.0.max(self.last_timestamp.0 + 1)),
+            origin_view: view,
+            proposer: self.me,
+        };
+        let digest = batch.digest();
+        let content = Content::PrePrepare(PrePrepare { view, sequence, batch: batch.clone() });
+        let message = Verified::sign(&settings.key, &settings.network, content);
+        let body = |request: &Arc<_>| WalEntry::Body { sequence, request: Arc::clone(request) };
+        out.wal.extend(requests.iter().map(body));
+        out.wal.push(WalEntry::Sent(message.signed().clone()));
+
+        self.accepted = sequence;
+        self.last_timestamp = batch.timestamp;
+        self.pool.order(sequence, &requests, now.monotonic);
+        let resend = Resend::started(now.monotonic, settings);
+        let slot = self.log.entry(sequence, view, resend);
+        slot.resend = resend;
+        slot.phase = Phase::PrePrepared;
+        slot.proposal = Some(Proposal { message: message.clone(), batch, digest });
+        slot.hold(requests);
+        slot.sent.push(message.clone());
+        self.broadcast(&message, out);
+        self.try_commit(now, sequence, out);
+        true
+    }
+}

@@ -1,0 +1,139 @@
+//! What was promised before a crash, read back from the log: exactly that, and nothing signed anew.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ledger::{Certificate, VerifiedRequest};
+use crate::pbft::checkpoints::OwnCheckpoint;
+use crate::pbft::io::{Effect, Now, Output};
+use crate::pbft::log::{Phase, Proposal, Slot};
+use crate::pbft::message::{Content, PrePrepare, Signed, Verified};
+use crate::pbft::replica::{Replica, SetupError};
+use crate::pbft::resend::Resend;
+use crate::pbft::wal::WalEntry;
+use crate::types::{Hash, SeqNum, View};
+
+type Bodies = BTreeMap<Hash, Arc<VerifiedRequest>>;
+
+impl Replica {
+    pub(super) fn restore(
+        &mut self,
+        certificate: Option<Certificate>,
+        entries: Vec<WalEntry>,
+    ) -> Result<(), SetupError> {
+        let mut bodies = Bodies::new();
+        if let Some(certificate) = certificate {
+            self.checkpoints.certified(certificate);
+        }
+        for entry in entries {
+            if !matches!(entry, WalEntry::Body { .. }) {
+                self.restored_upto = self.restored_upto.max(entry.sequence());
+            }
+            match entry {
+                WalEntry::Body { request, .. } => drop(bodies.insert(request.digest(), request)),
+                WalEntry::Accepted(signed) | WalEntry::Sent(signed) => self.restore_message(signed),
+                WalEntry::Committed { view, sequence, .. } => {
+                    self.restored_slot(sequence, view).phase = Phase::Committed;
+                }
+                WalEntry::Certified(certificate) => self.checkpoints.certified(certificate),
+            }
+        }
+        self.restore_bodies(&bodies)?;
+        self.restore_watermarks();
+        Ok(())
+    }
+
+    fn restored_slot(&mut self, sequence: SeqNum, view: View) -> &mut Slot {
+        self.log.entry(sequence, view, Resend::overdue(&self.settings))
+    }
+
+    fn restore_message(&mut self, signed: Signed) {
+        let own = signed.sender == self.me;
+        let message = Verified::from_wal(signed);
+        match message.content().clone() {
+            Content::PrePrepare(PrePrepare { view, sequence, batch }) => {
+                let slot = self.restored_slot(sequence, view);
+                // At a backup it is agreed to by the PREPARE; without that it is judged anew.
+                if own {
+                    slot.phase = slot.phase.max(Phase::PrePrepared);
+                    slot.sent.push(message.clone());
+                }
+                let digest = batch.digest();
+                slot.proposal = Some(Proposal { message, batch, digest });
+            }
+            Content::Prepare(prepare) => {
+                let slot = self.restored_slot(prepare.sequence, prepare.view);
+                slot.phase = slot.phase.max(Phase::PrePrepared);
+                slot.sent.push(message.clone());
+                slot.prepares.insert(prepare.digest, message);
+            }
+            Content::Commit(commit) => {
+                let slot = self.restored_slot(commit.sequence, commit.view);
+                slot.phase = slot.phase.max(Phase::Prepared);
+                slot.sent.push(message.clone());
+                slot.commits.insert(commit.digest, message);
+            }
+            Content::Checkpoint(content) => {
+                let before = SeqNum(content.sequence.0.saturating_sub(1));
+                let previous = self.checkpoints.get(before).and_then(|slot| slot.own.as_ref());
+                let made_block = previous.is_some_and(|previous| previous.content.height != content.height);
+                let resend = Resend::overdue(&self.settings);
+                self.checkpoints.slot(content.sequence).own =
+                    OwnCheckpoint::new(message.clone(), made_block, resend);
+                self.checkpoints.insert(content, message);
+            }
+        }
+    }
+
+    /// Gives each agreed proposal its bodies, which were logged before it.
+    fn restore_bodies(&mut self, bodies: &Bodies) -> Result<(), SetupError> {
+        for (sequence, slot) in self.log.iter_mut() {
+            let Some(proposal) = &slot.proposal else { continue };
+            let requests: Option<Vec<_>> =
+                proposal.batch.requests.iter().map(|digest| bodies.get(digest).cloned()).collect();
+            match requests {
+                Some(requests) => {
+                    self.pool.order(sequence, &requests, Duration::ZERO);
+                    slot.hold(requests);
+                }
+                // What is executed needs its bodies only for others.
+                None if sequence <= self.executed.sequence || slot.phase == Phase::Waiting => {}
+                None => return Err(SetupError::IncompleteLog(sequence)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with the slots that were agreed to before a crash, as soon as those below them are
+    /// known again: they are neither judged nor proposed a second time.
+    pub(super) fn resume(&mut self) {
+        let agreed = |slot: &&Slot| slot.phase >= Phase::PrePrepared;
+        while let Some(slot) = self.log.get(self.accepted.next(), self.view).filter(agreed) {
+            let timestamp = slot.proposal.as_ref().map(|proposal| proposal.batch.timestamp);
+            self.last_timestamp = self.last_timestamp.max(timestamp.unwrap_or_default());
+            self.accepted = self.accepted.next();
+        }
+    }
+
+    /// What the first step does: a crash may have cut off a vote, or a certificate on its way to
+    /// the store.
+    pub(super) fn start(&mut self, now: Now, out: &mut Output) {
+        let certificates = self.checkpoints.certificates(self.executed.sequence).cloned();
+        out.effects.extend(certificates.map(Effect::Certified));
+        let slots: Vec<SeqNum> = self.log.iter().map(|(sequence, _)| sequence).collect();
+        for sequence in slots {
+            self.try_commit(now, sequence, out);
+        }
+    }
+
+    fn restore_watermarks(&mut self) {
+        let executed = self.executed.sequence;
+        self.resume();
+        for (sequence, slot) in self.log.iter().filter(|(sequence, _)| *sequence <= executed) {
+            self.pool.executed(sequence, &slot.requests);
+        }
+        let certified = self.checkpoints.certificates(executed).last();
+        self.cut(certified.map_or(SeqNum(0), |certificate| certificate.content.sequence));
+    }
+}
