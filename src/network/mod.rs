@@ -16,10 +16,17 @@
 //! handshake, and a peer that sends garbage is cut off for a while.
 
 pub mod announce;
+mod behaviour;
+mod conduct;
+mod dialer;
 pub mod handle;
 mod identity;
+mod metrics;
 pub mod protocol;
 pub mod settings;
+mod stream;
+mod task;
+mod transport;
 
 pub use announce::{Announcement, SignedAnnouncement};
 pub use handle::{
@@ -30,3 +37,4 @@ pub use identity::{node_of, peer_of};
 pub use libp2p::Multiaddr;
 pub use protocol::{PeerRequest, PeerResponse, SignedBundle};
 pub use settings::{NetworkSettings, SwarmKey};
+pub use task::Network;

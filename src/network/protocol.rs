@@ -66,15 +66,13 @@ impl PeerRequest {
         }
     }
 
-    /// Whether `response` is of a kind that can answer this request.
-    pub(super) fn is_answered_by(&self, response: &PeerResponse) -> bool {
-        matches!(
-            (self, response),
-            (_, PeerResponse::Busy)
-                | (Self::Bundle(_), PeerResponse::Accepted)
-                | (Self::FetchRequests(_), PeerResponse::Requests(_))
-                | (Self::FetchBlocks { .. }, PeerResponse::Blocks(_))
-        )
+    /// The kind of answer that it wants.
+    pub(super) const fn wants(&self) -> Answers {
+        match self {
+            Self::Bundle(_) => Answers::Accepted,
+            Self::FetchRequests(_) => Answers::Requests,
+            Self::FetchBlocks { .. } => Answers::Blocks,
+        }
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
@@ -95,6 +93,26 @@ impl PeerResponse {
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         codec::decode::<MAX_LARGE_BYTES, Self>(bytes)
+    }
+}
+
+/// The kinds of answers besides `Busy`, which can answer everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answers {
+    Accepted,
+    Requests,
+    Blocks,
+}
+
+impl Answers {
+    /// Whether `response` is of this kind.
+    pub(super) const fn is(self, response: &PeerResponse) -> bool {
+        matches!(
+            (self, response),
+            (Self::Accepted, PeerResponse::Accepted)
+                | (Self::Requests, PeerResponse::Requests(_))
+                | (Self::Blocks, PeerResponse::Blocks(_))
+        )
     }
 }
 

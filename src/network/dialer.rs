@@ -1,0 +1,359 @@
+//! Whom to dial and when: a pure plan, executed by the swarm task.
+//!
+//! Configured addresses are dialed for ever, with back-off; found ones (mDNS, announcements) until
+//! they have failed too often, since a living node is found again. What leads to this node itself
+//! is left alone for some time, because an address can move to another node.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::ConnectionId;
+use libp2p::{Multiaddr, PeerId};
+
+use crate::network::settings::{MAX_ADDRESSES_PER_NODE, MAX_DIAL_TARGETS};
+
+/// The wait after the first failure; doubles with each.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+
+/// The longest wait between attempts.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// The wait before an address that led to this node is tried again.
+const SELF_WAIT: Duration = Duration::from_secs(600);
+
+/// A found target is forgotten after so many failures in a row (about ten minutes).
+const GIVE_UP_AFTER: u32 = 24;
+
+/// A peer, or an address whose peer is not known.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Target {
+    /// A peer by its id.
+    Peer(PeerId),
+    /// Whoever answers at a configured address.
+    Address(Multiaddr),
+}
+
+/// One attempt to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Attempt {
+    /// The target, to report the result.
+    pub(super) target: Target,
+    /// Where.
+    pub(super) addresses: Vec<Multiaddr>,
+}
+
+#[derive(Debug, Clone)]
+struct Plan {
+    addresses: Vec<Multiaddr>,
+    configured: bool,
+    /// Who answers there, once that is known.
+    peer: Option<PeerId>,
+    failures: u32,
+    not_before: Duration,
+    dialing: bool,
+}
+
+/// The plan of all targets, at most [`MAX_DIAL_TARGETS`].
+#[derive(Debug)]
+pub(super) struct Dialer {
+    local: PeerId,
+    plans: BTreeMap<Target, Plan>,
+    pending: HashMap<ConnectionId, Target>,
+}
+
+impl Dialer {
+    /// A plan for the node with this peer id that knows the configured addresses.
+    pub(super) fn new(local: PeerId, configured: &[Multiaddr]) -> Self {
+        let mut dialer = Self { local, plans: BTreeMap::new(), pending: HashMap::new() };
+        for address in configured {
+            match split_peer(address) {
+                (address, Some(peer)) => dialer.add(Target::Peer(peer), vec![address], true),
+                (address, None) => dialer.add(Target::Address(address.clone()), vec![address], true),
+            }
+        }
+        dialer
+    }
+
+    /// Learns addresses at which a peer may be reached; replaces those found before.
+    pub(super) fn learn(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        let mut addresses: Vec<_> =
+            addresses.into_iter().map(|address| split_peer(&address).0).filter(is_dialable).collect();
+        addresses.truncate(MAX_ADDRESSES_PER_NODE);
+        if !addresses.is_empty() {
+            self.add(Target::Peer(peer), addresses, false);
+        }
+    }
+
+    /// The attempts to make now.
+    pub(super) fn due(&mut self, now: Duration, is_connected: impl Fn(&PeerId) -> bool) -> Vec<Attempt> {
+        let mut due = Vec::new();
+        for (target, plan) in &mut self.plans {
+            let connected = plan.peer.as_ref().is_some_and(&is_connected);
+            if connected || plan.dialing || plan.not_before > now {
+                continue;
+            }
+            plan.dialing = true;
+            due.push(Attempt { target: target.clone(), addresses: plan.addresses.clone() });
+        }
+        due
+    }
+
+    /// An attempt is under way as this connection.
+    pub(super) fn on_dialing(&mut self, target: Target, connection: ConnectionId) {
+        self.pending.insert(connection, target);
+    }
+
+    /// A connection that this node dialed is established.
+    pub(super) fn on_connected(&mut self, connection: ConnectionId, peer: PeerId) {
+        let Some(plan) = self.take(connection).and_then(|target| self.plans.get_mut(&target)) else { return };
+        // The failures stay until the connection has lasted: see `on_disconnected`.
+        plan.peer = Some(peer);
+    }
+
+    /// An attempt failed; returns how often in a row, if it was one of the plan's.
+    pub(super) fn on_failed(&mut self, connection: ConnectionId, now: Duration) -> Option<u32> {
+        let target = self.take(connection)?;
+        self.fail(&target, now)
+    }
+
+    /// An attempt could not even begin.
+    pub(super) fn on_not_dialed(&mut self, target: &Target, now: Duration) {
+        if let Some(plan) = self.plans.get_mut(target) {
+            plan.dialing = false;
+        }
+        self.fail(target, now);
+    }
+
+    /// An attempt led to this node itself.
+    pub(super) fn on_self(&mut self, connection: ConnectionId, now: Duration) {
+        let Some(target) = self.take(connection) else { return };
+        if let Some(plan) = self.plans.get_mut(&target) {
+            plan.not_before = now + SELF_WAIT;
+        }
+    }
+
+    /// The last connection with a peer is closed: it may be dialed at once, but a peer that closes
+    /// each connection is dialed more and more rarely.
+    pub(super) fn on_disconnected(&mut self, peer: &PeerId, lasted: Duration, now: Duration) {
+        for plan in self.plans.values_mut().filter(|plan| plan.peer.as_ref() == Some(peer)) {
+            let brief = lasted < LONGEST_WAIT;
+            plan.failures = if brief { plan.failures + 1 } else { 0 };
+            plan.not_before = now + wait_after(plan.failures.max(1));
+        }
+    }
+
+    fn add(&mut self, target: Target, addresses: Vec<Multiaddr>, configured: bool) {
+        if target == Target::Peer(self.local) {
+            return;
+        }
+        if let Some(plan) = self.plans.get_mut(&target) {
+            // What is configured stays, and what was found comes behind it.
+            if plan.configured {
+                plan.addresses.extend(addresses);
+                dedup(&mut plan.addresses);
+                plan.addresses.truncate(MAX_ADDRESSES_PER_NODE);
+            } else {
+                plan.addresses = addresses;
+            }
+            return;
+        }
+        if self.plans.len() >= MAX_DIAL_TARGETS {
+            return;
+        }
+        let peer = if let Target::Peer(peer) = &target { Some(*peer) } else { None };
+        let plan =
+            Plan { addresses, configured, peer, failures: 0, not_before: Duration::ZERO, dialing: false };
+        self.plans.insert(target, plan);
+    }
+
+    fn take(&mut self, connection: ConnectionId) -> Option<Target> {
+        let target = self.pending.remove(&connection)?;
+        if let Some(plan) = self.plans.get_mut(&target) {
+            plan.dialing = false;
+        }
+        Some(target)
+    }
+
+    fn fail(&mut self, target: &Target, now: Duration) -> Option<u32> {
+        let plan = self.plans.get_mut(target)?;
+        plan.failures = plan.failures.saturating_add(1);
+        plan.not_before = now + wait_after(plan.failures);
+        let failures = plan.failures;
+        if !plan.configured && failures >= GIVE_UP_AFTER {
+            self.plans.remove(target);
+        }
+        Some(failures)
+    }
+}
+
+/// 0.5 s, 1 s, 2 s, ... 30 s.
+fn wait_after(failures: u32) -> Duration {
+    FIRST_WAIT.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_WAIT)
+}
+
+/// The address without a trailing `/p2p/<peer id>`, and that peer.
+fn split_peer(address: &Multiaddr) -> (Multiaddr, Option<PeerId>) {
+    let mut rest = address.clone();
+    match rest.pop() {
+        Some(Protocol::P2p(peer)) => (rest, Some(peer)),
+        _ => (address.clone(), None),
+    }
+}
+
+/// Whether this is `/ip4|ip6|dns|dns4|dns6/…/tcp/<port>` of a definite host: what others tell us
+/// must not make us dial anything else.
+fn is_dialable(address: &Multiaddr) -> bool {
+    let mut parts = address.iter();
+    let host = match parts.next() {
+        Some(Protocol::Ip4(ip)) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
+        Some(Protocol::Ip6(ip)) => !ip.is_unspecified() && !ip.is_multicast(),
+        Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_)) => true,
+        _ => false,
+    };
+    host && matches!(parts.next(), Some(Protocol::Tcp(port)) if port != 0) && parts.next().is_none()
+}
+
+/// Whether the address names this machine only.
+pub(super) fn is_loopback(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
+        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
+        _ => false,
+    }
+}
+
+fn dedup(addresses: &mut Vec<Multiaddr>) {
+    let mut seen = Vec::with_capacity(addresses.len());
+    addresses.retain(|address| {
+        let new = !seen.contains(address);
+        if new {
+            seen.push(address.clone());
+        }
+        new
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: &str = "/ip4/10.0.0.1/tcp/7000";
+
+    fn address(text: &str) -> Multiaddr {
+        text.parse().unwrap()
+    }
+
+    fn dial(dialer: &mut Dialer, now: Duration) -> Option<ConnectionId> {
+        let attempt = dialer.due(now, |_| false).pop()?;
+        let connection = libp2p::swarm::dial_opts::DialOpts::from(address(AT)).connection_id();
+        dialer.on_dialing(attempt.target, connection);
+        Some(connection)
+    }
+
+    #[test]
+    fn a_configured_address_is_dialed_for_ever_with_growing_waits() {
+        let mut dialer = Dialer::new(PeerId::random(), &[address(AT)]);
+        let mut now = Duration::ZERO;
+        for _ in 0..100 {
+            let connection = dial(&mut dialer, now).expect("it is due");
+            assert!(dialer.due(now, |_| false).is_empty(), "it is under way");
+            let failures = dialer.on_failed(connection, now).unwrap();
+            let wait = wait_after(failures);
+            assert!(wait <= LONGEST_WAIT);
+            assert!(dialer.due(now + wait - Duration::from_millis(1), |_| false).is_empty());
+            now += wait;
+        }
+    }
+
+    #[test]
+    fn an_address_is_left_alone_while_the_peer_that_answered_there_is_connected() {
+        let mut dialer = Dialer::new(PeerId::random(), &[address(AT)]);
+        let peer = PeerId::random();
+        let connection = dial(&mut dialer, Duration::ZERO).unwrap();
+        dialer.on_connected(connection, peer);
+        assert!(dialer.due(SELF_WAIT, |at| *at == peer).is_empty());
+        dialer.on_disconnected(&peer, SELF_WAIT, SELF_WAIT);
+        assert_eq!(dialer.due(SELF_WAIT + FIRST_WAIT, |_| false).len(), 1);
+    }
+
+    #[test]
+    fn the_nodes_own_address_is_left_alone() {
+        let local = PeerId::random();
+        let own = address(AT).with(Protocol::P2p(local));
+        assert!(Dialer::new(local, &[own]).due(Duration::ZERO, |_| false).is_empty());
+        let mut dialer = Dialer::new(local, &[address(AT)]);
+        let connection = dial(&mut dialer, Duration::ZERO).unwrap();
+        dialer.on_self(connection, Duration::ZERO);
+        assert!(dialer.due(SELF_WAIT - FIRST_WAIT, |_| false).is_empty());
+        assert_eq!(dialer.due(SELF_WAIT, |_| false).len(), 1, "it may belong to another node by now");
+    }
+
+    #[test]
+    fn a_found_peer_is_given_up_and_can_be_found_again() {
+        let mut dialer = Dialer::new(PeerId::random(), &[]);
+        let peer = PeerId::random();
+        dialer.learn(peer, vec![address(AT)]);
+        let mut now = Duration::ZERO;
+        for _ in 0..GIVE_UP_AFTER {
+            let connection = dial(&mut dialer, now).unwrap();
+            dialer.on_failed(connection, now);
+            now += LONGEST_WAIT;
+        }
+        assert!(dialer.plans.is_empty());
+        dialer.learn(peer, vec![address(AT)]);
+        assert_eq!(dialer.due(now, |_| false).len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_hangs_up_at_once_is_dialed_more_and_more_rarely() {
+        let mut dialer = Dialer::new(PeerId::random(), &[address(AT)]);
+        let peer = PeerId::random();
+        let mut waits = Vec::new();
+        let mut now = Duration::ZERO;
+        for _ in 0..4 {
+            let connection = dial(&mut dialer, now).unwrap();
+            dialer.on_connected(connection, peer);
+            dialer.on_disconnected(&peer, Duration::ZERO, now);
+            let until = dialer.plans.values().next().unwrap().not_before;
+            waits.push(until - now);
+            now = until;
+        }
+        assert!(waits.windows(2).all(|pair| pair[1] == 2 * pair[0]), "{waits:?}");
+    }
+
+    #[test]
+    fn only_plain_tcp_addresses_are_learned_and_not_too_many() {
+        let mut dialer = Dialer::new(PeerId::random(), &[]);
+        for bad in [
+            "/ip4/0.0.0.0/tcp/7000",
+            "/ip4/224.0.0.1/tcp/7000",
+            "/ip4/10.0.0.1/tcp/0",
+            "/ip4/10.0.0.1/udp/7000",
+            "/ip4/10.0.0.1/tcp/7000/ws",
+            "/unix/socket",
+            "/dnsaddr/example.org",
+            "",
+        ] {
+            dialer.learn(PeerId::random(), vec![address(bad)]);
+        }
+        assert!(dialer.plans.is_empty());
+        let many = (1..100).map(|port| address(&format!("/ip6/::1/tcp/{port}"))).collect();
+        dialer.learn(PeerId::random(), many);
+        assert_eq!(dialer.plans.values().next().unwrap().addresses.len(), MAX_ADDRESSES_PER_NODE);
+        for _ in 0..2 * MAX_DIAL_TARGETS {
+            dialer.learn(PeerId::random(), vec![address("/dns4/node.example/tcp/7000")]);
+        }
+        assert_eq!(dialer.plans.len(), MAX_DIAL_TARGETS);
+    }
+
+    #[test]
+    fn what_is_configured_for_a_peer_stays_first() {
+        let peer = PeerId::random();
+        let configured = address(AT).with(Protocol::P2p(peer));
+        let mut dialer = Dialer::new(PeerId::random(), &[configured]);
+        dialer.learn(peer, vec![address(AT), address("/ip4/10.0.0.2/tcp/7000")]);
+        let attempt = dialer.due(Duration::ZERO, |_| false).pop().unwrap();
+        assert_eq!(attempt.addresses, [address(AT), address("/ip4/10.0.0.2/tcp/7000")]);
+    }
+}

@@ -1,0 +1,52 @@
+//! TCP, then the swarm key if there is one, then Noise, then yamux.
+//!
+//! The network id is in Noise's prologue: the handshake with a node of another network fails
+//! before either side has said anything else.
+
+use futures::future::Either;
+use futures::{FutureExt, TryFutureExt};
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::Boxed;
+use libp2p::core::upgrade::Version;
+use libp2p::identity::Keypair;
+use libp2p::pnet::{PnetConfig, PreSharedKey};
+use libp2p::{PeerId, Transport, dns, noise, tcp, yamux};
+
+use crate::network::handle::NetworkError;
+use crate::network::settings::{HANDSHAKE_TIMEOUT, SwarmKey};
+use crate::types::NetworkId;
+
+/// Streams of one connection: gossip, identify and ping take a handful, requests a few dozen.
+const MAX_STREAMS: usize = 128;
+
+/// The transport of a node.
+pub(super) fn build(
+    keypair: &Keypair,
+    network: &NetworkId,
+    swarm_key: Option<&SwarmKey>,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetworkError> {
+    let swarm_key = swarm_key.map(|key| PnetConfig::new(PreSharedKey::new(*key.as_bytes())));
+    let noise = noise::Config::new(keypair)
+        .map_err(|error| NetworkError::SetUp(format!("noise: {error}")))?
+        .with_prologue(prologue(network));
+    let mut yamux = yamux::Config::default();
+    yamux.set_max_num_streams(MAX_STREAMS);
+
+    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+    let named = dns::tokio::Transport::system(tcp)
+        .map_err(|error| NetworkError::SetUp(format!("the system's DNS settings: {error}")))?;
+    let private = named.and_then(move |socket, _| match swarm_key {
+        Some(key) => key.handshake(socket).map_ok(Either::Left).map_err(std::io::Error::other).left_future(),
+        None => futures::future::ok(Either::Right(socket)).right_future(),
+    });
+    Ok(private
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise)
+        .multiplex(yamux)
+        .timeout(HANDSHAKE_TIMEOUT)
+        .boxed())
+}
+
+fn prologue(network: &NetworkId) -> Vec<u8> {
+    [b"ledgermq/1/".as_slice(), network.as_bytes()].concat()
+}
