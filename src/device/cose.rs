@@ -21,6 +21,7 @@ const EMPTY_MAP: &[u8] = &[0xa0];
 /// The first byte of a COSE_Encrypt0, which tells it from content in plaintext.
 pub const ENCRYPT0_FIRST_BYTE: u8 = 0xd0;
 
+const MAJOR_UNSIGNED: u8 = 0;
 const MAJOR_BYTES: u8 = 2;
 const MAJOR_TEXT: u8 = 3;
 const MAJOR_ARRAY: u8 = 4;
@@ -154,21 +155,26 @@ pub fn domain(kind: &str, network: &crate::types::NetworkId, rest: Option<&str>)
     out
 }
 
+/// Appends a CBOR unsigned integer.
+pub fn append_unsigned(out: &mut Vec<u8>, number: u64) {
+    append_head(out, MAJOR_UNSIGNED, number);
+}
+
 /// Appends a CBOR byte string.
 pub fn append_byte_string(out: &mut Vec<u8>, bytes: &[u8]) {
-    append_head(out, MAJOR_BYTES, bytes.len());
+    append_head(out, MAJOR_BYTES, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 fn append_text(out: &mut Vec<u8>, text: &str) {
-    append_head(out, MAJOR_TEXT, text.len());
+    append_head(out, MAJOR_TEXT, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
 }
 
 /// Appends a major type and its argument in the shortest form.
-fn append_head(out: &mut Vec<u8>, major: u8, argument: usize) {
+fn append_head(out: &mut Vec<u8>, major: u8, argument: u64) {
     let major = major << 5;
-    let be = (argument as u64).to_be_bytes();
+    let be = argument.to_be_bytes();
     match argument {
         0..=23 => out.push(major | be[7]),
         24..=0xff => out.extend_from_slice(&[major | 24, be[7]]),
@@ -218,28 +224,21 @@ impl<'a> Reader<'a> {
         Ok(*first)
     }
 
+    /// Takes an unsigned integer in its shortest form.
+    ///
+    /// # Errors
+    /// [`Malformed`].
+    pub fn unsigned(&mut self) -> Result<u64, Malformed> {
+        self.argument(MAJOR_UNSIGNED)
+    }
+
     /// Takes a byte string of definite length, its length in the shortest form.
     ///
     /// # Errors
     /// [`Malformed`].
     pub fn byte_string(&mut self) -> Result<&'a [u8], Malformed> {
-        let first = self.byte()?;
-        if first >> 5 != MAJOR_BYTES {
-            return Err(Malformed);
-        }
-        let (len, least) = match first & 0x1f {
-            short @ 0..=23 => (u64::from(short), 0),
-            24 => (self.number(1)?, 24),
-            25 => (self.number(2)?, 0x100),
-            26 => (self.number(4)?, 0x1_0000),
-            27 => (self.number(8)?, 0x1_0000_0000),
-            _ => return Err(Malformed),
-        };
-        let len = usize::try_from(len).map_err(|_| Malformed)?;
-        if (len as u64) < least {
-            return Err(Malformed);
-        }
-        self.take(len)
+        let len = self.argument(MAJOR_BYTES)?;
+        self.take(usize::try_from(len).map_err(|_| Malformed)?)
     }
 
     /// Nothing may be left.
@@ -248,6 +247,23 @@ impl<'a> Reader<'a> {
     /// [`Malformed`].
     pub const fn end(&self) -> Result<(), Malformed> {
         if self.rest.is_empty() { Ok(()) } else { Err(Malformed) }
+    }
+
+    /// Takes the head of an item of this major type, and gives its argument.
+    fn argument(&mut self, major: u8) -> Result<u64, Malformed> {
+        let first = self.byte()?;
+        if first >> 5 != major {
+            return Err(Malformed);
+        }
+        let (argument, least) = match first & 0x1f {
+            short @ 0..=23 => (u64::from(short), 0),
+            24 => (self.number(1)?, 24),
+            25 => (self.number(2)?, 0x100),
+            26 => (self.number(4)?, 0x1_0000),
+            27 => (self.number(8)?, 0x1_0000_0000),
+            _ => return Err(Malformed),
+        };
+        if argument < least { Err(Malformed) } else { Ok(argument) }
     }
 
     fn number(&mut self, bytes: usize) -> Result<u64, Malformed> {

@@ -16,6 +16,9 @@ use crate::types::{ClientId, Hash, MessageSeq, NetworkId, Signature, Stream, Tim
 /// The longest header there is: two names of 129 and 64 bytes, two hashes and numbers.
 pub const MAX_HEADER_BYTES: usize = 512;
 
+/// The most data items that a message has.
+pub const MAX_ITEMS: u32 = 65_536;
+
 /// The bytes of COSE's protected header `{1: -8}` (alg: EdDSA).
 pub const PROTECTED_EDDSA: &[u8] = &[0xa1, 0x01, 0x27];
 
@@ -89,7 +92,7 @@ impl Header {
         let header = Self::read(bytes).map_err(|_| HeaderError::Malformed)?;
         let in_range = (1..=MessageSeq::MAX.0).contains(&header.seq.0)
             && header.event_time <= Timestamp::MAX
-            && (1..=65_536).contains(&header.count)
+            && (1..=MAX_ITEMS).contains(&header.count)
             && header.unused_above.is_none_or(|unused| unused < header.seq);
         if !in_range {
             return Err(HeaderError::OutOfRange);
