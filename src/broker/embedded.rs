@@ -39,7 +39,7 @@ const LISTENER: u16 = 1;
 const MAX_CLIENT_ID_LEN: usize = 129;
 /// How many CONNECTs are judged at a time; more wait.
 const MAX_HANDSHAKES: usize = 1_000;
-/// How many subscriptions a client may hold: its replies are five filters, or one with wildcards.
+/// How many subscriptions a client may hold: its replies are eight filters, or one with wildcards.
 const MAX_SUBSCRIPTIONS: usize = 64;
 /// How often sessions without a connection are looked for.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(5);

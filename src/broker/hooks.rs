@@ -30,9 +30,8 @@ use rmqtt::types::{
 
 use super::embedded::Shared;
 use super::registry::Slot;
-use super::{
-    ConnectRequest, ConnectVerdict, ProtocolVersion, Session, Standing, Uplink, UplinkVerdict, rules,
-};
+use super::{ConnectRequest, ConnectVerdict, ProtocolVersion, Session, Standing, Uplink, UplinkVerdict};
+use crate::device::topics;
 use crate::types::ClientId;
 
 /// A stranger's PUBLISH is answered this long after the one before, so that nobody without a key can
@@ -157,7 +156,7 @@ impl Hooks {
             .shared
             .registry
             .slot(id)
-            .is_some_and(|slot| rules::may_subscribe(&slot.session.client, &subscribe.topic_filter));
+            .is_some_and(|slot| topics::may_subscribe(&slot.session.client, &subscribe.topic_filter));
         if allowed {
             SubscribeReturn::new_success(subscribe.opts.qos(), None)
         } else {
@@ -174,7 +173,7 @@ impl Hooks {
         if slot.revoked || self.shared.stopped() {
             return disconnect();
         }
-        if publish.retain || !rules::may_publish(&slot.session.client, &publish.topic) {
+        if publish.retain || !topics::may_publish(&slot.session.client, &publish.topic) {
             tracing::info!(client = %id.client_id, topic = %publish.topic.escape_debug(), retain = publish.retain,
                 "publish refused: retained, or not the client's own topic");
             return not_authorized(slot.protocol);

@@ -18,7 +18,6 @@
 mod embedded;
 mod hooks;
 mod registry;
-mod rules;
 mod settings;
 
 use std::net::SocketAddr;
