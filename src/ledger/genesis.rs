@@ -4,11 +4,43 @@ use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::codec;
-use crate::crypto::{HashKind, blake3_plain};
+use crate::crypto::{HashKind, VerifyingKey, blake3_plain};
 use crate::types::{Hash, NetworkId, NodeId, PublicKey, Timestamp};
 
 /// The version of genesis documents that this program writes and takes.
 pub const GENESIS_VERSION: u16 = 1;
+
+/// The longest name of a ledger, in bytes of UTF-8.
+pub const MAX_LEDGER_NAME_BYTES: usize = 64;
+
+/// The most admins that a genesis document may name.
+pub const MAX_ADMINS: usize = 100;
+
+/// Why a document is no genesis document.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GenesisError {
+    /// Not the JSON of one.
+    #[error("not a genesis document: {0}")]
+    Json(String),
+    /// Another version.
+    #[error("version {0}, this program knows version {GENESIS_VERSION}: use a newer one")]
+    Version(u16),
+    /// The name is empty or too long.
+    #[error("the name must have 1 to {MAX_LEDGER_NAME_BYTES} bytes")]
+    Name,
+    /// Later than the year 9999.
+    #[error("the time of creation is out of range")]
+    Created,
+    /// The admins are not in order, or none, or too many.
+    #[error("the admins must be 1 to {MAX_ADMINS} distinct keys, in ascending order")]
+    Admins,
+    /// An admin's key is bad.
+    #[error("an admin's key is not a canonical Ed25519 public key of prime order")]
+    AdminKey,
+    /// A replica's id is bad.
+    #[error("a replica's id is not a canonical Ed25519 public key of prime order")]
+    ReplicaKey,
+}
 
 /// Names a ledger's first replicas and admins. The network id is the BLAKE3 hash of its canonical
 /// bytes, so no two ledgers share an id and none can be altered afterwards.
@@ -31,6 +63,57 @@ impl Genesis {
     /// The id of the ledger that starts with this document.
     pub fn network_id(&self) -> NetworkId {
         NetworkId(blake3_plain(&codec::encode(self)).0)
+    }
+
+    /// Reads and checks the JSON form, which `ledgermq init` writes.
+    ///
+    /// # Errors
+    /// [`GenesisError`].
+    pub fn from_json(text: &str) -> Result<Self, GenesisError> {
+        let genesis: Self =
+            serde_json::from_str(text).map_err(|error| GenesisError::Json(error.to_string()))?;
+        genesis.check()?;
+        Ok(genesis)
+    }
+
+    /// The JSON form, for people to read and hand on. The network id is over the canonical bytes,
+    /// so its spacing does not matter.
+    ///
+    /// # Panics
+    /// Never: numbers, texts and lists always have a JSON form.
+    #[allow(clippy::expect_used)]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("a genesis document has a JSON form")
+    }
+
+    /// Checks everything that a ledger needs of the document that it starts with.
+    ///
+    /// # Errors
+    /// [`GenesisError`].
+    pub fn check(&self) -> Result<(), GenesisError> {
+        if self.version != GENESIS_VERSION {
+            return Err(GenesisError::Version(self.version));
+        }
+        if !(1..=MAX_LEDGER_NAME_BYTES).contains(&self.name.len()) {
+            return Err(GenesisError::Name);
+        }
+        if self.created > Timestamp::MAX {
+            return Err(GenesisError::Created);
+        }
+        let ascending = self.admins.is_sorted_by(|one, next| one < next);
+        if !(1..=MAX_ADMINS).contains(&self.admins.len()) || !ascending {
+            return Err(GenesisError::Admins);
+        }
+        let good = |key: &PublicKey| VerifyingKey::parse(key).is_ok();
+        if !self.admins.iter().all(good) {
+            return Err(GenesisError::AdminKey);
+        }
+        let replicas = self.replicas.members();
+        if replicas.iter().all(|node| good(&PublicKey::from(*node))) {
+            Ok(())
+        } else {
+            Err(GenesisError::ReplicaKey)
+        }
     }
 }
 

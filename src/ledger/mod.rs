@@ -19,6 +19,8 @@ pub mod genesis;
 pub mod index_set;
 pub mod lattice;
 pub mod operation;
+pub mod proof;
+pub mod record;
 pub mod request;
 pub mod state;
 
@@ -27,10 +29,12 @@ pub use certificate::{Certificate, CertificateError, CheckpointContent, ReplicaS
 pub use change::{Head, StateChange};
 pub use entry::{ClientRecord, WindowEntry};
 pub use execute::{ApplyError, Executed, Outcome, Rejection};
-pub use genesis::{Genesis, ReplicaSet};
+pub use genesis::{Genesis, GenesisError, ReplicaSet};
 pub use operation::{
     AdminAction, AdminOperation, AdminOperationError, ClientSettings, Operation, Request, WriteRequest,
     WrittenItem,
 };
+pub use proof::{Inclusion, MAX_BUNDLE_BYTES, ProofBundle, ProofError, Proven, ProvenBlock, Verifier};
+pub use record::{Record, RecordError};
 pub use request::{AdmittedMessage, Asked, MAX_REQUEST_BYTES, RequestError, Telemetry, VerifiedRequest};
 pub use state::{RestoreError, SEQ_WINDOW, State};
