@@ -19,4 +19,5 @@ pub mod ledger;
 pub mod merkle;
 pub mod metrics;
 pub mod pbft;
+pub mod store;
 pub mod types;

@@ -1,0 +1,116 @@
+//! Keys: one tree, one letter for each kind, big-endian numbers, so that everything that belongs
+//! together is adjacent and one batch can change all kinds atomically.
+//!
+//! ```text
+//! v                                      format version, u32
+//! n                                      network id
+//! d                                      number of the last save, u64
+//! h                                      head
+//! s ‖ key                                an entry of the state
+//! H ‖ height u64                         header
+//! B ‖ height u64 ‖ part u32              a part of the block's bytes, at most 4 KiB
+//! C ‖ height u64                         certificate
+//! a ‖ client ‖ 00 ‖ seq mod 512, u16     an admission
+//! x                                      height up to which records are indexed
+//! t ‖ record key                         the record: stream, seq, item bytes
+//! k ‖ hash of client ‖ record key        (empty)
+//! i ‖ hash of item name ‖ record key     (empty)
+//! ```
+
+use crate::crypto::blake3_plain;
+use crate::store::ledger::RecordKey;
+use crate::types::{ClientId, Height, MessageSeq};
+
+/// A value's largest part. sled keeps up to 17 values in one page, and pages of more than 128 KiB
+/// in files of their own, which it never syncs; parts of this size stay below that.
+pub(super) const PART_BYTES: usize = 4096;
+
+/// Admissions of one client have so many slots: more than the window, so that whatever is in the
+/// window has a slot of its own.
+const ADMISSION_SLOTS: u64 = 512;
+const _: () = assert!(ADMISSION_SLOTS > crate::store::ledger::ADMISSION_WINDOW);
+
+pub(super) const VERSION: &[u8] = b"v";
+pub(super) const NETWORK: &[u8] = b"n";
+pub(super) const SAVES: &[u8] = b"d";
+pub(super) const HEAD: &[u8] = b"h";
+pub(super) const STATE: &[u8] = b"s";
+pub(super) const CERTIFICATES: &[u8] = b"C";
+pub(super) const ADMISSIONS: &[u8] = b"a";
+pub(super) const INDEXED: &[u8] = b"x";
+
+pub(super) fn state(key: &[u8]) -> Vec<u8> {
+    [STATE, key].concat()
+}
+
+pub(super) fn header(height: Height) -> [u8; 9] {
+    at_height(b'H', height)
+}
+
+pub(super) fn certificate(height: Height) -> [u8; 9] {
+    at_height(CERTIFICATES[0], height)
+}
+
+/// The prefix of all parts of a block.
+pub(super) fn block(height: Height) -> [u8; 9] {
+    at_height(b'B', height)
+}
+
+pub(super) fn block_part(height: Height, part: usize) -> [u8; 13] {
+    let mut key = [0; 13];
+    key[..9].copy_from_slice(&block(height));
+    // 2^32 parts of 4 KiB are far beyond any block.
+    key[9..].copy_from_slice(&u32::try_from(part).unwrap_or(u32::MAX).to_be_bytes());
+    key
+}
+
+fn at_height(kind: u8, height: Height) -> [u8; 9] {
+    let mut key = [kind; 9];
+    key[1..].copy_from_slice(&height.0.to_be_bytes());
+    key
+}
+
+/// The height in a key of [`certificate`].
+pub(super) fn height_of(key: &[u8]) -> Option<Height> {
+    key.get(1..)?.try_into().ok().map(|bytes| Height(u64::from_be_bytes(bytes)))
+}
+
+/// A later seq takes the slot of the one 512 below it, which nobody asks for any more.
+pub(super) fn admission(client: &ClientId, seq: MessageSeq) -> Vec<u8> {
+    let slot = u16::try_from(seq.0 % ADMISSION_SLOTS).unwrap_or_default();
+    [ADMISSIONS, client.as_str().as_bytes(), &[0], &slot.to_be_bytes()].concat()
+}
+
+/// The prefix of all records.
+pub(super) fn all_records() -> Vec<u8> {
+    vec![b't']
+}
+
+/// The prefix of a client's records.
+pub(super) fn client_records(client: &ClientId) -> Vec<u8> {
+    name_prefix(b'k', &[client.as_str().as_bytes()])
+}
+
+/// The prefix of one data item's records.
+pub(super) fn item_records(client: &ClientId, device: &str, service: &str, num: u32) -> Vec<u8> {
+    let parts = [client.as_str().as_bytes(), device.as_bytes(), service.as_bytes(), &num.to_be_bytes()];
+    name_prefix(b'i', &parts)
+}
+
+/// Names are hashed, so that keys stay short; each with its length, so that no two lists of names
+/// give the same bytes.
+fn name_prefix(kind: u8, names: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for name in names {
+        bytes.extend_from_slice(&(name.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(name);
+    }
+    let mut prefix = vec![kind];
+    prefix.extend_from_slice(&blake3_plain(&bytes).as_bytes()[..16]);
+    prefix
+}
+
+/// The key of a record under one of the three prefixes.
+pub(super) fn record(prefix: &[u8], key: RecordKey) -> Vec<u8> {
+    [prefix, &key.to_bytes()].concat()
+}
