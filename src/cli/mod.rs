@@ -8,6 +8,7 @@ mod client;
 mod http;
 mod init;
 mod output;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,7 @@ enum Command {
     Init(InitArgs),
     #[command(subcommand)]
     Client(client::ClientCommand),
+    Verify(verify::VerifyArgs),
 }
 
 /// Runs the program.
@@ -63,5 +65,6 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init(args) => init::run(&args),
         Command::Client(command) => client::run(command),
+        Command::Verify(args) => verify::run(&args),
     }
 }
