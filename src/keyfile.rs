@@ -73,31 +73,6 @@ pub enum KeyFileError {
     Crypto(#[from] CryptoError),
 }
 
-/// A pre-shared key that keeps strangers from connecting to the nodes at all.
-#[derive(Clone, zeroize::ZeroizeOnDrop)]
-pub struct SwarmKey([u8; 32]);
-
-impl SwarmKey {
-    /// A fresh key.
-    ///
-    /// # Errors
-    /// [`CryptoError::NoRandomness`].
-    pub fn generate() -> Result<Self, CryptoError> {
-        random_bytes().map(Self)
-    }
-
-    /// The key's bytes.
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for SwarmKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SwarmKey(..)")
-    }
-}
-
 /// Makes a fresh Ed25519 key and writes it to `path`.
 ///
 /// # Errors
@@ -129,27 +104,27 @@ pub fn read(path: &Path) -> Result<SecretKey, KeyFileError> {
     Ok(SecretKey::from_seed(&seed))
 }
 
-/// Writes a swarm key to a new file that only its owner may read.
+/// Makes a fresh swarm key, the pre-shared key without which no stranger can connect to the nodes,
+/// and writes it to `path`.
 ///
 /// # Errors
-/// [`KeyFileError`]: the file exists or cannot be written.
-pub fn write_swarm_key(path: &Path, key: &SwarmKey) -> Result<(), KeyFileError> {
-    let digits = Zeroizing::new(hex::encode(key.as_bytes()));
-    write_new(path, &Zeroizing::new(format!("{SWARM_KEY_HEADER}{}\n", digits.as_str())))
+/// [`KeyFileError`]: the file exists or cannot be written, or there is no randomness.
+pub fn create_swarm_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyFileError> {
+    let key = Zeroizing::new(random_bytes::<32>()?);
+    let digits = Zeroizing::new(hex::encode(key.as_slice()));
+    write_new(path, &Zeroizing::new(format!("{SWARM_KEY_HEADER}{}\n", digits.as_str())))?;
+    Ok(key)
 }
 
 /// Reads a swarm key.
 ///
 /// # Errors
 /// [`KeyFileError`]: no such file, open to others, or not a swarm key.
-pub fn read_swarm_key(path: &Path) -> Result<SwarmKey, KeyFileError> {
+pub fn read_swarm_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyFileError> {
     let expected = "the lines /key/swarm/psk/1.0.0/ and /base16/, then 64 hex digits";
     let text = read_secret(path, expected)?;
     let key = text.strip_prefix(SWARM_KEY_HEADER).and_then(|digits| parse_hex(digits.trim()));
-    match key {
-        Some(bytes) => Ok(SwarmKey(*bytes)),
-        None => Err(KeyFileError::Malformed { path: path.to_owned(), expected }),
-    }
+    key.ok_or_else(|| KeyFileError::Malformed { path: path.to_owned(), expected })
 }
 
 fn parse_hex(digits: &str) -> Option<Zeroizing<[u8; 32]>> {
@@ -251,12 +226,10 @@ mod tests {
     fn a_swarm_key_is_in_the_form_that_libp2p_reads() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("swarm.key");
-        let key = SwarmKey::generate().unwrap();
-        write_swarm_key(&path, &key).unwrap();
-        assert_eq!(read_swarm_key(&path).unwrap().as_bytes(), key.as_bytes());
+        let key = create_swarm_key(&path).unwrap();
+        assert_eq!(read_swarm_key(&path).unwrap(), key);
         let text = fs::read_to_string(&path).unwrap();
         let parsed: libp2p::pnet::PreSharedKey = text.parse().unwrap();
-        assert_eq!(parsed, libp2p::pnet::PreSharedKey::new(*key.as_bytes()));
-        assert!(!format!("{key:?}").contains(&hex::encode(key.as_bytes())));
+        assert_eq!(parsed, libp2p::pnet::PreSharedKey::new(*key));
     }
 }

@@ -10,6 +10,7 @@
 pub mod broker;
 pub mod actors;
 pub mod api;
+pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod config;

@@ -1,3 +1,7 @@
-//! The `ledgermq` program.
+//! The `ledgermq` program: see [`ledgermq::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ledgermq::cli::main()
+}

@@ -5,11 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::view::{FoundRecord, RecordPage};
 use crate::device::{self, Item, Value};
 use crate::ledger::{
     AdminOperation, Block, Certificate, CheckpointContent, Header, Operation, ReplicaSet, WriteRequest,
 };
+use crate::store::ledger::{RecordPage, StoredRecord};
 use crate::types::{ClientId, Hash, Height, MessageSeq, NodeId, Signature, Stream, Timestamp};
 
 /// One of `GET /v1/blocks`.
@@ -217,23 +217,24 @@ pub struct RecordJson {
 pub struct RecordsJson {
     /// Ascending by event time.
     pub records: Vec<RecordJson>,
-    /// The `cursor` of the next page, if there is one.
+    /// The `cursor` of the next page, if there is one. A page with fewer records than asked for may
+    /// still not be the last.
     pub next: Option<String>,
 }
 
-impl From<FoundRecord> for RecordJson {
-    fn from(found: FoundRecord) -> Self {
-        let FoundRecord { item, stream, seq, height, operation, index } = found;
+impl From<StoredRecord> for RecordJson {
+    fn from(stored: StoredRecord) -> Self {
+        let StoredRecord { key, stream, seq, item } = stored;
         Self {
             client: item.client.clone(),
-            event_time: item.event_time,
+            event_time: key.event_time,
             item: item.into(),
             stream,
             seq,
-            height,
-            operation,
-            index,
-            bundle: format!("/v1/records/{height}/{operation}/bundle"),
+            height: key.height,
+            operation: key.operation,
+            index: key.item,
+            bundle: format!("/v1/records/{}/{}/bundle", key.height, key.operation),
         }
     }
 }
@@ -242,7 +243,7 @@ impl From<RecordPage> for RecordsJson {
     fn from(page: RecordPage) -> Self {
         Self {
             records: page.records.into_iter().map(RecordJson::from).collect(),
-            next: page.next.map(hex::encode),
+            next: page.next.map(|key| key.to_string()),
         }
     }
 }

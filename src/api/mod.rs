@@ -39,8 +39,7 @@ pub use json::{
 };
 pub use problem::{MEDIA_TYPE as PROBLEM_MEDIA_TYPE, Problem};
 pub use view::{
-    ClientPage, ClientView, FoundRecord, NodeView, PeerView, RecordPage, RecordQuery, ReplicaView, Status,
-    SubmitError, Submitted, ViewError,
+    ClientPage, ClientView, NodeView, PeerView, ReplicaView, Status, SubmitError, Submitted, ViewError,
 };
 
 /// Reads of the ledger at once: enough to keep a disk busy, and few enough that searches of

@@ -3,14 +3,11 @@
 use serde::{Deserialize, Deserializer};
 
 use super::Problem;
-use super::view::RecordQuery;
+use crate::store::ledger::{MAX_PAGE_RECORDS, RecordKey, RecordQuery};
 use crate::types::{ClientId, Height, Timestamp};
 
 /// Entries in an answer when the request names no limit.
 const DEFAULT_LIMIT: usize = 100;
-
-/// A longer cursor was not made by a node.
-const MAX_CURSOR_DIGITS: usize = 4096;
 
 /// `GET /v1/blocks?from&limit`
 #[derive(Debug, Deserialize)]
@@ -58,7 +55,7 @@ impl RecordsQuery {
             num: self.num,
             from: self.from,
             to: self.to,
-            limit: limit(self.limit, max_page)?,
+            limit: limit(self.limit, max_page)?.min(MAX_PAGE_RECORDS),
             cursor: self.cursor.map(|digits| cursor(&digits)).transpose()?,
         })
     }
@@ -74,9 +71,8 @@ pub(super) fn limit(asked: Option<usize>, max_page: u32) -> Result<usize, Proble
     }
 }
 
-fn cursor(digits: &str) -> Result<Vec<u8>, Problem> {
-    let decoded = if digits.len() <= MAX_CURSOR_DIGITS { hex::decode(digits).ok() } else { None };
-    decoded.ok_or_else(|| Problem::bad_request("cursor is not one that an earlier answer gave as `next`"))
+fn cursor(text: &str) -> Result<RecordKey, Problem> {
+    text.parse().map_err(|_| Problem::bad_request("cursor is not one that an earlier answer gave as `next`"))
 }
 
 /// Milliseconds since 1970, or an RFC 3339 time.

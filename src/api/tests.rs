@@ -12,6 +12,7 @@ use crate::ledger::{
     AdminAction, AdminOperation, Block, Certificate, CheckpointContent, ClientSettings, Genesis, Header,
     Operation, ReplicaSet,
 };
+use crate::store::ledger::{RecordKey, RecordPage, RecordQuery, StoredRecord};
 use crate::types::{
     ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, SeqNum, Signature, Stream, Timestamp, View,
 };
@@ -153,15 +154,9 @@ impl NodeView for FakeNode {
             value: Value::Float(36.5),
             unit: Some("Cel".into()),
         };
-        let record = FoundRecord {
-            item,
-            stream: Stream::new("env").unwrap(),
-            seq: MessageSeq(1),
-            height: Height(3),
-            operation: 0,
-            index: 1,
-        };
-        Ok(RecordPage { records: vec![record], next: query.cursor.clone() })
+        let key = RecordKey { event_time: item.event_time, height: Height(3), operation: 0, item: 1 };
+        let record = StoredRecord { key, stream: Stream::new("env").unwrap(), seq: MessageSeq(1), item };
+        Ok(RecordPage { records: vec![record], next: query.cursor })
     }
 
     fn bundle(&self, height: Height, operation: u32) -> Result<Option<Vec<u8>>, ViewError> {
@@ -273,14 +268,15 @@ async fn a_block_is_shown_with_its_operations_and_who_signed_it() {
 #[actix_web::test]
 async fn records_are_searched_by_every_parameter() {
     let running = Running::start();
-    let path = "/v1/records?client=devices/iot&device=th%2001&from=2026-01-01T00:00:00Z&limit=7&cursor=0a0b";
-    let (status, body) = running.get(path).await;
+    let path = "/v1/records?client=devices/iot&device=th%2001&from=2026-01-01T00:00:00Z&limit=7&cursor=";
+    let cursor = "0a".repeat(RecordKey::LEN);
+    let (status, body) = running.get(&format!("{path}{cursor}")).await;
     assert_eq!(status, 200, "{body}");
     let record: RecordJson = serde_json::from_value(body["records"][0].clone()).unwrap();
     assert_eq!((record.client.as_str(), record.item.device.as_str()), ("devices/iot", "th 01"));
     assert_eq!((record.event_time, record.item.num), (Timestamp(1_767_225_600_000), 7));
     assert_eq!((record.item.value, record.bundle.as_str()), (36.5.into(), "/v1/records/3/0/bundle"));
-    assert_eq!(body["next"], "0a0b");
+    assert_eq!(body["next"], cursor);
 }
 
 #[actix_web::test]

@@ -3,10 +3,10 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::device::Item;
 use crate::ledger::{AdminOperation, Block, Certificate, ClientSettings, Genesis, Header};
+use crate::store::ledger::{RecordPage, RecordQuery};
 use crate::types::{
-    ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, PublicKey, SeqNum, Stream, Timestamp, View,
+    ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, PublicKey, SeqNum, Timestamp, View,
 };
 
 /// Why a node could not answer.
@@ -149,53 +149,6 @@ pub struct ClientPage {
     pub clients: Vec<ClientView>,
     /// The `after` of the next page, if there is one.
     pub next: Option<ClientId>,
-}
-
-/// Which records to find; what is absent matches all.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RecordQuery {
-    /// Of this client.
-    pub client: Option<ClientId>,
-    /// Of this device.
-    pub device: Option<String>,
-    /// Of this service.
-    pub service: Option<String>,
-    /// Of this number.
-    pub num: Option<u32>,
-    /// Event time at or after this.
-    pub from: Option<Timestamp>,
-    /// Event time before this.
-    pub to: Option<Timestamp>,
-    /// At most so many.
-    pub limit: usize,
-    /// Where the previous page ended.
-    pub cursor: Option<Vec<u8>>,
-}
-
-/// A written data item and its place on the ledger.
-#[derive(Debug, Clone, PartialEq)]
-pub struct FoundRecord {
-    /// The item as the device signed it.
-    pub item: Item,
-    /// The stream that it came over.
-    pub stream: Stream,
-    /// The message's number.
-    pub seq: MessageSeq,
-    /// Height of its block.
-    pub height: Height,
-    /// Place of the operation in the block.
-    pub operation: u32,
-    /// Place of the item in the message.
-    pub index: u32,
-}
-
-/// A page of records.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RecordPage {
-    /// The records, ascending by event time.
-    pub records: Vec<FoundRecord>,
-    /// The `cursor` of the next page, if there is one.
-    pub next: Option<Vec<u8>>,
 }
 
 /// A node, as the API sees it. The plain functions may read the disk and so block; the API calls

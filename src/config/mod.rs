@@ -10,6 +10,7 @@
 //! in `docs/SETTINGS.md`; a test holds that page and this module together.
 
 mod environment;
+mod genesis;
 mod sections;
 mod validate;
 
@@ -19,6 +20,7 @@ use figment::Figment;
 use figment::providers::{Format as _, Toml};
 use serde::{Deserialize, Serialize};
 
+pub use genesis::{GenesisFileError, read_genesis, write_genesis};
 pub use sections::{
     ApiConfig, ConsensusConfig, DefaultPolicy, LogConfig, LogFormat, MqttConfig, P2pConfig, PolicyConfig,
     StorageConfig,

@@ -54,17 +54,21 @@ pub struct MqttConfig {
     pub max_packet_bytes: u32,
     /// The longest JSON body after decompression; a longer one is `too_large`.
     pub max_body_bytes: u32,
-    /// Connections at once; the next is refused.
+    /// Sessions at once, connected or kept for an absent client; the next client is refused.
     pub max_connections: u32,
     /// Connections of clients that are not registered, of all connections.
     pub max_unregistered_connections: u32,
     /// Messages a minute that are read from a client that is not registered.
     pub unregistered_messages_per_minute: u32,
-    /// QoS 1 and 2 messages to one client that wait for its acknowledgement at once.
+    /// Unacknowledged QoS 1 and 2 messages each way in a session: a client's whole window of seqs
+    /// fits.
     pub max_inflight: u16,
     /// Messages to one client that wait behind those; above that the oldest reply is dropped, and
     /// the client gets it again when it sends its message again.
     pub max_queued_replies: u32,
+    /// How long a session outlives its connection; on MQTT 5 a client may ask for less.
+    #[serde(rename = "session_expiry_s", with = "seconds")]
+    pub session_expiry: Duration,
     /// Longest life of a client's token.
     #[serde(rename = "token_max_age_s", with = "seconds")]
     pub token_max_age: Duration,
@@ -98,8 +102,9 @@ impl Default for MqttConfig {
             max_connections: 10_000,
             max_unregistered_connections: 100,
             unregistered_messages_per_minute: 30,
-            max_inflight: 64,
+            max_inflight: 256,
             max_queued_replies: 1024,
+            session_expiry: Duration::from_secs(7200),
             token_max_age: Duration::from_secs(3600),
             kem_lifetime: Duration::from_secs(86_400),
             payload_key_lifetime: Duration::from_secs(86_400),
@@ -195,19 +200,32 @@ pub struct ConsensusConfig {
     pub batch_max_requests: u32,
     /// Bytes of all requests in a batch.
     pub batch_max_bytes: u32,
-    /// How often own PBFT messages are sent again until their phase ends.
+    /// How long the oldest request that this node admitted waits for others to share its bundle.
+    #[serde(rename = "bundle_delay_ms", with = "millis")]
+    pub bundle_delay: Duration,
+    /// Own PBFT messages are sent again after this time, then after twice that, and so on ...
     #[serde(rename = "resend_interval_ms", with = "millis")]
     pub resend_interval: Duration,
-    /// How often own requests are sent again until they are ordered.
+    /// ... up to this, until their phase ends.
+    #[serde(rename = "resend_max_interval_ms", with = "millis")]
+    pub resend_max_interval: Duration,
+    /// Own requests that nobody has proposed are sent again after this time, doubling ...
     #[serde(rename = "request_resend_interval_ms", with = "millis")]
     pub request_resend_interval: Duration,
+    /// ... up to this.
+    #[serde(rename = "request_resend_max_interval_ms", with = "millis")]
+    pub request_resend_max_interval: Duration,
     /// How often missing requests and blocks are asked for again.
     #[serde(rename = "fetch_interval_ms", with = "millis")]
     pub fetch_interval: Duration,
-    /// Requests that wait to be ordered; above that the node takes no more, and PUBACKs wait.
+    /// Requests of each admitting node that wait to be ordered; above that more are refused, which
+    /// an honest node feels as back-pressure.
     pub pool_max_requests: u32,
-    /// Bytes of the requests that wait to be ordered; the same holds.
+    /// Bytes of the same requests.
     pub pool_max_bytes: u64,
+    /// Bytes of requests in batches that are proposed and not yet stable; above that nothing more
+    /// is proposed or prepared.
+    pub inflight_max_bytes: u64,
 }
 
 impl Default for ConsensusConfig {
@@ -216,11 +234,15 @@ impl Default for ConsensusConfig {
             batch_delay: Duration::from_millis(5),
             batch_max_requests: 512,
             batch_max_bytes: 8 << 20,
-            resend_interval: Duration::from_millis(500),
+            bundle_delay: Duration::from_millis(2),
+            resend_interval: Duration::from_millis(250),
+            resend_max_interval: Duration::from_secs(2),
             request_resend_interval: Duration::from_secs(1),
+            request_resend_max_interval: Duration::from_secs(8),
             fetch_interval: Duration::from_millis(500),
-            pool_max_requests: 16_384,
-            pool_max_bytes: 128 * MIB,
+            pool_max_requests: 8192,
+            pool_max_bytes: 64 * MIB,
+            inflight_max_bytes: 128 * MIB,
         }
     }
 }

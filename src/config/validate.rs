@@ -11,8 +11,7 @@ use super::Config;
 /// A setting's name and what is wrong with it.
 pub(super) type Problem = (&'static str, String);
 
-const KIB: u64 = 1024;
-const MIB: u64 = 1024 * KIB;
+const MIB: u64 = 1 << 20;
 const GIB: u64 = 1024 * MIB;
 const DAY: u64 = 86_400;
 const MINUTE_MS: u64 = 60_000;
@@ -63,6 +62,7 @@ impl Config {
         within("mqtt.unregistered_messages_per_minute", mqtt.unregistered_messages_per_minute, 1..=60_000)?;
         within("mqtt.max_inflight", mqtt.max_inflight, 1..=u16::MAX)?;
         within("mqtt.max_queued_replies", mqtt.max_queued_replies, 16..=1_000_000)?;
+        seconds("mqtt.session_expiry_s", mqtt.session_expiry, 0..=30 * DAY)?;
         seconds("mqtt.token_max_age_s", mqtt.token_max_age, 60..=DAY)?;
         seconds("mqtt.kem_lifetime_s", mqtt.kem_lifetime, 1..=30 * DAY)?;
         seconds("mqtt.payload_key_lifetime_s", mqtt.payload_key_lifetime, 1..=30 * DAY)?;
@@ -99,13 +99,20 @@ impl Config {
     fn check_consensus(&self) -> Result<(), Problem> {
         let consensus = &self.consensus;
         millis("consensus.batch_delay_ms", consensus.batch_delay, 0..=1000)?;
-        within("consensus.batch_max_requests", consensus.batch_max_requests, 1..=4096)?;
-        within("consensus.batch_max_bytes", u64::from(consensus.batch_max_bytes), 64 * KIB..=64 * MIB)?;
+        within("consensus.batch_max_requests", consensus.batch_max_requests, 1..=1024)?;
+        within("consensus.batch_max_bytes", consensus.batch_max_bytes, 64 << 10..=8 << 20)?;
+        millis("consensus.bundle_delay_ms", consensus.bundle_delay, 0..=1000)?;
         millis("consensus.resend_interval_ms", consensus.resend_interval, 10..=MINUTE_MS)?;
+        let at_least = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(MINUTE_MS)..=MINUTE_MS;
+        let resend = at_least(consensus.resend_interval);
+        millis("consensus.resend_max_interval_ms", consensus.resend_max_interval, resend)?;
         millis("consensus.request_resend_interval_ms", consensus.request_resend_interval, 10..=MINUTE_MS)?;
+        let resend = at_least(consensus.request_resend_interval);
+        millis("consensus.request_resend_max_interval_ms", consensus.request_resend_max_interval, resend)?;
         millis("consensus.fetch_interval_ms", consensus.fetch_interval, 10..=MINUTE_MS)?;
         within("consensus.pool_max_requests", consensus.pool_max_requests, 256..=1 << 20)?;
-        within("consensus.pool_max_bytes", consensus.pool_max_bytes, 16 * MIB..=16 * GIB)
+        within("consensus.pool_max_bytes", consensus.pool_max_bytes, 16 * MIB..=16 * GIB)?;
+        within("consensus.inflight_max_bytes", consensus.inflight_max_bytes, 16 * MIB..=16 * GIB)
     }
 
     fn check_storage(&self) -> Result<(), Problem> {

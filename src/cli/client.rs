@@ -1,0 +1,207 @@
+//! `ledgermq client`: keys of clients, and their registration on the ledger.
+//!
+//! Operations are made and signed here, with the admin's key, and go to a node as they are: the key
+//! leaves no machine.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::http::NetworkArgs;
+use super::output;
+use crate::api::{ClientPage, ClientView, Submitted};
+use crate::clock::{Clock as _, SystemClock};
+use crate::config::read_genesis;
+use crate::keyfile;
+use crate::ledger::{AdminAction, AdminOperation, ClientSettings};
+use crate::types::{ClientId, MessageSeq, PublicKey};
+
+/// Clients (gateways): make their keys, register and revoke them
+#[derive(Debug, Subcommand)]
+pub(super) enum ClientCommand {
+    New(NewArgs),
+    Register(RegisterArgs),
+    List(ListArgs),
+    Revoke(RevokeArgs),
+}
+
+/// Make an identity key for a client
+///
+/// The key stays in the file, which belongs on the gateway. Its public half is what is registered.
+#[derive(Debug, Args)]
+pub(super) struct NewArgs {
+    /// The client's id: group/name, also its MQTT client id and topic prefix
+    client: ClientId,
+    /// File to write the secret key to; must not exist
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Register a client on the ledger
+///
+/// From the block that it prints on, what the client signs can be written. Example: ledgermq client
+/// register devices/iot --key iot.key --network net
+#[derive(Debug, Args)]
+pub(super) struct RegisterArgs {
+    /// The client's id
+    client: ClientId,
+    /// The client's secret key, of which only the public half is sent
+    #[arg(long, value_name = "FILE", required_unless_present = "public_key", conflicts_with = "public_key")]
+    key: Option<PathBuf>,
+    /// The client's public key, 64 hex digits, as `client new` prints it
+    #[arg(long, value_name = "HEX")]
+    public_key: Option<PublicKey>,
+    /// Let the client send telemetry that is signed but not encrypted
+    #[arg(long)]
+    plaintext: bool,
+    /// Send the client a proof bundle for each write
+    #[arg(long)]
+    receipts: bool,
+    #[command(flatten)]
+    admin: AdminArgs,
+}
+
+/// List the clients that the ledger has
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Print one JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+/// Revoke a client: nothing above --last-seq is written any more, and its connections are closed
+#[derive(Debug, Args)]
+pub(super) struct RevokeArgs {
+    /// The client's id
+    client: ClientId,
+    /// The last seq that is still accepted; 0 for none that is not on the ledger yet
+    #[arg(long, value_name = "SEQ", value_parser = clap::value_parser!(u64).range(0..=MessageSeq::MAX.0))]
+    last_seq: u64,
+    /// Why, for the auditor; at most 256 bytes
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    #[command(flatten)]
+    admin: AdminArgs,
+}
+
+#[derive(Debug, Args)]
+struct AdminArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// The genesis document of the network
+    #[arg(long, value_name = "FILE")]
+    genesis: Option<PathBuf>,
+    /// The admin's secret key
+    #[arg(long, value_name = "FILE")]
+    admin_key: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(command: ClientCommand) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    match command {
+        ClientCommand::New(args) => new(&args),
+        ClientCommand::Register(args) => runtime.block_on(register(args)),
+        ClientCommand::List(args) => runtime.block_on(list(&args)),
+        ClientCommand::Revoke(args) => runtime.block_on(revoke(args)),
+    }
+}
+
+fn new(args: &NewArgs) -> anyhow::Result<()> {
+    let public = keyfile::create(&args.key)?.public();
+    if args.json {
+        return output::json(&json!({ "client": args.client, "public_key": public, "key": args.key }));
+    }
+    output::line(format_args!("Made the key of {}: {}", args.client, args.key.display()))?;
+    output::line(format_args!("  public key {public}"))?;
+    output::line("Register it:")?;
+    output::line(format_args!(
+        "  ledgermq client register {} --public-key {public} --network DIR",
+        args.client
+    ))
+}
+
+async fn register(args: RegisterArgs) -> anyhow::Result<()> {
+    let key = match (args.public_key, &args.key) {
+        (Some(key), _) => key,
+        (None, Some(path)) => keyfile::read(path)?.public(),
+        (None, None) => anyhow::bail!("give --key FILE or --public-key HEX"),
+    };
+    let settings = ClientSettings { plaintext: args.plaintext, receipts: args.receipts };
+    let client = args.client;
+    let action = AdminAction::RegisterClient { client: client.clone(), key, settings };
+    submit(&args.admin, action, &format!("Registered {client} with key {key}")).await
+}
+
+async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
+    let action = AdminAction::RevokeClient {
+        client: args.client.clone(),
+        last_seq: MessageSeq(args.last_seq),
+        reason: args.reason,
+    };
+    submit(&args.admin, action, &format!("Revoked {} after seq {}", args.client, args.last_seq)).await
+}
+
+/// Signs an action and has a node order it.
+async fn submit(args: &AdminArgs, action: AdminAction, done: &str) -> anyhow::Result<()> {
+    let network = &args.network;
+    let genesis = read_genesis(&network.file(args.genesis.as_ref(), "--genesis", "genesis.json")?)?;
+    let admin = keyfile::read(&network.file(args.admin_key.as_ref(), "--admin-key", "admin.key")?)?;
+    // The clock gives numbers that increase from one run to the next, on whichever machine.
+    let sequence = SystemClock::new().now().0;
+    let operation = AdminOperation::sign(genesis.network_id(), &admin, sequence, action);
+    // What no node would take is better said before it is sent.
+    operation.verify(&genesis.network_id())?;
+    let submitted: Submitted = network.connect()?.post("/v1/operations", &operation).await?;
+    if args.json {
+        return output::json(&submitted);
+    }
+    output::line(format_args!("{done}: block {}, operation {}", submitted.height, submitted.operation))
+}
+
+async fn list(args: &ListArgs) -> anyhow::Result<()> {
+    let nodes = args.network.connect()?;
+    let mut clients: Vec<ClientView> = Vec::new();
+    let mut query = Vec::new();
+    loop {
+        let page: ClientPage = nodes.get("/v1/clients", &query).await?;
+        clients.extend(page.clients);
+        match page.next {
+            Some(after) => query = vec![("after", after.to_string())],
+            None => break,
+        }
+    }
+    if args.json {
+        return output::json(&clients);
+    }
+    if clients.is_empty() {
+        return output::line("No clients yet: `ledgermq client register` adds one");
+    }
+    let width = clients.iter().map(|client| client.client.as_str().len()).max().unwrap_or_default();
+    for client in &clients {
+        let state = match client.revoked_after {
+            Some(last) => format!("revoked after seq {last}"),
+            None => "registered".into(),
+        };
+        output::line(format_args!(
+            "{:width$}  key {}…  block {:>6}  highest seq {:>10}  {state}",
+            client.client.as_str(),
+            client.key.short(),
+            client.registered_height,
+            client.highest_seq,
+        ))?;
+    }
+    Ok(())
+}

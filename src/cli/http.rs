@@ -1,0 +1,136 @@
+//! The API of a node, as the command line uses it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use reqwest::{RequestBuilder, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use crate::api::Problem;
+use crate::config::Config;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longer than a node waits for an operation to be final.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The most nodes whose settings are looked for below `--network`: as many as a replica set can have.
+const MAX_NODES: usize = 100;
+
+/// Which network, and how to reach it
+#[derive(Debug, Clone, Args)]
+pub(super) struct NetworkArgs {
+    /// Directory that `ledgermq init` made: gives --genesis, --admin-key and --api where these are
+    /// not given
+    #[arg(long, value_name = "DIR")]
+    pub(super) network: Option<PathBuf>,
+    /// API of a node, such as http://127.0.0.1:8080
+    #[arg(long, value_name = "URL")]
+    api: Option<Url>,
+}
+
+impl NetworkArgs {
+    /// A path that was given, or else the one that `ledgermq init` gives a file of that name.
+    pub(super) fn file(&self, given: Option<&PathBuf>, option: &str, name: &str) -> anyhow::Result<PathBuf> {
+        match (given, &self.network) {
+            (Some(path), _) => Ok(path.clone()),
+            (None, Some(dir)) => Ok(dir.join(name)),
+            (None, None) => bail!("give {option} FILE, or --network DIR as `ledgermq init` made it"),
+        }
+    }
+
+    /// A client of the nodes' API.
+    pub(super) fn connect(&self) -> anyhow::Result<Nodes> {
+        let apis = match (&self.api, &self.network) {
+            (Some(api), _) => vec![api.clone()],
+            (None, Some(dir)) => apis_below(dir)?,
+            (None, None) => bail!("give --api URL, or --network DIR as `ledgermq init` made it"),
+        };
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(REQUEST_TIMEOUT)
+            .build()
+            .context("cannot make an HTTP client")?;
+        Ok(Nodes { http, apis })
+    }
+}
+
+fn apis_below(dir: &std::path::Path) -> anyhow::Result<Vec<Url>> {
+    let settings = (0..MAX_NODES).map(|at| dir.join(format!("node-{at}")).join("node.toml"));
+    let apis: Vec<Url> = settings
+        .take_while(|path| path.is_file())
+        .map(|path| Ok(Url::parse(&format!("http://{}", Config::load(&path)?.api.listen))?))
+        .collect::<anyhow::Result<_>>()?;
+    if apis.is_empty() {
+        bail!("{} has no node-0/node.toml: give --api URL", dir.display());
+    }
+    Ok(apis)
+}
+
+/// The nodes of a network; each request goes to the first that can be reached.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    http: reqwest::Client,
+    apis: Vec<Url>,
+}
+
+impl Nodes {
+    /// Reads JSON.
+    pub(super) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> anyhow::Result<T> {
+        self.send(path, |http, mut url| {
+            if !query.is_empty() {
+                url.query_pairs_mut().extend_pairs(query);
+            }
+            http.get(url)
+        })
+        .await
+    }
+
+    /// Sends JSON and reads JSON.
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        self.send(path, |http, url| http.post(url).json(body)).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        request: impl Fn(&reqwest::Client, Url) -> RequestBuilder,
+    ) -> anyhow::Result<T> {
+        let mut unreachable = Vec::new();
+        for api in &self.apis {
+            let url = api.join(path).with_context(|| format!("{api} is not the URL of an API"))?;
+            match request(&self.http, url).send().await {
+                Ok(response) => return read(api, response).await,
+                // Nothing was sent, so asking another node cannot do anything twice.
+                Err(error) if error.is_connect() => unreachable.push(api.to_string()),
+                Err(error) => return Err(error).with_context(|| format!("no answer from {api}")),
+            }
+        }
+        Err(anyhow!("cannot connect to {}: is the node running?", unreachable.join(", ")))
+    }
+}
+
+async fn read<T: DeserializeOwned>(api: &Url, response: Response) -> anyhow::Result<T> {
+    let status = response.status();
+    let bytes = response.bytes().await.with_context(|| format!("no whole answer from {api}"))?;
+    if status.is_success() {
+        return serde_json::from_slice(&bytes)
+            .with_context(|| format!("{api} is not the API of this version"));
+    }
+    match serde_json::from_slice::<Problem>(&bytes) {
+        Ok(problem) => bail!("{problem}"),
+        Err(_) => bail!("{api} answered {status}: is it the API of a node?"),
+    }
+}

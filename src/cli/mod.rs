@@ -1,0 +1,70 @@
+//! The command line: one file for each subcommand.
+//!
+//! What a person reads goes to standard output as text, what a script reads as one JSON value
+//! (`--json`). Errors go to standard error and say what to do; the exit code is 0 only on success,
+//! 2 for wrong arguments, 1 for all else. Progress bars are drawn on a terminal only.
+
+mod client;
+mod http;
+mod init;
+mod output;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use init::{InitArgs, Initialized, NodePorts, init};
+
+/// Tamper-evident MQTT telemetry: signed readings, ordered by PBFT into a ledger that anyone can
+/// check offline.
+///
+/// Start here:
+///   ledgermq demo                              everything, in a minute, on this machine
+///   ledgermq init --replicas 4 --dir net       a network of your own
+///   ledgermq node --config net/node-0/node.toml
+///   ledgermq client new devices/iot --key iot.key
+///   ledgermq client register devices/iot --key iot.key --network net
+#[derive(Debug, Parser)]
+#[command(
+    name = "ledgermq",
+    version,
+    verbatim_doc_comment,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(InitArgs),
+    #[command(subcommand)]
+    Client(client::ClientCommand),
+    Verify(verify::VerifyArgs),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Whoever reads our output has seen enough (`ledgermq … | head`): nothing to complain of.
+            if !output::is_closed_pipe(&error) {
+                eprintln!("error: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Init(args) => init::run(&args),
+        Command::Client(command) => client::run(command),
+        Command::Verify(args) => verify::run(&args),
+    }
+}

@@ -1,0 +1,167 @@
+//! `ledgermq verify`: what a proof bundle proves, or what is wrong with it.
+//!
+//! Offline: nothing is read but the bundles and the genesis document.
+
+use std::fs::File;
+use std::io::{IsTerminal as _, Read as _, stderr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::output;
+use crate::config::read_genesis;
+use crate::ledger::ReplicaSet;
+use crate::ledger::proof::{MAX_BUNDLE_BYTES, ProofBundle, Proven, ProvenBlock, Verifier};
+use crate::types::Timestamp;
+
+/// From so many bundles on, progress is shown.
+const PROGRESS_FROM: usize = 20;
+
+/// Verify proof bundles offline, with nothing but the genesis document
+///
+/// Says what is proven (who measured what and when, in which block it stands, which replicas signed
+/// it) or what is wrong. The exit code is 0 only if every bundle holds. Get a bundle from a node:
+/// curl -o reading.lmqproof http://127.0.0.1:8080/v1/records/7/0/bundle
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Proof bundles
+    #[arg(value_name = "BUNDLE", required = true)]
+    bundles: Vec<PathBuf>,
+    /// The genesis document, from a source that you trust
+    #[arg(long, value_name = "FILE")]
+    genesis: PathBuf,
+    /// Print one JSON array, with an object for each bundle
+    #[arg(long)]
+    json: bool,
+}
+
+/// The verdict on one bundle.
+#[derive(Debug, Serialize)]
+struct Verdict {
+    bundle: PathBuf,
+    valid: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proven: Option<Proven>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<()> {
+    let genesis = read_genesis(&args.genesis)?;
+    let verifier = Verifier::new(&genesis)?;
+    let progress = progress(args.bundles.len());
+    let mut verdicts = Vec::new();
+    let mut bad = 0;
+    for path in &args.bundles {
+        let verdict = judge(path, &verifier);
+        bad += usize::from(!verdict.valid);
+        if args.json {
+            verdicts.push(verdict);
+        } else {
+            progress.suspend(|| describe(&verdict, &genesis.replicas))?;
+        }
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    if args.json {
+        output::json(&verdicts)?;
+    }
+    match (bad, args.bundles.len()) {
+        (0, _) => Ok(()),
+        (_, 1) => bail!("the bundle proves nothing"),
+        (bad, all) => bail!("{bad} of {all} bundles prove nothing"),
+    }
+}
+
+fn progress(bundles: usize) -> ProgressBar {
+    if bundles < PROGRESS_FROM || !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(bundles as u64), ProgressDrawTarget::stderr());
+    match ProgressStyle::with_template("verifying {bar:40} {pos}/{len} bundles, {eta} left") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn judge(path: &Path, verifier: &Verifier) -> Verdict {
+    let result = read_bundle(path).and_then(|bundle| Ok(verifier.verify(&bundle)?));
+    let (proven, problem) = match result {
+        Ok(proven) => (Some(proven), None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    Verdict { bundle: path.to_owned(), valid: proven.is_some(), proven, problem }
+}
+
+fn read_bundle(path: &Path) -> anyhow::Result<ProofBundle> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).context("cannot open the file")?;
+    // One byte more than a bundle can have, so that a longer file is told from it.
+    let limit = MAX_BUNDLE_BYTES as u64 + 64;
+    file.take(limit).read_to_end(&mut bytes).context("cannot read the file")?;
+    Ok(ProofBundle::decode(&bytes)?)
+}
+
+fn describe(verdict: &Verdict, replicas: &ReplicaSet) -> anyhow::Result<()> {
+    let path = verdict.bundle.display();
+    let Some(proven) = &verdict.proven else {
+        let problem = verdict.problem.as_deref().unwrap_or("unknown");
+        return output::line(format_args!("NOT PROVEN  {path}\n  {problem}"));
+    };
+    let Proven { client, client_key, stream, seq, event_time, block, .. } = proven;
+    output::line(format_args!("PROVEN  {path}"))?;
+    output::line(format_args!("  who    {client}, with key {client_key}"))?;
+    output::line(format_args!(
+        "         registered in block {} by admin {}",
+        proven.registration.height, proven.registered_by
+    ))?;
+    for (at, record) in proven.records.iter().enumerate() {
+        let word = if at == 0 { "what" } else { "" };
+        let item = &record.item;
+        let unit = item.unit.as_deref().map(|unit| format!(" {}", unit.escape_debug())).unwrap_or_default();
+        output::line(format_args!(
+            "  {word:6} {} {} = {}{unit}   {record}",
+            item.device.escape_debug(),
+            item.service.escape_debug(),
+            item.value
+        ))?;
+    }
+    output::line(format_args!(
+        "  when   {}, message {seq} on stream {stream}, {} of its {} items",
+        time(*event_time),
+        proven.records.len(),
+        proven.message_items
+    ))?;
+    output::line(format_args!(
+        "  block  {}, operation {}, made {}\n         {}",
+        block.height,
+        block.operation,
+        time(block.timestamp),
+        block.hash
+    ))?;
+    output::line(format_args!("  signed by {}", signers(block, proven, replicas)))
+}
+
+fn signers(block: &ProvenBlock, proven: &Proven, replicas: &ReplicaSet) -> String {
+    let numbers: Vec<String> = block
+        .signed_by
+        .iter()
+        .map(|node| replicas.index_of(node).map_or_else(|| node.short(), |number| number.to_string()))
+        .collect();
+    format!(
+        "{} of {} replicas ({}); {} were needed",
+        block.signed_by.len(),
+        proven.replicas,
+        numbers.join(", "),
+        proven.quorum
+    )
+}
+
+/// RFC 3339, for a person.
+fn time(time: Timestamp) -> String {
+    let parsed = i64::try_from(time.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    parsed.map_or_else(|| format!("{time} ms"), |time| time.to_string())
+}
