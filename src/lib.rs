@@ -7,9 +7,9 @@
 //!      → {ledger, pbft, device, policy} → {crypto, codec, merkle} → types
 //! ```
 
-pub mod broker;
 pub mod actors;
 pub mod api;
+pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod codec;
@@ -19,8 +19,8 @@ pub mod device;
 pub mod keyfile;
 pub mod ledger;
 pub mod merkle;
-pub mod network;
 pub mod metrics;
+pub mod network;
 pub mod pbft;
 pub mod store;
 pub mod types;

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::FinalVerdict;
 use crate::device::window::{SeqWindow, Verdict};
-use crate::store::{AdmissionRecord, Position};
+use crate::store::ledger::AdmissionRecord;
+use crate::store::log::Position;
 use crate::types::{ClientId, Hash, MessageSeq};
 
 /// What this node knows of a message that it is shown.

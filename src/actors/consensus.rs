@@ -145,7 +145,13 @@ impl Consensus {
 
     /// Publishes where the replica stands.
     fn report(&self) {
-        self.metrics.observe(&self.replica.status());
+        let status = self.replica.status();
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        self.metrics.view.set(number(status.view.0));
+        self.metrics.sequence.set(number(status.executed.0));
+        self.metrics.stable_sequence.set(number(status.stable.0));
+        self.metrics.height.set(number(status.height.0));
+        self.metrics.pool_requests.set(number(status.pending as u64));
     }
 }
 
@@ -217,7 +223,7 @@ impl Handler<PeerMessage> for Consensus {
             None => true,
             Some(rejected) => {
                 tracing::trace!(%rejected, "message ignored");
-                self.metrics.rejected(&rejected);
+                self.metrics.messages_rejected.with_label_values(&[rejected.as_str()]).inc();
                 rejected.propagates()
             }
         }

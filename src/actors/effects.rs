@@ -15,13 +15,14 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::consensus::{BlocksSynced, CertificateFetched, PeerRequests};
 use super::storage::{ApplyBlocks, ExecuteBatch, Storage, StorageOrder};
-use super::verifier::RequestVerifier;
+use super::verifier::{RequestVerifier, Workers};
 use super::{Fatal, Feeder};
 use crate::crypto::SecretKey;
-use crate::ledger::{Certificate, ReplicaSet, VerifiedRequest};
+use crate::ledger::{BlockError, Certificate, CertifiedBlock, ReplicaSetKeys, VerifiedRequest};
 use crate::network::{NetworkHandle, PeerRequest, PeerResponse, RequestError, SignedBundle, Topic};
 use crate::pbft::{Effect, Output, Source};
-use crate::store::{Entry, EntryKind, LedgerStore, Log, Position};
+use crate::store::log::{Entry, EntryKind, Position};
+use crate::store::{LedgerStore, Log};
 use crate::types::{Hash, Height, NetworkId, NodeId, SeqNum};
 
 /// Outputs on their way to the log: about the window. When it is full, Consensus waits.
@@ -66,8 +67,8 @@ pub struct Effects {
     pub key: SecretKey,
     /// The ledger.
     pub network_id: NetworkId,
-    /// The replicas.
-    pub replicas: ReplicaSet,
+    /// The replicas' keys.
+    pub keys: Arc<ReplicaSetKeys>,
     /// The log.
     pub log: Log,
     /// Where entries lie.
@@ -88,6 +89,8 @@ pub struct Effects {
     pub certificates: Feeder<CertificateFetched>,
     /// Checks fetched requests.
     pub verifier: RequestVerifier,
+    /// Checks fetched blocks.
+    pub workers: Workers,
     /// Stops the node.
     pub fatal: Fatal,
 }
@@ -153,7 +156,7 @@ struct Runner {
 impl Runner {
     fn new(parts: Effects) -> Self {
         let own = parts.key.node_id();
-        let others = parts.replicas.members().iter().filter(|node| **node != own);
+        let others = parts.keys.set().members().iter().filter(|node| **node != own);
         let bundles = others.map(|node| (*node, Arc::new(Semaphore::new(BUNDLES_PER_PEER)))).collect();
         Self {
             parts,
@@ -256,9 +259,21 @@ impl Runner {
             log_fruitless(node, &answer);
             return None;
         };
-        let (block, certificate) = blocks.last()?;
-        let (height, timestamp) = (block.header.height, block.header.timestamp);
-        let certificate = certificate.clone();
+        let (network_id, keys) = (self.parts.network_id, Arc::clone(&self.parts.keys));
+        let check = move || -> Result<Vec<_>, BlockError> {
+            let check = |(block, certificate)| CertifiedBlock::verify(block, certificate, &network_id, &keys);
+            blocks.into_iter().map(check).collect()
+        };
+        let blocks = match self.parts.workers.run(check).await? {
+            Ok(blocks) => blocks,
+            Err(error) => {
+                tracing::warn!(%node, %error, "a node sent a bad block");
+                return None;
+            }
+        };
+        let last = blocks.last()?;
+        let (height, timestamp) = (last.block().header.height, last.block().header.timestamp);
+        let certificate = last.certificate().clone();
         match self.parts.storage.send(ApplyBlocks(blocks)).await.ok()? {
             Ok(_) => {
                 self.parts.synced.put(BlocksSynced { certificate, timestamp }).await;
@@ -298,7 +313,7 @@ impl Runner {
         let (_, certificate) = blocks.into_iter().next()?;
         let own = self.parts.store.header(height).ok()??;
         let fits = certificate.content.block == own.hash()
-            && certificate.verify(&self.parts.network_id, &self.parts.replicas).is_ok();
+            && certificate.verify(&self.parts.network_id, &self.parts.keys).is_ok();
         fits.then_some(certificate)
     }
 }

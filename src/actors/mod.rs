@@ -25,6 +25,7 @@
 
 pub mod admission;
 pub mod consensus;
+pub mod downlink;
 pub mod effects;
 pub mod fatal;
 pub mod feeder;
@@ -32,6 +33,7 @@ pub mod ingress;
 pub mod key_ring;
 pub mod network;
 pub mod policy;
+pub mod rate;
 pub mod storage;
 pub mod upkeep;
 pub mod verifier;

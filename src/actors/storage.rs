@@ -66,7 +66,7 @@ pub struct BatchExecuted(pub CheckpointContent);
 /// Applies blocks that others certified, in order from the next height.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<CheckpointContent, ApplyError>")]
-pub struct ApplyBlocks(pub Vec<(Block, Certificate)>);
+pub struct ApplyBlocks(pub Vec<CertifiedBlock>);
 
 /// Why fetched blocks were not applied.
 #[derive(Debug, thiserror::Error)]
@@ -333,15 +333,16 @@ impl Storage {
         self.keep(&Executed { checkpoint, block: None, outcomes: Vec::new(), changes: Vec::new() });
     }
 
-    fn apply(&mut self, blocks: &[(Block, Certificate)]) -> Result<CheckpointContent, ApplyError> {
-        for (block, certificate) in blocks {
+    fn apply(&mut self, blocks: &[CertifiedBlock]) -> Result<CheckpointContent, ApplyError> {
+        for certified in blocks {
+            let (block, certificate) = (certified.block(), certified.certificate());
             let height = block.header.height;
             if height <= self.state.head().height {
                 continue;
             }
             let executed = self
                 .state
-                .apply(block, certificate)
+                .apply(certified)
                 .map_err(|error| ApplyError::BadBlock { height, reason: error.to_string() })?;
             if !self.keep(&executed) {
                 return Err(ApplyError::Store);

@@ -15,7 +15,8 @@ use super::admission::Admission;
 use super::effects::WalMarks;
 use super::view::LedgerView;
 use crate::ledger::Block;
-use crate::store::{Holder, LedgerStore, Log, StoreError};
+use crate::store::log::Holder;
+use crate::store::{LedgerStore, Log, StoreError};
 use crate::types::Height;
 
 /// Blocks that are indexed together, at most.
@@ -67,7 +68,7 @@ impl Upkeep {
     fn index_behind(&self) -> Result<(), StoreError> {
         let executed = self.view.progress().executed.height;
         loop {
-            let from = self.store.indexed_height()?.next();
+            let from = self.store.indexed_height().next();
             let upto = Height(executed.0.min(from.0 + INDEX_BATCH as u64 - 1));
             let mut blocks: Vec<Block> = Vec::new();
             for height in from.0..=upto.0 {

@@ -26,7 +26,8 @@ use crate::crypto::VerifyingKey;
 use crate::device::codes::ErrorCode;
 use crate::device::telemetry::{Content, Limits, Message as Telemetry, Reference, TelemetryError};
 use crate::ledger::{MAX_REQUEST_BYTES, Request, VerifiedRequest};
-use crate::store::{Entry, EntryKind, Log, LogError};
+use crate::store::log::{Entry, EntryKind, MAX_ENTRY_BYTES, Position};
+use crate::store::{Log, LogError};
 use crate::types::{ClientId, Hash, MessageSeq, NetworkId, PublicKey, Stream, Timestamp};
 
 /// Messages in the mailbox: those of as many connections; Ingress's senders wait beyond it.
@@ -39,7 +40,7 @@ const REQUEST_OVERHEAD: usize = 4_096;
 const ITEM_OVERHEAD: usize = 12;
 
 /// The most bytes of an entry of the log.
-const MAX_RECORD_BYTES: usize = crate::store::MAX_ENTRY_BYTES;
+const MAX_RECORD_BYTES: usize = MAX_ENTRY_BYTES;
 
 /// Verifies a message that came on a client's topic.
 #[derive(Debug, Message)]
@@ -62,7 +63,7 @@ pub struct VerifyMessage {
 #[rtype(result = "()")]
 pub struct ResumeMessage {
     /// Where it stands in the log.
-    pub position: crate::store::Position,
+    pub position: Position,
     /// The message.
     pub message: LoggedMessage,
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crate::codec;
 use crate::crypto::HashKind;
 use crate::device;
+use crate::device::codes::ErrorCode;
 use crate::ledger::block::{Block, CertifiedBlock, HEADER_VERSION, Header, MAX_BLOCK_BYTES};
 use crate::ledger::certificate::CheckpointContent;
 use crate::ledger::change::{Head, StateChange};
@@ -72,12 +73,12 @@ pub enum Rejection {
 impl Rejection {
     /// The code that PROTOCOL.md section 6 has for it in an `error`; nothing if the answer to the
     /// client is `unauth`, or goes to an admin.
-    pub const fn protocol_code(&self) -> Option<&'static str> {
+    pub const fn error_code(&self) -> Option<ErrorCode> {
         match self {
-            Self::WrongKey => Some("bad_signature"),
-            Self::SeqReused => Some("seq_reused"),
-            Self::SeqTooOld { .. } => Some("seq_too_old"),
-            Self::BlockFull => Some("overloaded"),
+            Self::WrongKey => Some(ErrorCode::BadSignature),
+            Self::SeqReused => Some(ErrorCode::SeqReused),
+            Self::SeqTooOld { .. } => Some(ErrorCode::SeqTooOld),
+            Self::BlockFull => Some(ErrorCode::Overloaded),
             Self::UnknownClient
             | Self::Revoked { .. }
             | Self::NotAnAdmin

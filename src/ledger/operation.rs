@@ -79,6 +79,15 @@ pub enum AdminAction {
     },
 }
 
+impl AdminAction {
+    /// The client that it changes.
+    pub const fn client(&self) -> &ClientId {
+        match self {
+            Self::RegisterClient { client, .. } | Self::RevokeClient { client, .. } => client,
+        }
+    }
+}
+
 /// An admin's operation: names the network, carries an increasing sequence, and is signed.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 pub struct AdminOperation {
@@ -162,6 +171,16 @@ pub enum Request {
         /// The operation.
         operation: AdminOperation,
     },
+}
+
+impl Request {
+    /// The node that admitted it, as it says.
+    pub const fn node(&self) -> NodeId {
+        match self {
+            Self::Write(write) => write.node,
+            Self::Admin { node, .. } => *node,
+        }
+    }
 }
 
 /// What stands in a block: a request that was executed.

@@ -203,10 +203,7 @@ impl VerifiedRequest {
 
     /// The node that admitted it.
     pub const fn node(&self) -> NodeId {
-        match &self.request {
-            Request::Write(write) => write.node,
-            Request::Admin { node, .. } => *node,
-        }
+        self.request.node()
     }
 
     /// What it asks for, with what verification found out.
