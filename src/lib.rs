@@ -22,5 +22,6 @@ pub mod merkle;
 pub mod metrics;
 pub mod network;
 pub mod pbft;
+pub mod policy;
 pub mod store;
 pub mod types;

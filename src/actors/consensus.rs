@@ -166,6 +166,25 @@ impl Actor for Consensus {
     }
 }
 
+/// The value of the metric's label for a reason.
+const fn label(rejected: &Rejected) -> &'static str {
+    match rejected {
+        Rejected::Own => "own",
+        Rejected::Duplicate => "duplicate",
+        Rejected::BelowWatermark { .. } => "below_watermark",
+        Rejected::AboveWatermark { .. } => "above_watermark",
+        Rejected::OtherView { .. } => "other_view",
+        Rejected::NotPrimary => "not_primary",
+        Rejected::NotBackup => "not_backup",
+        Rejected::InvalidBatch(_) => "invalid_batch",
+        Rejected::Equivocation => "equivocation",
+        Rejected::PoolFull => "pool_full",
+        Rejected::WrongNode => "wrong_node",
+        Rejected::NotWanted => "not_wanted",
+        Rejected::OutOfOrder { .. } => "out_of_order",
+    }
+}
+
 /// Sends a [`Tick`] whenever the core's deadline passes.
 async fn alarm(
     mut deadline: watch::Receiver<Option<Duration>>,
@@ -223,7 +242,7 @@ impl Handler<PeerMessage> for Consensus {
             None => true,
             Some(rejected) => {
                 tracing::trace!(%rejected, "message ignored");
-                self.metrics.messages_rejected.with_label_values(&[rejected.as_str()]).inc();
+                self.metrics.messages_rejected.with_label_values(&[label(&rejected)]).inc();
                 rejected.propagates()
             }
         }

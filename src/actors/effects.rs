@@ -156,7 +156,7 @@ struct Runner {
 impl Runner {
     fn new(parts: Effects) -> Self {
         let own = parts.key.node_id();
-        let others = parts.keys.set().members().iter().filter(|node| **node != own);
+        let others = parts.keys.replicas().members().iter().filter(|node| **node != own);
         let bundles = others.map(|node| (*node, Arc::new(Semaphore::new(BUNDLES_PER_PEER)))).collect();
         Self {
             parts,
