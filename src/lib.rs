@@ -21,6 +21,7 @@ pub mod ledger;
 pub mod merkle;
 pub mod metrics;
 pub mod network;
+pub mod node;
 pub mod pbft;
 pub mod policy;
 pub mod store;

@@ -17,7 +17,6 @@ use std::time::Duration;
 use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResult, WrapFuture as _};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::Fatal;
 use super::storage::BatchExecuted;
 use crate::clock::SharedClock;
 use crate::ledger::{Certificate, VerifiedRequest};
@@ -88,7 +87,6 @@ pub struct Consensus {
     deadline: watch::Sender<Option<Duration>>,
     room: Arc<Notify>,
     metrics: ConsensusMetrics,
-    fatal: Fatal,
 }
 
 impl Consensus {
@@ -100,9 +98,8 @@ impl Consensus {
         outputs: mpsc::Sender<Output>,
         room: Arc<Notify>,
         metrics: ConsensusMetrics,
-        fatal: Fatal,
     ) -> Self {
-        Self { replica, clock, outputs, deadline: watch::Sender::new(None), room, metrics, fatal }
+        Self { replica, clock, outputs, deadline: watch::Sender::new(None), room, metrics }
     }
 
     fn now(&self) -> Now {

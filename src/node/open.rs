@@ -6,24 +6,27 @@
 //!       └─▶ accepted messages ──▶ those not final go through the pipeline again
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 
 use crate::actors::admission::Admission;
 use crate::actors::effects::WalMarks;
-use crate::actors::verifier::LoggedMessage;
+use crate::actors::verifier::{LogRecord, LoggedMessage};
 use crate::clock::SharedClock;
 use crate::config::Config;
+use crate::device::telemetry::Content;
 use crate::ledger::{Genesis, State};
 use crate::pbft::{Restored, WalEntry};
-use crate::store::{EntryKind, LedgerStore, Log, LogSettings, Position, SledSettings, SledStore};
-use crate::types::NetworkId;
+use crate::store::log::{EntryKind, LogSettings, Position};
+use crate::store::{LedgerStore, Log, SledStore, StoreSettings};
+use crate::types::{ClientId, MessageSeq, NetworkId, SeqNum};
 
 /// A node's memory, opened.
 pub(super) struct Opened {
-    /// The ledger's state.
-    pub(super) state: State,
+    /// The ledger's state, until Storage takes it.
+    pub(super) state: Option<State>,
     /// Its store.
     pub(super) store: Arc<dyn LedgerStore>,
     /// The log.
@@ -32,8 +35,8 @@ pub(super) struct Opened {
     pub(super) marks: Arc<WalMarks>,
     /// What was accepted before.
     pub(super) admission: Arc<Admission>,
-    /// What the replica goes on from.
-    pub(super) restored: Restored,
+    /// What the replica goes on from, until it is built.
+    pub(super) restored: Option<Restored>,
     /// Accepted messages whose log entries are still there, oldest first.
     pub(super) accepted: Vec<(Position, LoggedMessage)>,
 }
@@ -41,8 +44,8 @@ pub(super) struct Opened {
 /// Opens store and log under the data directory. Blocks on the disk.
 pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> anyhow::Result<Opened> {
     let network = genesis.network_id();
-    let sled = SledSettings { cache_bytes: config.storage.cache_bytes, ..SledSettings::new(network) };
-    let store = SledStore::open(&config.data_dir.join("ledger"), sled)?;
+    let settings = StoreSettings { network, cache_bytes: config.storage.cache_bytes };
+    let store = SledStore::open(&config.data_dir.join("ledger"), &settings)?;
     let state = load_state(&store, genesis).context("loading the ledger's state")?;
     let admission = Admission::restore(store.admissions()?);
 
@@ -50,8 +53,15 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
     settings.segment_bytes = config.storage.log_segment_bytes;
     settings.max_queued_bytes = usize::try_from(config.storage.log_max_queued_bytes)?;
     let (log, replay) = Log::open(&config.data_dir.join("log"), settings)?;
+    if log.is_new() && state.head().sequence > SeqNum(0) {
+        anyhow::bail!(
+            "the log in {} is gone, and with it what this node promised to the other replicas; bring it back, or \
+             follow \"A lost log\" in docs/STORAGE.md",
+            config.data_dir.join("log").display()
+        );
+    }
     let marks = WalMarks::default();
-    let (mut entries, mut accepted) = (Vec::new(), Vec::new());
+    let (mut entries, mut accepted) = (Vec::new(), Unfinished::new());
     for entry in replay {
         let (position, entry) = entry?;
         match entry.kind {
@@ -60,7 +70,7 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
                 marks.note(entry.sequence(), position);
                 entries.push(entry);
             }
-            EntryKind::AcceptedMessage => accepted.push((position, LoggedMessage::decode(&entry.bytes)?)),
+            EntryKind::AcceptedMessage => note_record(&mut accepted, position, &entry.bytes)?,
         }
     }
     let restored = Restored { executed: state.checkpoint(), timestamp: state.head().timestamp, entries };
@@ -69,19 +79,41 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
         pbft_entries = restored.entries.len(), accepted = accepted.len(), "opened the ledger and the log"
     );
     Ok(Opened {
-        state,
+        state: Some(state),
         store: Arc::new(store),
         log,
         marks: Arc::new(marks),
         admission: Arc::new(admission),
-        restored,
-        accepted,
+        restored: Some(restored),
+        accepted: accepted.into_values().collect(),
     })
+}
+
+/// Accepted messages whose fate is not known, in the log's order.
+type Unfinished = BTreeMap<(ClientId, MessageSeq), (Position, LoggedMessage)>;
+
+fn note_record(unfinished: &mut Unfinished, position: Position, bytes: &[u8]) -> anyhow::Result<()> {
+    let record = LogRecord::decode(bytes).with_context(|| damaged(position))?;
+    match record {
+        LogRecord::Accepted(message) => {
+            let content = Content::decode(&message.content).with_context(|| damaged(position))?;
+            let seq = content.reference().seq.with_context(|| damaged(position))?;
+            unfinished.insert((message.client.clone(), seq), (position, message));
+        }
+        LogRecord::Final { client, seq } => {
+            unfinished.remove(&(client, seq));
+        }
+    }
+    Ok(())
+}
+
+fn damaged(position: Position) -> String {
+    format!("entry {} of the log; see \"Damage\" in docs/STORAGE.md", position.0)
 }
 
 fn read_wal(network: &NetworkId, position: Position, bytes: &[u8]) -> anyhow::Result<WalEntry> {
     WalEntry::decode(network, bytes)
-        .with_context(|| format!("entry {} of the log; see \"Damage\" in docs/STORAGE.md", position.0))
+        .with_context(|| damaged(position))
 }
 
 fn load_state(store: &SledStore, genesis: &Genesis) -> anyhow::Result<State> {

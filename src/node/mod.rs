@@ -1,0 +1,469 @@
+//! A node: builds the actors bottom-up, wires them, runs until it is told to stop or cannot go on.
+//!
+//! ```text
+//! start:  store, log ─▶ network ─▶ Storage, Consensus, effects ─▶ Policy, Verifier, Ingress
+//!         ─▶ accepted messages of the log resume ─▶ MQTT, HTTP
+//! stop:   MQTT ─▶ HTTP ─▶ network ─▶ last save of the ledger ─▶ log
+//! ```
+//!
+//! One multi-thread tokio runtime carries everything; actors with state that must not wait for
+//! others (Consensus, Storage) have a thread of their own on it.
+
+mod gatekeeper;
+mod open;
+mod view;
+
+use std::sync::Arc;
+
+use actix::{Actor, Addr, Arbiter};
+use anyhow::Context as _;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::actors::consensus::Consensus;
+use crate::actors::downlink::Downlink;
+use crate::actors::effects::{self, Effects};
+use crate::actors::ingress::{Ingress, IngressLimits, IngressParts};
+use crate::actors::key_ring::{KeyLifetimes, KeyRing};
+use crate::actors::network::{Judge, Network as NetworkActor};
+use crate::actors::policy::Policy;
+use crate::actors::storage::{Storage, StorageOutlets};
+use crate::actors::upkeep::Upkeep;
+use crate::actors::verifier::{RequestVerifier, ResumeMessage, Verifier, VerifierParts, Workers};
+use crate::actors::view::LedgerView;
+use crate::actors::{Fatal, FatalReceiver, Feeder, Mouth, fatal, feeder};
+use crate::api::Api;
+use crate::broker::{Broker, BrokerSettings, EmbeddedBroker};
+use crate::clock::{SharedClock, SystemClock};
+use crate::config::{Config, DefaultPolicy};
+use crate::crypto::SecretKey;
+use crate::device::telemetry::Limits;
+use crate::keyfile;
+use crate::ledger::{Genesis, ReplicaSetKeys};
+use crate::metrics::Metrics;
+use crate::network::{Network, NetworkEvent, NetworkHandle, NetworkSettings, SwarmKey};
+use crate::pbft::{Replica, Settings};
+use crate::policy::WritePolicy;
+use crate::types::NetworkId;
+use open::Opened;
+
+/// Results on their way to Consensus. The core has at most 256 batches in execution.
+const RESULTS: usize = 1_024;
+
+/// Final messages on their way to Ingress: more than the request pool of one node can hold.
+const FINALS: usize = 65_536;
+
+/// Changed clients on their way to Ingress: a block of 512 admin operations, many times.
+const CLIENT_CHANGES: usize = 8_192;
+
+/// Orders from the core on their way to Storage: a window of batches and certificates.
+const STORAGE_ORDERS: usize = 1_024;
+
+/// Fetched requests, blocks and certificates on their way to Consensus; fetches wait beyond it.
+const FETCHED: usize = 64;
+
+/// MQTT's part of a packet besides the payload: header, topic and properties.
+const MQTT_OVERHEAD_BYTES: u32 = 4_096;
+
+/// What all parts share.
+struct Shared {
+    config: Config,
+    genesis: Genesis,
+    network_id: NetworkId,
+    key: SecretKey,
+    keys: Arc<ReplicaSetKeys>,
+    clock: SharedClock,
+    metrics: Arc<Metrics>,
+    workers: Workers,
+    view: Arc<LedgerView>,
+    room: Arc<Notify>,
+    fatal: Fatal,
+    /// The runtime, for the threads of actors.
+    runtime: Arc<tokio::runtime::Runtime>,
+}
+
+/// Runs a node until SIGTERM or SIGINT, or until it cannot go on.
+///
+/// Blocks; makes its own runtime.
+///
+/// # Errors
+/// What kept it from starting, or made it stop. Each says what to do.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = Arc::new(runtime);
+    let shared = Arc::clone(&runtime);
+    actix::System::with_tokio_rt(move || shared).block_on(Box::pin(run_on(config, runtime)))
+}
+
+async fn run_on(config: Config, runtime: Arc<tokio::runtime::Runtime>) -> anyhow::Result<()> {
+    let (fatal, mut stop_reason) = fatal();
+    let shared = Shared::load(config, fatal, runtime)?;
+    let node = Node::start(shared).await?;
+    let result = node.wait(&mut stop_reason).await;
+    node.stop().await;
+    result
+}
+
+impl Shared {
+    fn load(config: Config, fatal: Fatal, runtime: Arc<tokio::runtime::Runtime>) -> anyhow::Result<Self> {
+        let genesis = read_genesis(&config.genesis)?;
+        let key = keyfile::read(&config.node_key)?;
+        let keys = Arc::new(ReplicaSetKeys::new(&genesis.replicas)?);
+        Ok(Self {
+            network_id: genesis.network_id(),
+            key,
+            keys,
+            genesis,
+            clock: SystemClock::shared(),
+            metrics: Arc::new(Metrics::new()?),
+            workers: Workers::new(),
+            view: Arc::new(LedgerView::default()),
+            room: Arc::new(Notify::new()),
+            fatal,
+            config,
+            runtime,
+        })
+    }
+
+    fn arbiter(&self) -> Arbiter {
+        let runtime = Arc::clone(&self.runtime);
+        Arbiter::with_tokio_rt(move || runtime)
+    }
+
+    fn feeder<M>(&self, name: &'static str, capacity: usize) -> (Feeder<M>, Mouth<M>) {
+        feeder(name, capacity, self.fatal.clone())
+    }
+
+    async fn start_network(&self) -> anyhow::Result<(NetworkHandle, mpsc::Receiver<NetworkEvent>)> {
+        let p2p = &self.config.p2p;
+        let swarm_key = match &p2p.swarm_key {
+            Some(path) => Some(SwarmKey::new(*keyfile::read_swarm_key(path)?)),
+            None => None,
+        };
+        let settings = NetworkSettings {
+            listen: p2p.listen.clone(),
+            bootstrap: p2p.bootstrap.clone(),
+            external: p2p.announce.clone(),
+            swarm_key,
+            mdns: p2p.mdns,
+            reserved: self.genesis.replicas.members().to_vec(),
+            mqtt: self.config.mqtt.announce.clone(),
+            api: self.config.api.announce.clone(),
+            max_connections: p2p.max_connections,
+            ..NetworkSettings::default()
+        };
+        let clock = Arc::clone(&self.clock);
+        Ok(Network::start(settings, &self.key, self.network_id, clock, self.metrics.registry()).await?)
+    }
+
+    fn replica_settings(&self) -> anyhow::Result<Settings> {
+        let consensus = &self.config.consensus;
+        let mut settings = Settings::new(self.network_id, self.genesis.replicas.clone(), self.key.clone());
+        settings.batch_delay = consensus.batch_delay;
+        settings.batch_max_requests = usize::try_from(consensus.batch_max_requests)?;
+        settings.batch_max_bytes = usize::try_from(consensus.batch_max_bytes)?;
+        settings.resend_initial = consensus.resend_interval;
+        settings.request_resend = consensus.request_resend_interval;
+        settings.fetch_interval = consensus.fetch_interval;
+        settings.pool_max_requests = usize::try_from(consensus.pool_max_requests)?;
+        settings.pool_max_bytes = usize::try_from(consensus.pool_max_bytes)?;
+        Ok(settings)
+    }
+
+    fn message_limits(&self) -> Limits {
+        let mqtt = &self.config.mqtt;
+        Limits {
+            wire_bytes: mqtt.max_packet_bytes as usize,
+            body_bytes: mqtt.max_body_bytes as usize,
+            ahead_ms: u64::try_from(mqtt.clock_ahead.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn broker_settings(&self) -> BrokerSettings {
+        let mqtt = &self.config.mqtt;
+        BrokerSettings {
+            max_packet_bytes: mqtt.max_packet_bytes.saturating_add(MQTT_OVERHEAD_BYTES),
+            max_sessions: mqtt.max_connections,
+            max_strangers: mqtt.max_unregistered_connections,
+            max_inflight: mqtt.max_inflight,
+            max_queued_downlink: mqtt.max_queued_replies as usize,
+            ..BrokerSettings::new(mqtt.listen)
+        }
+    }
+}
+
+/// Reads and checks a genesis document.
+///
+/// # Errors
+/// It is not there, or is none.
+pub fn read_genesis(path: &std::path::Path) -> anyhow::Result<Genesis> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the genesis document {}", path.display()))?;
+    let genesis: Genesis = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a genesis document", path.display()))?;
+    genesis.check().with_context(|| format!("{} is not a genesis document", path.display()))?;
+    Ok(genesis)
+}
+
+/// A running node.
+struct Node {
+    broker: Arc<EmbeddedBroker>,
+    api: Api,
+    network: NetworkHandle,
+    log: crate::store::Log,
+    stopping: watch::Sender<bool>,
+    upkeep: Vec<JoinHandle<()>>,
+}
+
+/// The middle of a node: what the device side and the API stand on.
+struct Core {
+    opened: Opened,
+    network: NetworkHandle,
+    storage: Addr<Storage>,
+    consensus: Addr<Consensus>,
+    finals: Feeder<crate::actors::FinalMessage>,
+    to_ingress: (Mouth<crate::actors::FinalMessage>, Mouth<crate::actors::ClientChanged>),
+}
+
+impl Node {
+    async fn start(shared: Shared) -> anyhow::Result<Self> {
+        let shared = Arc::new(shared);
+        let opener = Arc::clone(&shared);
+        let opened = tokio::task::spawn_blocking(move || {
+            open::open(&opener.config, &opener.genesis, Arc::clone(&opener.clock))
+        });
+        let opened = opened.await??;
+        let mut core = start_core(&shared, opened).await?;
+        let accepted = std::mem::take(&mut core.opened.accepted);
+        let downlink = Downlink::new(shared.network_id, shared.key.clone(), shared.metrics.ingress.clone());
+        let (log, network) = (core.opened.log.clone(), core.network.clone());
+        let (stopping, upkeep) = start_upkeep(&shared, &core);
+        let (storage, consensus, store) =
+            (core.storage.clone(), core.consensus.clone(), Arc::clone(&core.opened.store));
+        let (ingress, verifier) = start_device_side(&shared, core, &downlink)?;
+        for (position, message) in accepted {
+            verifier.send(ResumeMessage { position, message }).await?;
+        }
+        let gatekeeper = gatekeeper::NodeGatekeeper {
+            network: shared.network_id,
+            view: Arc::clone(&shared.view),
+            ingress,
+            clock: Arc::clone(&shared.clock),
+            token_max_age: shared.config.mqtt.token_max_age,
+            metrics: shared.metrics.ingress.clone(),
+        };
+        let broker =
+            EmbeddedBroker::start(shared.broker_settings(), Arc::new(gatekeeper), Arc::clone(&shared.clock));
+        let broker = Arc::new(broker.await?);
+        downlink.connect(Arc::clone(&broker) as Arc<dyn Broker>);
+        let view = Arc::new(view::ApiView {
+            genesis: shared.genesis.clone(),
+            network_id: shared.network_id,
+            node: shared.key.node_id(),
+            started: shared.clock.now(),
+            clock: Arc::clone(&shared.clock),
+            ledger: Arc::clone(&shared.view),
+            store,
+            network: network.clone(),
+            consensus,
+            storage: storage.recipient(),
+            room: Arc::clone(&shared.room),
+            mqtt: broker.local_addr(),
+            operation_timeout: shared.config.api.operation_timeout,
+            health: view::HealthBoard::starting(),
+        });
+        tokio::spawn(Arc::clone(&view).watch_health());
+        let api = Api::start(&shared.config.api, view, Arc::clone(&shared.metrics)).with_context(|| {
+            format!("cannot listen for http on {}; set api.listen to a free address", shared.config.api.listen)
+        })?;
+        tracing::info!(
+            node = %shared.key.node_id(), network = %shared.network_id,
+            mqtt = %broker.local_addr(), api = %api.local_addr(), "node started"
+        );
+        Ok(Self { broker, api, network, log, stopping, upkeep })
+    }
+
+    /// Waits for a signal, or for a reason to give up.
+    async fn wait(&self, reason: &mut FatalReceiver) -> anyhow::Result<()> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            _ = term.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = int.recv() => tracing::info!("SIGINT: stopping"),
+            reason = reason.reason() => return Err(reason),
+            error = self.log.failed() => return Err(anyhow::Error::new(error).context("the log failed")),
+            ended = self.api.ended() => anyhow::bail!("the http server ended: {ended}"),
+        }
+        Ok(())
+    }
+
+    /// No new messages, no new requests, then a last save.
+    async fn stop(self) {
+        self.broker.stop().await;
+        self.api.stop().await;
+        self.network.shutdown().await;
+        self.stopping.send_replace(true);
+        for task in self.upkeep {
+            if let Err(error) = task.await {
+                tracing::warn!(%error, "the upkeep did not end in order");
+            }
+        }
+        match self.log.close().await {
+            Ok(()) => tracing::info!("node stopped"),
+            Err(error) => tracing::error!(%error, "the log did not close in order"),
+        }
+    }
+}
+
+/// Starts network, Storage, Consensus and the pipeline between them.
+async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<Core> {
+    let (network, events) = shared.start_network().await?;
+    let replica = Replica::new(shared.replica_settings()?, opened.restored.take().context("a replica is restored once")?)?;
+
+    let (executed, executed_mouth) = shared.feeder("executed", RESULTS);
+    let (finals, finals_mouth) = shared.feeder("finals", FINALS);
+    let (clients, clients_mouth) = shared.feeder("clients", CLIENT_CHANGES);
+    let outlets = StorageOutlets { executed, finals: finals.clone(), clients };
+    let state = opened.state.take().context("the ledger's state is used once")?;
+    let storage = Storage::new(
+        shared.key.node_id(),
+        state,
+        Arc::clone(&opened.store),
+        Arc::clone(&shared.view),
+        outlets,
+        shared.fatal.clone(),
+    );
+    let storage = Storage::start_in_arbiter(&shared.arbiter().handle(), move |_| storage);
+
+    let (outputs, outputs_queue) = mpsc::channel(effects::OUTPUTS);
+    let consensus = Consensus::new(
+        replica,
+        Arc::clone(&shared.clock),
+        outputs,
+        Arc::clone(&shared.room),
+        shared.metrics.consensus.clone(),
+    );
+    let consensus = Consensus::start_in_arbiter(&shared.arbiter().handle(), move |_| consensus);
+    executed_mouth.connect(consensus.clone());
+
+    let (to_storage, to_storage_mouth) = shared.feeder("storage orders", STORAGE_ORDERS);
+    let (requests, requests_mouth) = shared.feeder("fetched requests", FETCHED);
+    let (synced, synced_mouth) = shared.feeder("synced blocks", FETCHED);
+    let (certificates, certificates_mouth) = shared.feeder("fetched certificates", FETCHED);
+    to_storage_mouth.connect(storage.clone());
+    requests_mouth.connect(consensus.clone());
+    synced_mouth.connect(consensus.clone());
+    certificates_mouth.connect(consensus.clone());
+    let verifier = RequestVerifier::new(shared.network_id, shared.workers.clone());
+    let parts = Effects {
+        key: shared.key.clone(),
+        network_id: shared.network_id,
+        keys: Arc::clone(&shared.keys),
+        log: opened.log.clone(),
+        marks: Arc::clone(&opened.marks),
+        network: network.clone(),
+        to_storage,
+        storage: storage.clone(),
+        store: Arc::clone(&opened.store),
+        requests,
+        synced,
+        certificates,
+        verifier: verifier.clone(),
+        workers: shared.workers.clone(),
+        fatal: shared.fatal.clone(),
+    };
+    effects::start(parts, outputs_queue);
+    let judge = Judge {
+        network_id: shared.network_id,
+        keys: Arc::clone(&shared.keys),
+        network: network.clone(),
+        consensus: consensus.clone(),
+        verifier,
+        store: Arc::clone(&opened.store),
+    };
+    NetworkActor::start_with(judge, events);
+    Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients_mouth) })
+}
+
+/// Starts Policy, Verifier and Ingress.
+fn start_device_side(
+    shared: &Arc<Shared>,
+    core: Core,
+    downlink: &Downlink,
+) -> anyhow::Result<(Addr<Ingress>, Addr<Verifier>)> {
+    let Core { opened, storage, consensus, finals, to_ingress, .. } = core;
+    let write_policy = match shared.config.policy.default {
+        DefaultPolicy::Always => WritePolicy::Always,
+        DefaultPolicy::Never => WritePolicy::Never,
+    };
+    let node = shared.key.node_id();
+    let policy = Policy::new(
+        node,
+        write_policy,
+        consensus.recipient(),
+        Arc::clone(&shared.room),
+        finals,
+        shared.metrics.ingress.clone(),
+    )
+    .start();
+    let limits = shared.message_limits();
+    let verifier = Verifier::new(VerifierParts {
+        network: shared.network_id,
+        limits,
+        admission: Arc::clone(&opened.admission),
+        log: opened.log.clone(),
+        policy: policy.recipient(),
+        storage: storage.recipient(),
+        workers: shared.workers.clone(),
+        clock: Arc::clone(&shared.clock),
+        fatal: shared.fatal.clone(),
+    })
+    .start();
+    let mqtt = &shared.config.mqtt;
+    let lifetimes = KeyLifetimes {
+        kem: mqtt.kem_lifetime,
+        payload: mqtt.payload_key_lifetime,
+        payload_messages: mqtt.payload_key_max_messages,
+    };
+    let ingress = Ingress::new(IngressParts {
+        network: shared.network_id,
+        node,
+        view: Arc::clone(&shared.view),
+        admission: opened.admission,
+        keys: KeyRing::new(shared.network_id, node, lifetimes, shared.clock.now())?,
+        downlink: downlink.clone(),
+        verifier: verifier.clone().recipient(),
+        log: opened.log,
+        clock: Arc::clone(&shared.clock),
+        limits: IngressLimits {
+            telemetry: limits,
+            unregistered_messages_per_minute: mqtt.unregistered_messages_per_minute,
+            unverified_replies_per_minute: mqtt.unverified_replies_per_minute,
+            submit_timeout: mqtt.submit_timeout,
+        },
+        metrics: shared.metrics.ingress.clone(),
+        fatal: shared.fatal.clone(),
+    })
+    .start();
+    let (finals_mouth, clients_mouth) = to_ingress;
+    finals_mouth.connect(ingress.clone());
+    clients_mouth.connect(ingress.clone());
+    Ok((ingress, verifier))
+}
+
+fn start_upkeep(shared: &Arc<Shared>, core: &Core) -> (watch::Sender<bool>, Vec<JoinHandle<()>>) {
+    let (stopping, stop) = watch::channel(false);
+    let upkeep = Upkeep {
+        store: Arc::clone(&core.opened.store),
+        log: core.opened.log.clone(),
+        marks: Arc::clone(&core.opened.marks),
+        admission: Arc::clone(&core.opened.admission),
+        view: Arc::clone(&shared.view),
+        interval: shared.config.storage.checkpoint_interval,
+        bytes: shared.config.storage.checkpoint_bytes,
+        fatal: shared.fatal.clone(),
+    };
+    let index = tokio::spawn(upkeep.clone().index(stop.clone()));
+    let checkpoint = tokio::spawn(upkeep.checkpoint(stop));
+    (stopping, vec![index, checkpoint])
+}

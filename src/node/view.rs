@@ -1,0 +1,301 @@
+//! The node as its HTTP API sees it.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use actix::{Addr, Recipient};
+use async_trait::async_trait;
+use tokio::sync::{Notify, oneshot};
+
+use crate::actors::consensus::{Consensus, ReadStatus, SubmitRequest};
+use crate::actors::policy::submit;
+use crate::actors::storage::{AdminOutcome, AwaitAdmin};
+use crate::actors::view::{LedgerView, RegisteredClient};
+use crate::api::{
+    ClientPage, ClientView, FoundRecord, NodeView, PeerView, RecordPage, RecordQuery, ReplicaView, Status,
+    SubmitError, Submitted, ViewError,
+};
+use crate::clock::SharedClock;
+use crate::ledger::{
+    AdminOperation, Block, Certificate, Genesis, Header, Inclusion, Operation, ProofBundle, Request,
+    VerifiedRequest,
+};
+use crate::network::NetworkHandle;
+use crate::store::ledger::RecordKey;
+use crate::store::{LedgerStore, StoreError};
+use crate::types::{ClientId, Height, NetworkId, NodeId, Timestamp};
+
+/// How long the consensus loop may take to answer before the node calls itself stuck.
+const LOOP_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often health is looked at.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What probes are told; written by [`ApiView::watch_health`].
+#[derive(Debug, Clone)]
+struct Health {
+    live: Result<(), String>,
+    ready: Result<(), String>,
+}
+
+/// See the module.
+pub(super) struct ApiView {
+    pub(super) genesis: Genesis,
+    pub(super) network_id: NetworkId,
+    pub(super) node: NodeId,
+    pub(super) started: Timestamp,
+    pub(super) clock: SharedClock,
+    pub(super) ledger: Arc<LedgerView>,
+    pub(super) store: Arc<dyn LedgerStore>,
+    pub(super) network: NetworkHandle,
+    pub(super) consensus: Addr<Consensus>,
+    pub(super) storage: Recipient<AwaitAdmin>,
+    pub(super) room: Arc<Notify>,
+    pub(super) mqtt: std::net::SocketAddr,
+    pub(super) operation_timeout: Duration,
+    pub(super) health: HealthBoard,
+}
+
+/// The last health seen.
+pub(super) struct HealthBoard(RwLock<Health>);
+
+impl HealthBoard {
+    /// Alive and not ready, as every node starts.
+    pub(super) fn starting() -> Self {
+        Self(RwLock::new(Health { live: Ok(()), ready: Err("the node is starting".to_owned()) }))
+    }
+
+    fn read(&self) -> Health {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ApiView {
+    /// Looks at the node's health again and again, for the probes. Liveness is about this node's own
+    /// loop alone: a partition must not have all nodes restarted.
+    pub(super) async fn watch_health(self: Arc<Self>) {
+        let mut last_progress = (self.ledger.progress().certified, self.clock.monotonic());
+        loop {
+            let health = self.look(&mut last_progress).await;
+            *self.health.0.write().unwrap_or_else(PoisonError::into_inner) = health;
+            tokio::time::sleep(HEALTH_INTERVAL).await;
+        }
+    }
+
+    async fn look(&self, last_progress: &mut (crate::types::SeqNum, Duration)) -> Health {
+        let answer = tokio::time::timeout(LOOP_ANSWERS_WITHIN, self.consensus.send(ReadStatus)).await;
+        let Ok(Ok(status)) = answer else {
+            let stuck = format!("the consensus loop has not answered for {} s", LOOP_ANSWERS_WITHIN.as_secs());
+            return Health { live: Err(stuck.clone()), ready: Err(stuck) };
+        };
+        let (progress, now) = (self.ledger.progress(), self.clock.monotonic());
+        if progress.certified > last_progress.0 || status.pending == 0 {
+            *last_progress = (progress.certified, now);
+        }
+        let connected = self.connected_replicas().await;
+        let quorum = self.genesis.replicas.quorum();
+        let ready = if connected < quorum {
+            Err(format!("connected to {connected} of {} replicas (itself included), {quorum} are needed", self.genesis.replicas.n()))
+        } else if status.known > status.executed {
+            Err(format!("catching up: executed {} of {}", status.executed, status.known))
+        } else if now.saturating_sub(last_progress.1) > self.operation_timeout {
+            Err(format!("{} requests wait, and nothing became final for {} s", status.pending, self.operation_timeout.as_secs()))
+        } else {
+            Ok(())
+        };
+        Health { live: Ok(()), ready }
+    }
+
+    /// Replicas that this node can talk to, itself included if it is one.
+    async fn connected_replicas(&self) -> usize {
+        let peers = self.network.peers().await.unwrap_or_default();
+        let is_there = |node: &NodeId| *node == self.node || peers.iter().any(|peer| peer.node == *node);
+        self.genesis.replicas.members().iter().filter(|node| is_there(node)).count()
+    }
+
+    fn inclusion(&self, height: Height, index: u32) -> Result<Option<Inclusion>, StoreError> {
+        let (Some(block), Some(certificate)) = (self.store.block(height)?, self.store.certificate(height)?) else {
+            return Ok(None);
+        };
+        let tree = block.tree();
+        Ok(Inclusion::new(&block, &tree, &certificate, index).ok())
+    }
+
+    fn prove(&self, height: Height, operation: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(write) = self.inclusion(height, operation)? else { return Ok(None) };
+        let Operation::Write { request, .. } = &write.operation else { return Ok(None) };
+        let header = crate::device::Header::decode(&request.header).ok();
+        let Some(client) = header.and_then(|header| self.ledger.client(&header.client)) else { return Ok(None) };
+        let (height, operation) = client.registered;
+        let registration = self.inclusion(height, operation)?;
+        Ok(registration.map(|registration| ProofBundle { registration, write }.encode()))
+    }
+}
+
+fn failed(error: StoreError) -> ViewError {
+    ViewError::Failed(error.to_string())
+}
+
+fn client_view(client: ClientId, registered: &RegisteredClient) -> ClientView {
+    ClientView {
+        client,
+        key: registered.key.public(),
+        settings: registered.settings,
+        registered_height: registered.registered.0,
+        registered_operation: registered.registered.1,
+        revoked_after: registered.revoked,
+        highest_seq: registered.highest(),
+    }
+}
+
+#[async_trait]
+impl NodeView for ApiView {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn genesis(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    fn liveness(&self) -> Result<(), String> {
+        self.health.read().live
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        self.health.read().ready
+    }
+
+    async fn status(&self) -> Result<Status, ViewError> {
+        let replica = self.consensus.send(ReadStatus).await.map_err(|_| ViewError::Stopping)?;
+        let peers = self.network.peers().await.map_err(|_| ViewError::Stopping)?;
+        let set = &self.genesis.replicas;
+        let replicas = set.members().iter().map(|node| ReplicaView {
+            node: *node,
+            connected: *node == self.node || peers.iter().any(|peer| peer.node == *node),
+        });
+        let progress = self.ledger.progress();
+        let header = self.store.header(progress.executed.height).map_err(failed)?;
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            network: self.network_id,
+            name: self.genesis.name.clone(),
+            node: self.node,
+            replica: set.index_of(&self.node).and_then(|index| u16::try_from(index).ok()),
+            replicas: replicas.collect(),
+            f: set.f(),
+            quorum: set.quorum(),
+            view: replica.view,
+            primary: replica.primary,
+            sequence: progress.executed.sequence,
+            height: progress.executed.height,
+            block: progress.executed.block,
+            block_time: header.map_or(Timestamp(0), |header| header.timestamp),
+            certified_height: self.store.certified_height(),
+            indexed_height: self.store.indexed_height(),
+            pool_requests: replica.pending,
+            mqtt: Some(self.mqtt.to_string()),
+            started: self.started,
+            time: self.now(),
+            ready: self.readiness().is_ok(),
+            peers: peers
+                .into_iter()
+                .map(|peer| PeerView {
+                    node: peer.node,
+                    addresses: peer.addresses.iter().map(ToString::to_string).collect(),
+                    connected_since: peer.connected_since,
+                    rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+                })
+                .collect(),
+        })
+    }
+
+    async fn clients(&self, after: Option<ClientId>, limit: usize) -> Result<ClientPage, ViewError> {
+        let mut found = self.ledger.clients(after.as_ref(), limit + 1);
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let clients: Vec<_> =
+            found.into_iter().map(|(client, registered)| client_view(client, &registered)).collect();
+        let next = clients.last().filter(|_| more).map(|last| last.client.clone());
+        Ok(ClientPage { clients, next })
+    }
+
+    async fn client(&self, client: &ClientId) -> Result<Option<ClientView>, ViewError> {
+        Ok(self.ledger.client(client).map(|registered| client_view(client.clone(), &registered)))
+    }
+
+    async fn submit(&self, operation: AdminOperation) -> Result<Submitted, SubmitError> {
+        let request = Request::Admin { node: self.node, operation };
+        let request = VerifiedRequest::verify(&self.network_id, request)
+            .map_err(|error| SubmitError::Invalid(error.to_string()))?;
+        let (answer, outcome) = oneshot::channel();
+        let waits = AwaitAdmin { digest: request.digest(), answer };
+        match self.storage.send(waits).await {
+            Ok(true) => {}
+            Ok(false) => return Err(SubmitError::Overloaded),
+            Err(_) => return Err(SubmitError::Stopping),
+        }
+        let consensus: Recipient<SubmitRequest> = self.consensus.clone().recipient();
+        let ordered = async {
+            submit(&consensus, &self.room, Arc::new(request)).await;
+            outcome.await
+        };
+        match tokio::time::timeout(self.operation_timeout, ordered).await {
+            Err(_) => Err(SubmitError::Timeout),
+            Ok(Err(_)) => Err(SubmitError::Stopping),
+            Ok(Ok(AdminOutcome::Executed { height, operation })) => Ok(Submitted { height, operation }),
+            Ok(Ok(AdminOutcome::Rejected(rejection))) => Err(SubmitError::Rejected(rejection.to_string())),
+        }
+    }
+
+    fn certified_height(&self) -> Height {
+        self.store.certified_height()
+    }
+
+    fn header(&self, height: Height) -> Result<Option<Header>, ViewError> {
+        self.store.header(height).map_err(failed)
+    }
+
+    fn block(&self, height: Height) -> Result<Option<Block>, ViewError> {
+        self.store.block(height).map_err(failed)
+    }
+
+    fn certificate(&self, height: Height) -> Result<Option<Certificate>, ViewError> {
+        self.store.certificate(height).map_err(failed)
+    }
+
+    fn records(&self, query: &RecordQuery) -> Result<RecordPage, ViewError> {
+        let cursor = match &query.cursor {
+            None => None,
+            Some(bytes) => {
+                let bytes = bytes.as_slice().try_into();
+                let bytes = bytes.map_err(|_| ViewError::Failed("the cursor is not of a page before".into()))?;
+                Some(RecordKey::from_bytes(bytes))
+            }
+        };
+        let query = crate::store::ledger::RecordQuery {
+            client: query.client.clone(),
+            device: query.device.clone(),
+            service: query.service.clone(),
+            num: query.num,
+            from: query.from,
+            to: query.to,
+            limit: query.limit,
+            cursor,
+        };
+        let page = self.store.records(&query).map_err(failed)?;
+        let records = page.records.into_iter().map(|record| FoundRecord {
+            height: record.key.height,
+            operation: record.key.operation,
+            index: record.key.item,
+            stream: record.stream,
+            seq: record.seq,
+            item: record.item,
+        });
+        Ok(RecordPage { records: records.collect(), next: page.next.map(|key| key.to_bytes().to_vec()) })
+    }
+
+    fn bundle(&self, height: Height, operation: u32) -> Result<Option<Vec<u8>>, ViewError> {
+        self.prove(height, operation).map_err(failed)
+    }
+}
