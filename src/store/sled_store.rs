@@ -1,7 +1,7 @@
 //! The ledger store in sled.
 //!
 //! - Everything is in one tree, so a commit is one batch, and sled applies a batch wholly or not at
-//!   all, also across a crash. Keys are in [`keys`], the record index in [`index`].
+//!   all, also across a crash. Keys are in `keys`, the record index in `index`.
 //! - sled's `flush` gives the data to the kernel, no more; `make_durable` syncs the file system
 //!   after it, and then writes the number of this save into a file beside. A store that opens with
 //!   a lower number is damaged, and is refused.

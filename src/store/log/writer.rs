@@ -82,7 +82,7 @@ impl Shared {
         share: OwnedSemaphorePermit,
     ) -> Result<Position, LogError> {
         let mut queue = self.queue();
-        if queue.closed {
+        if queue.closed || self.status.borrow().ended {
             return Err(self.status.borrow().failure.clone().unwrap_or(LogError::Closed));
         }
         if entries.is_empty() {
