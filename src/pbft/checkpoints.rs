@@ -177,9 +177,17 @@ impl Checkpoints {
 
     /// The certificate of `sequence` is known.
     pub(super) fn certified(&mut self, certificate: Certificate) {
+        self.close(certificate.content.height);
         let slot = self.slot(certificate.content.sequence);
         slot.votes.clear();
         slot.certificate = Some(certificate);
+    }
+
+    /// The block at `height` has its certificate, maybe that of a later batch that made no block.
+    pub(super) fn close(&mut self, height: Height) {
+        for own in self.open_mut().filter(|own| own.content.height == height) {
+            own.made_block = false;
+        }
     }
 
     /// Moves the low watermark, and drops what is a window below it.

@@ -7,9 +7,9 @@
 use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
-use crate::crypto::{CryptoError, HashKind, SecretKey, SignatureKind, VerifyingKey};
-use crate::ledger::{CheckpointContent, ReplicaSet};
-use crate::types::{Hash, NetworkId, NodeId, PublicKey, SeqNum, Signature, Timestamp, View};
+use crate::crypto::{CryptoError, HashKind, SecretKey, SignatureKind};
+use crate::ledger::{CheckpointContent, ReplicaSetKeys};
+use crate::types::{Hash, NetworkId, NodeId, SeqNum, Signature, Timestamp, View};
 
 /// The most bytes of one message in its envelope: twice what the largest PRE-PREPARE has.
 pub const MAX_ENVELOPE_BYTES: usize = 64 << 10;
@@ -135,29 +135,6 @@ pub struct Signed {
     pub content: Content,
     /// The sender's signature over the canonical bytes of the inner content.
     pub signature: Signature,
-}
-
-/// The replicas' keys, parsed once.
-#[derive(Debug, Clone)]
-pub struct ReplicaSetKeys {
-    keys: Vec<(NodeId, VerifyingKey)>,
-}
-
-impl ReplicaSetKeys {
-    /// Parses the keys of a replica set.
-    ///
-    /// # Errors
-    /// [`CryptoError::BadKey`] if a member's id is no good public key.
-    pub fn new(replicas: &ReplicaSet) -> Result<Self, CryptoError> {
-        let parse = |node: &NodeId| Ok((*node, VerifyingKey::parse(&PublicKey::from(*node))?));
-        Ok(Self { keys: replicas.members().iter().map(parse).collect::<Result<_, _>>()? })
-    }
-
-    /// The key of a replica.
-    pub fn get(&self, node: &NodeId) -> Option<&VerifyingKey> {
-        let at = self.keys.binary_search_by_key(node, |(id, _)| *id).ok()?;
-        self.keys.get(at).map(|(_, key)| key)
-    }
 }
 
 /// Why a message is not one of a replica of this network. Whoever passes it on is at fault.

@@ -33,7 +33,7 @@ mod restore;
 mod timers;
 
 pub use io::{Effect, Input, Now, Output, Rejected, Source};
-pub use message::{Batch, Envelope, MessageError, ReplicaSetKeys, Signed, Verified};
+pub use message::{Batch, Envelope, MessageError, Signed, Verified};
 pub use replica::{Replica, SetupError, Status};
 pub use settings::Settings;
 pub use wal::{Restored, WalEntry, WalError};

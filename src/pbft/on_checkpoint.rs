@@ -99,6 +99,7 @@ impl Replica {
         out: &mut Output,
     ) -> Result<(), Rejected> {
         let sequence = certificate.content.sequence;
+        self.checkpoints.close(certificate.content.height);
         let known = self.checkpoints.get(sequence).is_some_and(|slot| slot.certificate.is_some());
         if known || sequence > self.executed.sequence || sequence <= self.checkpoints.low() {
             return Err(Rejected::Duplicate);

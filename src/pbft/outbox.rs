@@ -19,21 +19,24 @@ const BUNDLES_A_STEP: usize = 4;
 /// When each own pending request is to be sent.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outbox {
-    due: BTreeSet<(Duration, Hash)>,
+    /// By time, then in the order in which they came.
+    due: BTreeSet<(Duration, u64, Hash)>,
     intervals: BTreeMap<Hash, Duration>,
+    pushed: u64,
 }
 
 impl Outbox {
     /// A request was admitted, or is asked for again.
     pub(super) fn push(&mut self, digest: Hash, now: Duration, settings: &Settings) {
         if self.intervals.insert(digest, settings.request_resend).is_none() {
-            self.due.insert((now + settings.bundle_delay, digest));
+            self.pushed += 1;
+            self.due.insert((now + settings.bundle_delay, self.pushed, digest));
         }
     }
 
     /// When the next request is due.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
-        self.due.first().map(|(next, _)| *next)
+        self.due.first().map(|(next, ..)| *next)
     }
 
     /// The bundles that are due. Requests that are no longer pending are forgotten.
@@ -50,7 +53,7 @@ impl Outbox {
         if self.next_deadline().is_none_or(|first| first > now) {
             return bundles;
         }
-        while let Some(&(next, digest)) = self.due.first() {
+        while let Some(&(next, number, digest)) = self.due.first() {
             if next > horizon {
                 break;
             }
@@ -74,14 +77,14 @@ impl Outbox {
                 bundle.push(Arc::clone(request));
             }
             self.due.pop_first();
-            self.reschedule(digest, now, settings);
+            self.reschedule(number, digest, now, settings);
         }
         bundles
     }
 
-    fn reschedule(&mut self, digest: Hash, now: Duration, settings: &Settings) {
+    fn reschedule(&mut self, number: u64, digest: Hash, now: Duration, settings: &Settings) {
         let interval = self.intervals.entry(digest).or_insert(settings.request_resend);
-        self.due.insert((now + *interval, digest));
+        self.due.insert((now + *interval, number, digest));
         *interval = (*interval * 2).min(settings.request_resend_max);
     }
 }

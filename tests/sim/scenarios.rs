@@ -1,0 +1,248 @@
+//! The scenarios, each over several seeds.
+
+use std::time::Duration;
+
+use ledgermq::types::SeqNum;
+
+use crate::cluster::{Cluster, Weather};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The seeds to run: `SIM_SEED` alone, or the first `SIM_SEEDS` (as many as `few` by default).
+fn seeds(few: u64) -> impl Iterator<Item = u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match number("SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SIM_SEEDS").unwrap_or(few),
+    }
+}
+
+#[test]
+fn every_size_of_cluster_writes_what_each_node_is_asked_for() {
+    for n in [1, 2, 3, 4, 6, 7] {
+        let mut t = Cluster::new(1, n);
+        for round in 0..10 {
+            for node in 0..n {
+                t.ask_times(node, 1 + round % 3);
+            }
+            t.run(Duration::from_millis(7));
+        }
+        t.until_all_written(10 * SECOND).check_ledgers();
+        assert!(t.evidence.is_empty());
+    }
+}
+
+#[test]
+fn a_storm_of_loss_delay_reordering_and_duplicates_changes_nothing_but_the_time() {
+    for seed in seeds(8) {
+        let mut t = Cluster::new(seed, 4).weather(Weather::STORM);
+        for node in 0..4 {
+            t.ask_times(node, 15).run(Duration::from_millis(30));
+            t.ask_times(node, 15).run(Duration::from_millis(30));
+        }
+        t.until_all_written(2 * MINUTE).check_ledgers();
+        assert!(t.evidence.is_empty(), "correct replicas never contradict themselves");
+    }
+}
+
+#[test]
+fn one_silent_backup_holds_nothing_up() {
+    for seed in seeds(8) {
+        let mut t = Cluster::new(seed, 4).weather(Weather::STORM);
+        t.silent.insert(3);
+        t.ask_times(0, 20).ask_times(1, 20).ask_times(2, 20);
+        t.until_all_written(2 * MINUTE).check_ledgers();
+    }
+}
+
+#[test]
+fn without_a_quorum_nothing_is_executed_and_with_it_everything_is() {
+    let mut t = Cluster::new(1, 4);
+    t.cut_off.extend([2, 3]);
+    t.ask_times(1, 5).run(10 * SECOND);
+    assert!(t.nodes.iter().all(|node| node.executed.len() == 1), "only the registration");
+    t.cut_off.clear();
+    t.until_all_written(MINUTE).check_ledgers();
+}
+
+#[test]
+fn each_replica_may_crash_and_goes_on_where_its_log_ends() {
+    for seed in seeds(8) {
+        let mut t = Cluster::new(seed, 4);
+        for node in 0..4 {
+            t.ask_times(node, 10).run(Duration::from_millis(4));
+            t.crash(node).run(Duration::from_millis(1 + seed % 9));
+            t.restart(node).ask_times((node + 1) % 4, 10).run(Duration::from_millis(20));
+        }
+        t.until_all_written(MINUTE).check_ledgers();
+        assert!(t.evidence.is_empty(), "what was promised before a crash is kept");
+    }
+}
+
+#[test]
+fn a_whole_cluster_that_loses_power_comes_back_by_itself() {
+    for seed in seeds(8) {
+        let mut t = Cluster::new(seed, 4);
+        for round in 0..5 {
+            for node in 0..4 {
+                t.ask_times(node, 12);
+            }
+            t.run(Duration::from_millis(3 + 4 * round + seed % 5));
+            for node in 0..4 {
+                t.crash(node);
+            }
+            t.run(SECOND);
+            for node in 0..4 {
+                t.restart(node);
+            }
+        }
+        t.until_all_written(MINUTE).check_ledgers();
+        assert!(t.evidence.is_empty());
+    }
+}
+
+#[test]
+fn a_single_replica_survives_crashes_at_any_moment() {
+    for seed in seeds(20) {
+        let mut t = Cluster::new(seed, 1);
+        for _ in 0..6 {
+            t.ask_times(0, 5).run(Duration::from_micros(1_000 + 700 * seed));
+            t.crash(0).run(SECOND).restart(0);
+        }
+        t.until_all_written(MINUTE).check_ledgers();
+    }
+}
+
+#[test]
+fn a_backup_that_missed_more_than_a_window_fetches_blocks() {
+    let mut t = Cluster::with(3, 4, |settings| settings.batch_max_requests = 1);
+    t.cut_off.insert(3);
+    for _ in 0..70 {
+        t.ask_times(1, 5).run(Duration::from_millis(20));
+    }
+    t.run(SECOND);
+    assert!(t.node(0).state.head().sequence > SeqNum(300));
+    t.cut_off.clear();
+    t.until_all_written(MINUTE).check_ledgers();
+    assert!(t.node(3).blocks_fetched > 256);
+}
+
+#[test]
+fn a_backup_that_was_down_for_long_catches_up_when_nothing_else_happens() {
+    let mut t = Cluster::new(5, 4);
+    t.ask_times(0, 3).until_all_written(SECOND);
+    t.crash(2);
+    t.ask_times(0, 3).run(SECOND).ask_times(1, 3).run(10 * SECOND);
+    t.restart(2).until_all_written(10 * SECOND).check_ledgers();
+    assert!(t.node(2).blocks_fetched > 0);
+}
+
+#[test]
+fn batches_that_change_nothing_are_passed_over_by_who_missed_them() {
+    let mut t = Cluster::new(7, 4);
+    t.ask(1).until_all_written(SECOND);
+    t.cut_off.insert(3);
+    let before = t.node(0).state.head().clone();
+    for number in 1..9 {
+        t.ask_for_stranger(0, number).run(SECOND / 10);
+    }
+    let head = t.node(0).state.head().clone();
+    assert_eq!((head.sequence.0, head.height), (before.sequence.0 + 8, before.height));
+    t.cut_off.clear();
+    t.run_until(MINUTE, "the backup is there too", |t| t.node(3).state.head().sequence == head.sequence);
+    assert_eq!((t.node(3).skips, t.node(3).blocks_fetched), (1, 0));
+    t.ask(3).until_all_written(SECOND).check_ledgers();
+}
+
+#[test]
+fn chaos_of_crashes_and_partitions_never_breaks_agreement_and_ends_in_progress() {
+    for seed in seeds(12) {
+        let mut t = Cluster::with(seed, 4, |settings| settings.batch_max_requests = 4);
+        t.weather = Weather { loss_percent: 5, ..Weather::STORM };
+        for _ in 0..60 {
+            let node = t.rng.below(4) as usize;
+            match t.rng.below(8) {
+                0 => drop(t.crash(node)),
+                1 | 2 => drop(t.restart(node)),
+                3 => drop(t.cut_off.insert(node)),
+                4 => t.cut_off.clear(),
+                _ => drop(t.ask_times(node, 4)),
+            }
+            let pause = Duration::from_millis(t.rng.below(60));
+            t.run(pause);
+        }
+        t.cut_off.clear();
+        t.weather = Weather::FAIR;
+        for node in 0..4 {
+            t.restart(node);
+        }
+        t.until_all_written(2 * MINUTE).check_ledgers();
+        assert!(t.evidence.is_empty(), "correct replicas never contradict themselves");
+    }
+}
+
+#[test]
+fn a_primary_that_proposes_two_batches_for_one_number_is_shown_and_splits_nobody() {
+    for seed in seeds(8) {
+        let mut t = Cluster::new(seed, 4);
+        t.faulty.insert(0);
+        t.silent.insert(0);
+        t.ask(1).ask(2).run(Duration::from_millis(50));
+        let (one, other) = (t.request(1, 1).digest(), t.request(2, 1).digest());
+        let batches = [t.batch(0, vec![one], 1), t.batch(0, vec![other], 2)];
+        t.silent.clear();
+        for to in 1..4 {
+            let first = &batches[to % 2];
+            let envelope = t.pre_prepare(0, 2, first.clone());
+            t.send(0, to, &envelope);
+        }
+        t.run(Duration::from_millis(50));
+        for to in 1..4 {
+            for batch in &batches {
+                let digest = batch.digest();
+                for envelope in [t.pre_prepare(0, 2, batch.clone()), t.commit(0, 2, digest)] {
+                    t.send(0, to, &envelope);
+                }
+            }
+        }
+        t.run(5 * SECOND).check_ledgers();
+        assert!(!t.evidence.is_empty(), "the contradiction is exposed");
+        assert!(t.evidence.iter().all(|(first, second)| {
+            first.sender == t.keys[0].node_id() && first.content != second.content
+        }));
+    }
+}
+
+#[test]
+fn a_backup_that_votes_for_everything_cannot_make_others_commit() {
+    let mut t = Cluster::new(2, 4);
+    t.faulty.insert(3);
+    let digest = ledgermq::types::Hash([9; 32]);
+    for sequence in 1..10 {
+        for to in 0..3 {
+            for envelope in [t.prepare(3, 1 + sequence, digest), t.commit(3, 1 + sequence, digest)] {
+                t.send(3, to, &envelope);
+            }
+        }
+    }
+    t.run(Duration::from_millis(50)).ask_times(0, 5).ask_times(1, 5).until_all_written(MINUTE);
+    t.check_ledgers();
+}
+
+#[test]
+#[should_panic(expected = "replicas disagree on the result")]
+fn the_checker_sees_a_replica_whose_result_differs() {
+    let mut t = Cluster::new(1, 4);
+    t.ask(0).until_all_written(SECOND);
+    t.damage(2).ask(0).run(5 * SECOND);
+}
+
+#[test]
+#[should_panic(expected = "says it diverged")]
+fn a_replica_whose_state_is_damaged_notices_it() {
+    let mut t = Cluster::new(1, 4);
+    t.ask(0).until_all_written(SECOND);
+    t.faulty.insert(2);
+    t.damage(2).ask(0).run(5 * SECOND);
+}
