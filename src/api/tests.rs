@@ -391,7 +391,8 @@ async fn a_request_that_is_not_sent_whole_is_ended() {
 async fn garbage_on_the_port_harms_nobody() {
     let running = Running::start();
     let address = running.api.local_addr();
-    let garbage: Vec<u8> = (0..200_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let garbage: Vec<u8> =
+        (0..50_000_u32).flat_map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
     let sent = web::block(move || {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();

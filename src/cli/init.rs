@@ -23,7 +23,7 @@ use serde::Serialize;
 use super::output;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::write_genesis;
-use crate::crypto::SecretKey;
+use crate::crypto::{SecretKey, random_bytes};
 use crate::keyfile;
 use crate::ledger::genesis::GENESIS_VERSION;
 use crate::ledger::{Genesis, ReplicaSet};
@@ -31,6 +31,15 @@ use crate::types::{NetworkId, NodeId};
 
 /// Ports from one node's first to the next node's first, with `--base-port`.
 const PORTS_PER_NODE: u16 = 10;
+
+/// Where free ports are looked for: below those that systems give to outgoing connections, so that
+/// no connection takes the port of a node that has yet to start.
+const TRY_PORTS: TryPorts = TryPorts { first: 12_000, count: 20_000 };
+
+struct TryPorts {
+    first: u16,
+    count: u16,
+}
 
 /// Make a new network: genesis document, admin key, and a directory for each replica
 ///
@@ -102,7 +111,9 @@ pub(super) fn run(args: &InitArgs) -> anyhow::Result<()> {
         return output::json(&made);
     }
     let dir = args.dir.display();
+    let n = made.nodes.len();
     output::line(format_args!("Made network {}", made.network))?;
+    output::line(format_args!("  {n} replicas, of which {} may be faulty", (n - 1) / 3))?;
     output::line(format_args!("  {dir}/genesis.json   give it to everyone: auditors verify with it alone"))?;
     output::line(format_args!("  {dir}/admin.key      registers clients; keep it away from the nodes"))?;
     output::line(format_args!("  {dir}/swarm.key      goes to every node, and to nobody else"))?;
@@ -175,13 +186,20 @@ fn counted_ports(base: u16, replicas: u16) -> anyhow::Result<Vec<NodePorts>> {
         .collect())
 }
 
-/// Ports that the system gives out now. All are held until the last is found, so none is given twice.
+/// Ports that are free now: a row of tries from a random place on. All are held until the last is
+/// found, so none is given twice.
 fn free_ports(host: IpAddr, replicas: u16) -> anyhow::Result<Vec<NodePorts>> {
-    let listen = || TcpListener::bind((host, 0)).with_context(|| format!("cannot listen on {host}"));
-    let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
-    let listeners: Vec<TcpListener> = (0..3 * replicas).map(|_| listen()).collect::<anyhow::Result<_>>()?;
-    let ports: Vec<u16> = listeners.iter().map(port).collect::<std::io::Result<_>>()?;
-    Ok(ports.chunks_exact(3).map(|of| NodePorts { mqtt: of[0], api: of[1], p2p: of[2] }).collect())
+    let TryPorts { first, count } = TRY_PORTS;
+    let start = u16::from_be_bytes(random_bytes()?);
+    let tries = (0..count).map(|step| first + (start % count + step) % count);
+    let free = tries.filter_map(|port| TcpListener::bind((host, port)).ok().map(|held| (port, held)));
+    let held: Vec<(u16, TcpListener)> = free.take(3 * usize::from(replicas)).collect();
+    ensure!(
+        held.len() == 3 * usize::from(replicas),
+        "too few ports are free on {host}: is it an address of this machine?"
+    );
+    let nodes = held.chunks_exact(3);
+    Ok(nodes.map(|of| NodePorts { mqtt: of[0].0, api: of[1].0, p2p: of[2].0 }).collect())
 }
 
 /// Writes all files below `dir`; gives the network's id and the nodes' keys, ascending by id.

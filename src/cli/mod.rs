@@ -16,23 +16,22 @@ use clap::{Parser, Subcommand};
 
 pub use init::{InitArgs, Initialized, NodePorts, init};
 
+/// Shown below the list of commands.
+const FIRST_STEPS: &str = "\
+First steps:
+  ledgermq demo                                 all of it, in a minute, on this machine
+  ledgermq init --replicas 4 --dir net          a network of your own
+  ledgermq node --config net/node-0/node.toml   one of its nodes; start each of the four
+  ledgermq client new devices/iot --key iot.key
+  ledgermq client register devices/iot --key iot.key --network net
+
+Each command explains itself: ledgermq COMMAND --help";
+
 /// Tamper-evident MQTT telemetry: signed readings, ordered by PBFT into a ledger that anyone can
 /// check offline.
-///
-/// Start here:
-///   ledgermq demo                              everything, in a minute, on this machine
-///   ledgermq init --replicas 4 --dir net       a network of your own
-///   ledgermq node --config net/node-0/node.toml
-///   ledgermq client new devices/iot --key iot.key
-///   ledgermq client register devices/iot --key iot.key --network net
 #[derive(Debug, Parser)]
-#[command(
-    name = "ledgermq",
-    version,
-    verbatim_doc_comment,
-    max_term_width = 100,
-    arg_required_else_help = true
-)]
+#[command(name = "ledgermq", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = FIRST_STEPS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

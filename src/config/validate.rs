@@ -125,15 +125,16 @@ impl Config {
     }
 }
 
-fn within<N: PartialOrd + Display>(
+fn within<N: Copy + PartialOrd + Display>(
     setting: &'static str,
     value: N,
     range: RangeInclusive<N>,
 ) -> Result<(), Problem> {
-    if range.contains(&value) {
+    let (least, most) = range.into_inner();
+    if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err((setting, format!("is {value}, but must be {} to {}", range.start(), range.end())))
+    Err((setting, format!("is {value}, but must be {least} to {most}")))
 }
 
 fn millis(setting: &'static str, value: Duration, range: RangeInclusive<u64>) -> Result<(), Problem> {

@@ -1,0 +1,307 @@
+//! The program as its users meet it: arguments, files, exit codes, and what it says.
+
+mod ledger;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use assert_cmd::Command;
+use assert_cmd::cargo::cargo_bin_cmd;
+use ledger::Ledger;
+use ledgermq::config::Config;
+use ledgermq::keyfile;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Exit code, standard output and standard error of one run in `dir`.
+fn ledgermq(dir: &TempDir, args: &[&str]) -> (i32, String, String) {
+    let mut command: Command = cargo_bin_cmd!("ledgermq");
+    let output = command.current_dir(dir).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// Runs what must succeed; gives standard output.
+fn succeed(dir: &TempDir, args: &[&str]) -> String {
+    let (code, out, err) = ledgermq(dir, args);
+    assert_eq!((code, err.as_str()), (0, ""), "{args:?}: {out}");
+    out
+}
+
+/// Runs what must fail with `code` and nothing on standard output; gives standard error.
+fn fail(dir: &TempDir, code: i32, args: &[&str]) -> String {
+    let (found, out, err) = ledgermq(dir, args);
+    assert_eq!((found, out.as_str()), (code, ""), "{args:?}: {err}");
+    err
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn wrong_arguments_exit_with_2_and_say_what_is_right() {
+    let dir = tempfile::tempdir().unwrap();
+    for (args, says) in [
+        (&[][..], "First steps"),
+        (&["frobnicate"], "unrecognized subcommand"),
+        (&["init"], "--dir <DIR>"),
+        (&["init", "--dir", "net", "--replicas", "0"], "1..=100"),
+        (&["init", "--dir", "net", "--host", "nowhere"], "--host"),
+        (&["client", "new", "nobody", "--key", "k"], "group/name"),
+        (&["client", "new", "verified/x", "--key", "k"], "reserved"),
+        (&["client", "register", "a/b", "--network", "net"], "--key <FILE>"),
+        (&["client", "register", "a/b", "--public-key", "07"], "64 hex digits"),
+        (&["client", "revoke", "a/b", "--reason", "lost"], "--last-seq <SEQ>"),
+        (&["verify", "bundle"], "--genesis <FILE>"),
+        (&["verify", "--genesis", "genesis.json"], "BUNDLE"),
+    ] {
+        let err = fail(&dir, 2, args);
+        assert!(err.contains(says), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn help_teaches_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let commands: [&[&str]; 6] = [
+        &["init"],
+        &["client", "new"],
+        &["client", "register"],
+        &["client", "list"],
+        &["client", "revoke"],
+        &["verify"],
+    ];
+    for command in commands {
+        let help = succeed(&dir, &[command, &["--help"]].concat());
+        assert!(help.contains("Usage: ledgermq") && help.contains("--json"), "{help}");
+    }
+}
+
+#[test]
+fn init_makes_a_network_whose_settings_load_and_whose_keys_are_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = json(&succeed(&dir, &["init", "--replicas", "3", "--dir", "sub/net", "--json"]));
+    let net = dir.path().join("sub/net");
+    let genesis = ledgermq::config::read_genesis(&net.join("genesis.json")).unwrap();
+    assert_eq!(made["network"], genesis.network_id().to_string());
+    for secret in ["admin.key", "swarm.key", "node-0/node.key"] {
+        let mode = fs::metadata(net.join(secret)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{secret}");
+    }
+    for at in 0..3_usize {
+        let config = Config::load(&net.join(format!("node-{at}/node.toml"))).unwrap();
+        let key = keyfile::read(&config.node_key).unwrap();
+        assert_eq!(key.node_id(), genesis.replicas.members()[at], "node-{at} is replica {at}");
+        assert_eq!(config.p2p.bootstrap.len(), 2);
+        assert!(config.mqtt.listen.ip().is_loopback());
+        assert_eq!(made["nodes"][at]["mqtt"], config.mqtt.listen.port());
+        keyfile::read_swarm_key(&config.p2p.swarm_key.unwrap()).unwrap();
+        ledgermq::config::read_genesis(&config.genesis).unwrap();
+    }
+}
+
+#[test]
+fn init_gives_every_listener_its_own_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let ports = |made: &Value| -> Vec<u64> {
+        let nodes = made["nodes"].as_array().unwrap();
+        nodes.iter().flat_map(|node| ["mqtt", "api", "p2p"].map(|of| node[of].as_u64().unwrap())).collect()
+    };
+    let made =
+        json(&succeed(&dir, &["init", "--replicas", "2", "--dir", "a", "--base-port", "20000", "--json"]));
+    assert_eq!(ports(&made), [20000, 20001, 20002, 20010, 20011, 20012]);
+    let mut free = ports(&json(&succeed(&dir, &["init", "--replicas", "20", "--dir", "b", "--json"])));
+    free.sort_unstable();
+    free.dedup();
+    assert_eq!(free.len(), 60);
+    let err = fail(&dir, 1, &["init", "--dir", "c", "--base-port", "65530"]);
+    assert!(err.contains("no room for 4 replicas"), "{err}");
+}
+
+#[test]
+fn init_touches_no_directory_that_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    succeed(&dir, &["init", "--replicas", "1", "--dir", "empty"]);
+    let before = fs::read(dir.path().join("empty/admin.key")).unwrap();
+    let err = fail(&dir, 1, &["init", "--replicas", "1", "--dir", "empty"]);
+    assert!(err.contains("not empty"), "{err}");
+    assert_eq!(fs::read(dir.path().join("empty/admin.key")).unwrap(), before);
+    let left: Vec<_> = fs::read_dir(&dir).unwrap().collect();
+    assert_eq!(left.len(), 1, "a failed init leaves nothing behind");
+}
+
+#[test]
+fn a_clients_key_is_made_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = json(&succeed(&dir, &["client", "new", "devices/iot", "--key", "iot.key", "--json"]));
+    let key = keyfile::read(&dir.path().join("iot.key")).unwrap();
+    assert_eq!(made["public_key"], key.public().to_string());
+    let err = fail(&dir, 1, &["client", "new", "devices/iot", "--key", "iot.key"]);
+    assert!(err.contains("never overwritten"), "{err}");
+}
+
+#[test]
+fn clients_are_registered_listed_and_revoked() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Ledger::serve(&ledger::init(dir.path(), 1));
+    let network = ["--network", "net", "--api", &served.url];
+    let with = |args: &[&'static str]| succeed(&dir, &[args, &network[..]].concat());
+    assert_eq!(with(&["client", "list", "--json"]).trim(), "[]");
+    succeed(&dir, &["client", "new", "devices/iot", "--key", "iot.key"]);
+    let said = with(&["client", "register", "devices/iot", "--key", "iot.key", "--receipts"]);
+    assert!(said.contains("Registered devices/iot") && said.contains("block 1"), "{said}");
+    let public = keyfile::read(&dir.path().join("iot.key")).unwrap().public().to_string();
+    for client in ["devices/a", "devices/z"] {
+        let args = ["client", "register", client, "--public-key", &public];
+        succeed(&dir, &[&args, &network[..]].concat());
+    }
+    let place =
+        json(&with(&["client", "revoke", "devices/iot", "--last-seq", "7", "--reason", "lost", "--json"]));
+    assert_eq!((&place["height"], &place["operation"]), (&4.into(), &0.into()));
+    let clients = json(&with(&["client", "list", "--json"]));
+    let names: Vec<&str> =
+        clients.as_array().unwrap().iter().map(|client| client["client"].as_str().unwrap()).collect();
+    assert_eq!(names, ["devices/a", "devices/iot", "devices/z"], "all pages are read");
+    assert_eq!(
+        (&clients[1]["revoked_after"], &clients[1]["settings"]["receipts"]),
+        (&7.into(), &true.into())
+    );
+    assert!(with(&["client", "list"]).contains("revoked after seq 7"));
+}
+
+#[test]
+fn what_the_ledger_refuses_is_an_error_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Ledger::serve(&ledger::init(dir.path(), 1));
+    succeed(&dir, &["client", "new", "devices/iot", "--key", "iot.key"]);
+    let register = |extra: &[&str]| {
+        let args = ["client", "register", "devices/iot", "--key", "iot.key", "--api", &served.url];
+        ledgermq(&dir, &[&args, extra].concat())
+    };
+    assert_eq!(register(&["--network", "net"]).0, 0);
+    let (code, _, err) = register(&["--network", "net"]);
+    assert!(code == 1 && err.contains("registered already"), "{err}");
+    let (code, _, err) = register(&["--genesis", "net/genesis.json", "--admin-key", "iot.key"]);
+    assert!(code == 1 && err.contains("not an admin"), "{err}");
+    succeed(&dir, &["init", "--replicas", "1", "--dir", "other"]);
+    let (code, _, err) = register(&["--network", "other"]);
+    assert!(code == 1 && err.contains("another network"), "{err}");
+}
+
+#[test]
+fn a_missing_piece_is_named_before_anything_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    ledger::init(dir.path(), 1);
+    succeed(&dir, &["client", "new", "a/b", "--key", "b.key"]);
+    let register =
+        |extra: &[&str]| fail(&dir, 1, &[&["client", "register", "a/b", "--key", "b.key"], extra].concat());
+    let err = register(&[]);
+    assert!(err.contains("--genesis") && err.contains("--network"), "{err}");
+    let err = register(&["--network", "nowhere"]);
+    assert!(err.contains("nowhere/genesis.json"), "{err}");
+    let err = register(&["--network", "net"]);
+    assert!(err.contains("cannot connect") && err.contains("is the node running?"), "{err}");
+    fs::set_permissions(dir.path().join("net/admin.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let err = register(&["--network", "net"]);
+    assert!(err.contains("chmod 600"), "{err}");
+}
+
+/// A network in `dir/net` and the bundle of one reading in `dir/reading.lmqproof`.
+fn reading(dir: &TempDir) -> Vec<u8> {
+    let served = Ledger::serve(&ledger::init(dir.path(), 4));
+    succeed(dir, &["client", "new", "devices/iot", "--key", "iot.key"]);
+    let args =
+        ["client", "register", "devices/iot", "--key", "iot.key", "--network", "net", "--api", &served.url];
+    succeed(dir, &args);
+    let key = keyfile::read(&dir.path().join("iot.key")).unwrap();
+    let bundle = served.ledger.prove_reading("devices/iot", &key);
+    fs::write(dir.path().join("reading.lmqproof"), &bundle).unwrap();
+    bundle
+}
+
+#[test]
+fn verify_says_who_measured_what_and_when_and_who_signed() {
+    let dir = tempfile::tempdir().unwrap();
+    reading(&dir);
+    let said = succeed(&dir, &["verify", "reading.lmqproof", "--genesis", "net/genesis.json"]);
+    for part in [
+        "PROVEN  reading.lmqproof",
+        "devices/iot",
+        "th-01 temperature = 36.5 Cel",
+        "<devices/iot/th-01/1/1767225600000/36.5>",
+        "2026-01-01T00:00:00Z",
+        "3 of 4 replicas (0, 1, 2); 3 were needed",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let args = ["verify", "reading.lmqproof", "--genesis", "net/genesis.json", "--json"];
+    let verdicts = json(&succeed(&dir, &args));
+    assert_eq!(
+        (&verdicts[0]["valid"], &verdicts[0]["proven"]["client"]),
+        (&true.into(), &"devices/iot".into())
+    );
+}
+
+#[test]
+fn verify_fails_for_every_changed_byte_it_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = reading(&dir);
+    // The library's tests change every byte; here some, through the program.
+    let places: Vec<usize> = (0..12).map(|at| at * (bundle.len() - 1) / 11).collect();
+    let names: Vec<String> = places.iter().map(|at| format!("changed-{at}")).collect();
+    for (name, at) in names.iter().zip(&places) {
+        let mut changed = bundle.clone();
+        changed[*at] ^= 1;
+        fs::write(dir.path().join(name), changed).unwrap();
+    }
+    let mut args = vec!["verify", "--genesis", "net/genesis.json", "--json", "reading.lmqproof"];
+    args.extend(names.iter().map(String::as_str));
+    let (code, out, err) = ledgermq(&dir, &args);
+    assert!(code == 1 && err.contains("12 of 13 bundles"), "{err}");
+    let verdicts = json(&out);
+    assert_eq!(verdicts[0]["valid"], true);
+    for verdict in &verdicts.as_array().unwrap()[1..] {
+        assert_eq!(verdict["valid"], false, "{verdict}");
+        assert!(!verdict["problem"].as_str().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn verify_says_what_is_wrong_with_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    reading(&dir);
+    fs::write(dir.path().join("garbage"), [0xff; 1000]).unwrap();
+    succeed(&dir, &["init", "--replicas", "1", "--dir", "other"]);
+    let verify = |bundle: &str, genesis: &str| {
+        let (code, out, err) = ledgermq(&dir, &["verify", bundle, "--genesis", genesis]);
+        assert_eq!(code, 1);
+        out + &err
+    };
+    for (bundle, genesis, says) in [
+        ("nowhere", "net/genesis.json", "cannot open"),
+        ("garbage", "net/genesis.json", "not a proof bundle"),
+        ("reading.lmqproof", "nowhere.json", "nowhere.json"),
+        ("reading.lmqproof", "garbage", "garbage"),
+        ("reading.lmqproof", "other/genesis.json", "admin"),
+    ] {
+        let said = verify(bundle, genesis);
+        assert!(said.contains(says), "{bundle} {genesis}: {said}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("ledgermq"))
+        .args(["init", "--replicas", "1", "--dir", "net"])
+        .current_dir(&dir)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
