@@ -6,3 +6,4 @@ mod catch_up;
 mod execution;
 mod proof;
 mod properties;
+mod vectors;
