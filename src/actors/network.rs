@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 
 use super::consensus::{Consensus, LookUpRequests, PeerMessage, PeerRequests};
 use super::verifier::RequestVerifier;
-use crate::ledger::{Block, Certificate};
+use crate::ledger::{Block, Certificate, ReplicaSetKeys};
 use crate::network::{
     GossipId, NetworkEvent, NetworkHandle, PeerRequest, PeerResponse, Responder, SignedBundle, Topic, Verdict,
 };
-use crate::pbft::{Envelope, ReplicaSetKeys, Source};
+use crate::pbft::{Envelope, Source};
 use crate::store::LedgerStore;
 use crate::types::{Hash, Height, NetworkId, NodeId};
 

@@ -22,7 +22,7 @@ use crate::crypto::VerifyingKey;
 use crate::ledger::operation::Operation;
 use crate::ledger::request::{Asked, VerifiedRequest};
 use crate::ledger::{
-    Block, Certificate, CertifiedBlock, CheckpointContent, Executed, Outcome, Rejection, ReplicaSet, State,
+    Block, Certificate, CertifiedBlock, CheckpointContent, Executed, Outcome, Rejection, State,
 };
 use crate::pbft::message::Batch;
 use crate::store::LedgerStore;

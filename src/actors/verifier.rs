@@ -28,7 +28,7 @@ use crate::device::telemetry::{Content, Limits, Message as Telemetry, Reference,
 use crate::ledger::{MAX_REQUEST_BYTES, Request, VerifiedRequest};
 use crate::store::log::{Entry, EntryKind, MAX_ENTRY_BYTES, Position};
 use crate::store::{Log, LogError};
-use crate::types::{ClientId, Hash, MessageSeq, NetworkId, PublicKey, Stream, Timestamp};
+use crate::types::{ClientId, MessageSeq, NetworkId, PublicKey, Stream, Timestamp};
 
 /// Messages in the mailbox: those of as many connections; Ingress's senders wait beyond it.
 const MAILBOX: usize = 1_024;

@@ -7,6 +7,7 @@
 mod client;
 mod http;
 mod init;
+mod node;
 mod output;
 mod verify;
 
@@ -40,6 +41,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(InitArgs),
+    Node(node::NodeArgs),
     #[command(subcommand)]
     Client(client::ClientCommand),
     Verify(verify::VerifyArgs),
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init(args) => init::run(&args),
+        Command::Node(args) => node::run(&args),
         Command::Client(command) => client::run(command),
         Command::Verify(args) => verify::run(&args),
     }

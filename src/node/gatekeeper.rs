@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use crate::actors::ingress::{GreetStranger, HandleUplink, Ingress};
 use crate::actors::view::LedgerView;
 use crate::broker::{
-    ConnectRequest, ConnectVerdict, Gatekeeper, RefuseReason, Session, Standing, Uplink, UplinkVerdict,
+    ConnectRequest, ConnectVerdict, Gatekeeper, Session, Standing, Uplink, UplinkVerdict,
 };
 use crate::clock::SharedClock;
 use crate::device::token;
@@ -34,7 +34,7 @@ impl NodeGatekeeper {
 
     fn refuse(&self, reason: &'static str) -> ConnectVerdict {
         self.metrics.connections_refused.with_label_values(&[reason]).inc();
-        ConnectVerdict::Refuse(RefuseReason::NotAuthorized)
+        ConnectVerdict::Refuse
     }
 }
 
@@ -79,7 +79,7 @@ impl Gatekeeper for NodeGatekeeper {
         match verdict {
             ConnectVerdict::Registered => self.count(Standing::Registered, 1),
             ConnectVerdict::Unregistered => self.count(Standing::Unregistered, 1),
-            ConnectVerdict::Refuse(_) => {}
+            ConnectVerdict::Refuse => {}
         }
         verdict
     }

@@ -115,7 +115,7 @@ impl Shared {
             keys,
             genesis,
             clock: SystemClock::shared(),
-            metrics: Arc::new(Metrics::new()?),
+            metrics: Metrics::new()?,
             workers: Workers::new(),
             view: Arc::new(LedgerView::default()),
             room: Arc::new(Notify::new()),

@@ -73,7 +73,9 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
             EntryKind::AcceptedMessage => note_record(&mut accepted, position, &entry.bytes)?,
         }
     }
-    let restored = Restored { executed: state.checkpoint(), timestamp: state.head().timestamp, entries };
+    let certificate = store.certificate(store.certified_height())?;
+    let (executed, timestamp) = (state.checkpoint(), state.head().timestamp);
+    let restored = Restored { executed, timestamp, certificate, entries };
     tracing::info!(
         height = %state.head().height, sequence = %state.head().sequence,
         pbft_entries = restored.entries.len(), accepted = accepted.len(), "opened the ledger and the log"

@@ -12,8 +12,7 @@ use crate::actors::policy::submit;
 use crate::actors::storage::{AdminOutcome, AwaitAdmin};
 use crate::actors::view::{LedgerView, RegisteredClient};
 use crate::api::{
-    ClientPage, ClientView, FoundRecord, NodeView, PeerView, RecordPage, RecordQuery, ReplicaView, Status,
-    SubmitError, Submitted, ViewError,
+    ClientPage, ClientView, NodeView, PeerView, ReplicaView, Status, SubmitError, Submitted, ViewError,
 };
 use crate::clock::SharedClock;
 use crate::ledger::{
@@ -21,7 +20,7 @@ use crate::ledger::{
     VerifiedRequest,
 };
 use crate::network::NetworkHandle;
-use crate::store::ledger::RecordKey;
+use crate::store::ledger::{RecordPage, RecordQuery};
 use crate::store::{LedgerStore, StoreError};
 use crate::types::{ClientId, Height, NetworkId, NodeId, Timestamp};
 
@@ -117,7 +116,7 @@ impl ApiView {
         let (Some(block), Some(certificate)) = (self.store.block(height)?, self.store.certificate(height)?) else {
             return Ok(None);
         };
-        let tree = block.tree();
+        let Ok(tree) = block.tree() else { return Ok(None) };
         Ok(Inclusion::new(&block, &tree, &certificate, index).ok())
     }
 
@@ -265,34 +264,7 @@ impl NodeView for ApiView {
     }
 
     fn records(&self, query: &RecordQuery) -> Result<RecordPage, ViewError> {
-        let cursor = match &query.cursor {
-            None => None,
-            Some(bytes) => {
-                let bytes = bytes.as_slice().try_into();
-                let bytes = bytes.map_err(|_| ViewError::Failed("the cursor is not of a page before".into()))?;
-                Some(RecordKey::from_bytes(bytes))
-            }
-        };
-        let query = crate::store::ledger::RecordQuery {
-            client: query.client.clone(),
-            device: query.device.clone(),
-            service: query.service.clone(),
-            num: query.num,
-            from: query.from,
-            to: query.to,
-            limit: query.limit,
-            cursor,
-        };
-        let page = self.store.records(&query).map_err(failed)?;
-        let records = page.records.into_iter().map(|record| FoundRecord {
-            height: record.key.height,
-            operation: record.key.operation,
-            index: record.key.item,
-            stream: record.stream,
-            seq: record.seq,
-            item: record.item,
-        });
-        Ok(RecordPage { records: records.collect(), next: page.next.map(|key| key.to_bytes().to_vec()) })
+        self.store.records(query).map_err(failed)
     }
 
     fn bundle(&self, height: Height, operation: u32) -> Result<Option<Vec<u8>>, ViewError> {
