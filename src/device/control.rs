@@ -10,6 +10,7 @@
 //! back, so a message of one kind can never be read as another. Who may sign what is for the caller
 //! to say: a node passes the client's registered key, a client the key of a node that it trusts.
 
+use super::codes::KeyFailCode;
 use super::cose::{self, Sign1};
 pub use super::fields::{
     Ack, ControlKind, ErrorReply, Fields, Forbidden, KeyFail, KeySuccess, KeyTransport, Unauth,
@@ -58,6 +59,16 @@ pub enum ControlError {
     /// No control message is published on this topic.
     #[error("no control message is published on this topic")]
     Topic,
+}
+
+impl ControlError {
+    /// The code for `key/fail`, if this is why a key transport was refused.
+    pub const fn key_fail_code(&self) -> KeyFailCode {
+        match self {
+            Self::Signer { .. } | Self::BadSignature => KeyFailCode::BadSignature,
+            Self::TooLong { .. } | Self::Malformed | Self::Fields(_) | Self::Topic => KeyFailCode::Malformed,
+        }
+    }
 }
 
 /// The signed bytes of a control message to or from `client`.
