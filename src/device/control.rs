@@ -157,7 +157,7 @@ impl<'a> SignedControl<'a> {
         if fields.is_consistent() {
             Ok(fields)
         } else {
-            Err(ControlError::Fields("they contradict each other".to_owned()))
+            Err(ControlError::Fields("out of range, or at odds with each other".to_owned()))
         }
     }
 }
@@ -312,12 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_that_contradicts_itself_is_refused() {
+    fn an_ack_out_of_range_or_at_odds_with_itself_is_refused() {
         for bad in [
             Ack { written: vec![2, 0], ..ack() },
             Ack { written: vec![1, 1], ..ack() },
             Ack { written: vec![3], ..ack() },
             Ack { block: None, ..ack() },
+            Ack { seq: MessageSeq(0), ..ack() },
+            Ack { seq: MessageSeq(MessageSeq::MAX.0 + 1), ..ack() },
         ] {
             let bytes = sign(&NETWORK, &client(), &node().0, &bad);
             assert!(matches!(open(&bytes), Err(ControlError::Fields(_))), "{bad:?}");

@@ -35,3 +35,4 @@ pub mod topics;
 pub mod window;
 
 pub use header::{Header, HeaderError};
+pub use item::{Item, ItemError, Value};
