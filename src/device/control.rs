@@ -10,6 +10,7 @@
 //! back, so a message of one kind can never be read as another. Who may sign what is for the caller
 //! to say: a node passes the client's registered key, a client the key of a node that it trusts.
 
+use super::codes::KeyFailCode;
 use super::cose::{self, Sign1};
 pub use super::fields::{
     Ack, ControlKind, ErrorReply, Fields, Forbidden, KeyFail, KeySuccess, KeyTransport, Unauth,
@@ -58,6 +59,16 @@ pub enum ControlError {
     /// No control message is published on this topic.
     #[error("no control message is published on this topic")]
     Topic,
+}
+
+impl ControlError {
+    /// The code for `key/fail`, if this is why a key transport was refused.
+    pub const fn key_fail_code(&self) -> KeyFailCode {
+        match self {
+            Self::Signer { .. } | Self::BadSignature => KeyFailCode::BadSignature,
+            Self::TooLong { .. } | Self::Malformed | Self::Fields(_) | Self::Topic => KeyFailCode::Malformed,
+        }
+    }
 }
 
 /// The signed bytes of a control message to or from `client`.
@@ -146,7 +157,7 @@ impl<'a> SignedControl<'a> {
         if fields.is_consistent() {
             Ok(fields)
         } else {
-            Err(ControlError::Fields("they contradict each other".to_owned()))
+            Err(ControlError::Fields("out of range, or at odds with each other".to_owned()))
         }
     }
 }
@@ -301,12 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_that_contradicts_itself_is_refused() {
+    fn an_ack_out_of_range_or_at_odds_with_itself_is_refused() {
         for bad in [
             Ack { written: vec![2, 0], ..ack() },
             Ack { written: vec![1, 1], ..ack() },
             Ack { written: vec![3], ..ack() },
             Ack { block: None, ..ack() },
+            Ack { seq: MessageSeq(0), ..ack() },
+            Ack { seq: MessageSeq(MessageSeq::MAX.0 + 1), ..ack() },
         ] {
             let bytes = sign(&NETWORK, &client(), &node().0, &bad);
             assert!(matches!(open(&bytes), Err(ControlError::Fields(_))), "{bad:?}");

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::base64url;
 use super::codes::{ErrorCode, ForbiddenReason, KeyFailCode, UnauthReason};
+use super::handshake::MAX_EPOCH;
 use super::ids::{KemKid, Nonce, PayloadKid};
 use crate::types::{Hash, Height, MessageSeq, Stream, Timestamp};
 
@@ -50,7 +51,7 @@ pub trait Fields: Serialize + DeserializeOwned {
     /// The kind that has these fields.
     const KIND: ControlKind;
 
-    /// Whether the fields agree with each other; what this refuses counts as malformed.
+    /// Whether the fields are in range and agree with each other; what this refuses counts as malformed.
     fn is_consistent(&self) -> bool {
         true
     }
@@ -189,6 +190,10 @@ impl Fields for Unauth {
 
 impl Fields for Forbidden {
     const KIND: ControlKind = ControlKind::Forbidden;
+
+    fn is_consistent(&self) -> bool {
+        self.last_seq <= MessageSeq::MAX && self.last_epoch <= MAX_EPOCH
+    }
 }
 
 impl Fields for KeyTransport {
@@ -197,10 +202,18 @@ impl Fields for KeyTransport {
 
 impl Fields for KeySuccess {
     const KIND: ControlKind = ControlKind::KeySuccess;
+
+    fn is_consistent(&self) -> bool {
+        self.last_seq <= MessageSeq::MAX
+    }
 }
 
 impl Fields for KeyFail {
     const KIND: ControlKind = ControlKind::KeyFail;
+
+    fn is_consistent(&self) -> bool {
+        self.last_epoch <= MAX_EPOCH
+    }
 }
 
 impl Fields for Ack {
@@ -209,10 +222,15 @@ impl Fields for Ack {
     fn is_consistent(&self) -> bool {
         let ascending = self.written.windows(2).all(|pair| pair[0] < pair[1]);
         let in_range = self.written.last().is_none_or(|last| *last < self.items);
-        ascending && in_range && self.height.is_some() == self.block.is_some()
+        let is_seq = (1..=MessageSeq::MAX.0).contains(&self.seq.0);
+        is_seq && ascending && in_range && self.height.is_some() == self.block.is_some()
     }
 }
 
 impl Fields for ErrorReply {
     const KIND: ControlKind = ControlKind::Error;
+
+    fn is_consistent(&self) -> bool {
+        self.seq.is_none_or(|seq| seq <= MessageSeq::MAX)
+    }
 }

@@ -8,7 +8,7 @@
 //! | [`topics`] | 2 | topics, who may publish and subscribe |
 //! | [`token`] | 3 | JSON Web Tokens, a client's password |
 //! | [`control`], [`fields`], [`codes`] | 4 | signed control messages, their kinds, fields and codes |
-//! | [`handshake`], [`ids`] | 5 | key transport by HPKE |
+//! | [`handshake`], [`keyring`], [`ids`] | 5 | key transport by HPKE, and the keys that a node holds |
 //! | [`telemetry`], [`envelope`], [`compose`], [`header`], [`item`] | 6 | telemetry messages, both sides |
 //! | [`body`], [`json`], [`rfc3339`], [`encoding`] | 6 | the JSON body, its parts and its compression |
 //! | [`window`] | 6 | which seqs are new, seen, reused or too old |
@@ -27,6 +27,7 @@ pub mod header;
 pub mod item;
 pub mod ids;
 pub mod json;
+pub mod keyring;
 pub mod rfc3339;
 pub mod telemetry;
 pub mod token;
