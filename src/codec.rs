@@ -49,9 +49,9 @@ pub fn decode<const LIMIT: usize, T: Encode + Decode<()>>(bytes: &[u8]) -> Resul
     if bytes.len() > LIMIT {
         return Err(CodecError::TooLong { len: bytes.len(), limit: LIMIT });
     }
-    // bincode charges len * size_of::<T>() for containers, so its own limit is a multiple of ours;
-    // allocation stays bounded, and the length was checked above.
-    let (value, used) = match LIMIT {
+    // bincode charges len * size_of::<T>() for containers, so its own limit is a multiple of what
+    // is there: a few bytes that claim a huge length make nobody allocate more than that.
+    let (value, used) = match bytes.len() {
         0..=0xFFFF => bincode::decode_from_slice(bytes, config::<0x10_0000>()),
         0x1_0000..=0xF_FFFF => bincode::decode_from_slice(bytes, config::<0x100_0000>()),
         _ => bincode::decode_from_slice(bytes, config::<0x2000_0000>()),
