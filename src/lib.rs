@@ -12,6 +12,7 @@ pub mod clock;
 pub mod codec;
 pub mod crypto;
 pub mod device;
+pub mod gateway;
 pub mod ledger;
 pub mod merkle;
 pub mod pbft;
