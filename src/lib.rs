@@ -16,6 +16,7 @@ pub mod codec;
 pub mod config;
 pub mod crypto;
 pub mod device;
+pub mod gateway;
 pub mod keyfile;
 pub mod ledger;
 pub mod merkle;

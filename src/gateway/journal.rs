@@ -107,6 +107,12 @@ pub enum JournalError {
         /// What the operating system said.
         reason: String,
     },
+    /// The thread that writes has ended without a word.
+    #[error("nothing writes to {path} any more; start again")]
+    Ended {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Another process uses the directory.
     #[error("{path} is in use by another process; a client id and its state belong to one process")]
     InUse {

@@ -21,13 +21,14 @@ use super::journal::{Remembered, Stored};
 use super::random::Random;
 use super::{Refusal, Status};
 use crate::crypto::{SecretKey, VerifyingKey};
-use crate::device::codes::{ErrorCode, KeyFailCode};
+use crate::device::codes::KeyFailCode;
 use crate::device::control::{self, Ack, ErrorReply, Forbidden, FromNode, KeyFail, KeySuccess, KeyTransport};
 use crate::device::handshake::{self, PayloadKey};
 use crate::device::ids::{Nonce, PayloadKid};
-use crate::device::topics::Downlink;
+use crate::device::telemetry;
+use crate::device::topics::{self, Downlink};
 use crate::device::window::SEQ_WINDOW;
-use crate::types::{ClientId, MessageSeq, NetworkId, NodeId, Timestamp};
+use crate::types::{ClientId, MessageSeq, NetworkId, NodeId};
 
 /// Messages sent and not yet acknowledged by the broker; more wait for a PUBACK.
 pub(super) const MAX_INFLIGHT: usize = 64;
@@ -101,6 +102,12 @@ struct Outgoing {
     transfer: Transfer,
 }
 
+impl Outgoing {
+    fn is_sent(&self) -> bool {
+        matches!(self.transfer, Transfer::Sent { .. })
+    }
+}
+
 /// Where the next message goes in the client's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Numbered {
@@ -142,10 +149,6 @@ impl Session {
         }
     }
 
-    pub(super) fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
     /// Messages that are not finished.
     pub(super) fn unfinished(&self) -> usize {
         self.outbox.len()
@@ -179,6 +182,7 @@ impl Session {
 
     /// Connected, and subscribed to the replies.
     pub(super) fn on_connected(&mut self, now: Duration) -> Vec<Effect> {
+        self.fruitless = 0;
         self.ask(now)
     }
 
@@ -237,7 +241,9 @@ impl Session {
                 self.hand_over(node, forbidden, now)
             }
             // The answer to telemetry: the node has lost the key, or the key has ended.
-            Link::Ready(sealing) if sealing.node == node && forbidden.nonce.is_none() => self.ask_or_rest(now),
+            Link::Ready(sealing) if sealing.node == node && forbidden.nonce.is_none() => {
+                self.ask_or_rest(now)
+            }
             _ => Vec::new(),
         }
     }
@@ -253,7 +259,10 @@ impl Session {
         } else if last.0 == 0 {
             self.next = Some(MessageSeq(1));
         } else {
-            tracing::warn!(last_seq = last.0, "numbers were used that this state does not know; leaving a gap");
+            tracing::warn!(
+                last_seq = last.0,
+                "numbers were used that this state does not know; leaving a gap"
+            );
             self.next = Some(MessageSeq(last.0 + AMNESIA_GAP));
             self.unused_above = Some(last);
         }
@@ -363,10 +372,12 @@ impl Session {
                 outgoing.transfer = Transfer::Waiting;
             }
         }
-        let waiting = self.outbox.values().any(|outgoing| matches!(outgoing.transfer, Transfer::Sent { .. }));
+        let waiting = self.outbox.values().any(Outgoing::is_sent);
         match &self.link {
             Link::Down => Vec::new(),
-            Link::Asking { since, .. } | Link::Handing { since, .. } if now >= *since + SILENCE => self.ask(now),
+            Link::Asking { since, .. } | Link::Handing { since, .. } if now >= *since + SILENCE => {
+                self.ask(now)
+            }
             Link::Asking { .. } | Link::Handing { .. } => Vec::new(),
             Link::Resting { until } if now >= *until => self.ask(now),
             Link::Resting { .. } => Vec::new(),
@@ -409,6 +420,7 @@ impl Session {
         let Identity { network, client, .. } = &self.identity;
         let unacknowledged =
             |outgoing: &&Outgoing| matches!(outgoing.transfer, Transfer::Sent { pubacked: false });
+        let mut expecting = self.outbox.values().any(Outgoing::is_sent);
         let mut inflight = self.outbox.values().filter(unacknowledged).count();
         let mut effects = Vec::new();
         for (seq, outgoing) in &mut self.outbox {
@@ -425,9 +437,10 @@ impl Session {
                 effects.extend(self.ask(now));
                 break;
             }
-            if inflight == 0 {
+            if !expecting {
                 // Silence is counted from when there is something to answer.
-                sealing.heard = sealing.heard.max(now);
+                sealing.heard = now;
+                expecting = true;
             }
             sealing.left -= 1;
             inflight += 1;
@@ -437,3 +450,23 @@ impl Session {
         effects
     }
 }
+
+/// # Panics
+/// Never: what is in the outbox is short enough for the wire, and the cipher takes far more.
+#[allow(clippy::expect_used)]
+fn seal(
+    network: &NetworkId,
+    client: &ClientId,
+    sealing: &Sealing,
+    seq: MessageSeq,
+    stored: &Stored,
+) -> Effect {
+    let Stored { content, stream, .. } = stored;
+    let wire = telemetry::seal(content, seq, &sealing.kid, &sealing.key, network, client, stream)
+        .expect("the content is short");
+    Effect::Send { seq, topic: topics::telemetry(client, stream), wire }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

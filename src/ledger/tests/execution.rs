@@ -195,9 +195,9 @@ fn blocks_are_chained_from_genesis_on() {
 #[test]
 fn rejections_have_the_protocols_codes() {
     let highest = MessageSeq(1);
-    assert_eq!(Rejection::SeqReused.protocol_code(), Some("seq_reused"));
-    assert_eq!(Rejection::SeqTooOld { highest }.protocol_code(), Some("seq_too_old"));
-    assert_eq!(Rejection::WrongKey.protocol_code(), Some("bad_signature"));
-    assert_eq!(Rejection::BlockFull.protocol_code(), Some("overloaded"));
-    assert_eq!(Rejection::UnknownClient.protocol_code(), None);
+    assert_eq!(Rejection::SeqReused.error_code(), Some(ErrorCode::SeqReused));
+    assert_eq!(Rejection::SeqTooOld { highest }.error_code(), Some(ErrorCode::SeqTooOld));
+    assert_eq!(Rejection::WrongKey.error_code(), Some(ErrorCode::BadSignature));
+    assert_eq!(Rejection::BlockFull.error_code(), Some(ErrorCode::Overloaded));
+    assert_eq!(Rejection::UnknownClient.error_code(), None);
 }
