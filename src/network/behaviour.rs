@@ -8,7 +8,7 @@ use libp2p::allow_block_list::{self, BlockedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::gossipsub::{
     self, IdentTopic, IdentityTransform, MaxCountSubscriptionFilter, MessageAuthenticity, MessageId,
-    ValidationMode, WhitelistSubscriptionFilter,
+    TopicHash, ValidationMode, WhitelistSubscriptionFilter,
 };
 use libp2p::identity::{Keypair, PublicKey};
 use libp2p::request_response::{self, ProtocolSupport};
@@ -32,6 +32,9 @@ const MAX_PENDING_CONNECTIONS: u32 = 64;
 
 /// Gossip ids are the first so many bytes of a hash: enough against chosen collisions.
 const GOSSIP_ID_BYTES: usize = 20;
+
+/// The receiver measures a message with its topic's name and the tags of its fields.
+const GOSSIP_FRAME_BYTES: usize = 256;
 
 /// How long the same bytes are a duplicate: longer than any message wanders through the mesh.
 const DUPLICATE_FOR: Duration = Duration::from_secs(120);
@@ -73,7 +76,11 @@ impl Behaviour {
             bundle: direct(Lane::Bundle, network, settings, &budget)?,
             fetch: direct(Lane::Fetch, network, settings, &budget)?,
             identify: identify::Behaviour::new(identify_config(network, keypair.public())),
-            ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(15))),
+            ping: ping::Behaviour::new(
+                ping::Config::new()
+                    .with_interval(settings.probe_interval)
+                    .with_timeout(settings.probe_interval),
+            ),
             mdns: mdns(settings, keypair.public().to_peer_id())?,
         })
     }
@@ -87,8 +94,29 @@ impl Behaviour {
     }
 }
 
-/// The name of a topic in gossipsub; it contains the network id.
-pub(super) fn topic(network: &NetworkId, topic: Topic) -> IdentTopic {
+/// The names of the topics in gossipsub.
+#[derive(Debug)]
+pub(super) struct Topics {
+    pub(super) pbft: TopicHash,
+    pub(super) announce: TopicHash,
+}
+
+impl Topics {
+    pub(super) fn of(network: &NetworkId) -> Self {
+        let hash = |at| topic(network, at).hash();
+        Self { pbft: hash(Topic::Pbft), announce: hash(Topic::Announce) }
+    }
+
+    pub(super) const fn get(&self, topic: Topic) -> &TopicHash {
+        match topic {
+            Topic::Pbft => &self.pbft,
+            Topic::Announce => &self.announce,
+        }
+    }
+}
+
+/// The name of a topic contains the network id.
+fn topic(network: &NetworkId, topic: Topic) -> IdentTopic {
     let name = match topic {
         Topic::Pbft => "pbft",
         Topic::Announce => "announce",
@@ -144,7 +172,7 @@ fn gossip(network: &NetworkId) -> Result<GossipBehaviour, NetworkError> {
         .max_control_message_size(MAX_CONTROL_BYTES)
         .connection_handler_queue_len(GOSSIP_QUEUE_PER_PEER);
     for topic in &topics {
-        config.max_transmit_size_for_topic(MAX_GOSSIP_BYTES, topic.hash());
+        config.max_transmit_size_for_topic(MAX_GOSSIP_BYTES + GOSSIP_FRAME_BYTES, topic.hash());
     }
     let config = config.build().map_err(|error| NetworkError::SetUp(format!("gossip: {error}")))?;
     let filter = MaxCountSubscriptionFilter {

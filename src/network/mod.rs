@@ -38,3 +38,6 @@ pub use libp2p::Multiaddr;
 pub use protocol::{PeerRequest, PeerResponse, SignedBundle};
 pub use settings::{NetworkSettings, SwarmKey};
 pub use task::Network;
+
+#[cfg(test)]
+mod tests;

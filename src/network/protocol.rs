@@ -174,3 +174,88 @@ fn signed_content(node: &NodeId, requests: &[Request]) -> Vec<u8> {
         requests.iter().map(|request| HashKind::Request.hash(&codec::encode(request))).collect();
     codec::encode(&(node, digests))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ledger::{WriteRequest, WrittenItem};
+
+    const NETWORK: NetworkId = NetworkId([1; 32]);
+
+    fn request(seed: u8, bytes: usize) -> Request {
+        Request::Write(WriteRequest {
+            node: NodeId([seed; 32]),
+            client_key: PublicKey([seed; 32]),
+            header: vec![seed; 90],
+            signature: Signature([seed; 64]),
+            items: vec![WrittenItem { index: 0, bytes: vec![seed; bytes] }],
+            proof: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn a_bundle_is_bound_to_its_node_its_network_and_each_request() {
+        let key = SecretKey::from_seed(&[7; 32]);
+        let bundle = SignedBundle::sign(&key, &NETWORK, vec![request(1, 10), request(2, 10)]);
+        assert_eq!(bundle.verify(&NETWORK), Ok(()));
+        assert_eq!(bundle.verify(&NetworkId([2; 32])), Err(CryptoError::BadSignature));
+        let mut other_node = bundle.clone();
+        other_node.node = SecretKey::from_seed(&[8; 32]).node_id();
+        let mut swapped = bundle.clone();
+        swapped.requests.reverse();
+        let mut fewer = bundle.clone();
+        fewer.requests.pop();
+        let mut changed = bundle;
+        changed.requests[0] = request(3, 10);
+        for bad in [other_node, swapped, fewer, changed] {
+            assert_eq!(bad.verify(&NETWORK), Err(CryptoError::BadSignature));
+        }
+    }
+
+    #[test]
+    fn a_bundle_of_a_node_whose_id_is_no_key_is_refused() {
+        let key = SecretKey::from_seed(&[7; 32]);
+        let mut bundle = SignedBundle::sign(&key, &NETWORK, vec![request(1, 10)]);
+        bundle.node = NodeId([0; 32]);
+        assert_eq!(bundle.verify(&NETWORK), Err(CryptoError::BadKey));
+    }
+
+    #[test]
+    fn the_overhead_of_a_bundle_is_what_its_constant_says() {
+        let one = request(1, 1000);
+        let len = codec::encode(&one).len();
+        let bundle = SignedBundle::sign(&SecretKey::from_seed(&[7; 32]), &NETWORK, vec![one]);
+        let sent = codec::encode(&PeerRequest::Bundle(bundle.into()));
+        assert_eq!(sent.len(), SignedBundle::OVERHEAD_BYTES + len);
+    }
+
+    #[test]
+    fn an_answer_is_filled_up_to_the_limit_and_not_beyond() {
+        let answer = PeerResponse::requests((0..20).map(|seed| request(seed, 1024 * 1024)));
+        assert!(codec::encode(&answer).len() <= MAX_LARGE_BYTES);
+        assert!(matches!(answer, PeerResponse::Requests(requests) if requests.len() == 11));
+        let too_large = PeerResponse::requests([request(1, MAX_LARGE_BYTES)]);
+        assert_eq!(too_large, PeerResponse::Requests(Vec::new()));
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_encoded_decodes_and_one_byte_less_or_more_does_not(
+            digests in prop::collection::vec(any::<[u8; 32]>(), 1..50)
+        ) {
+            let request = PeerRequest::FetchRequests(digests.into_iter().map(Hash).collect());
+            let bytes = codec::encode(&request);
+            prop_assert_eq!(PeerRequest::decode(&bytes), Ok(request));
+            prop_assert!(PeerRequest::decode(&bytes[..bytes.len() - 1]).is_err());
+            prop_assert!(PeerRequest::decode(&[&bytes[..], &[0]].concat()).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            let _ = PeerRequest::decode(&bytes);
+            let _ = PeerResponse::decode(&bytes);
+        }
+    }
+}

@@ -104,6 +104,9 @@ pub struct NetworkSettings {
     pub max_inbound_bytes: usize,
     /// How often the node announces itself.
     pub announce_interval: Duration,
+    /// How often each connection is probed. One whose peer misses two probes in a row (each may take
+    /// as long again) is closed: TCP alone would not notice for hours that a machine is gone.
+    pub probe_interval: Duration,
 }
 
 impl Default for NetworkSettings {
@@ -121,6 +124,7 @@ impl Default for NetworkSettings {
             request_timeout: Duration::from_secs(20),
             max_inbound_bytes: 128 * 1024 * 1024,
             announce_interval: Duration::from_secs(30),
+            probe_interval: Duration::from_secs(5),
         }
     }
 }

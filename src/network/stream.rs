@@ -5,6 +5,9 @@
 //! timeout ends it. The places in both budgets travel with the request until it is answered.
 //!
 //! Encoding and decoding happen in the connection's own task, not in the swarm's.
+//!
+//! libp2p reports no request that could not be read, so a breach of the protocol is read as a value:
+//! [`Breach`], which names the peer that must be cut off.
 
 use std::io;
 use std::sync::Arc;
@@ -63,6 +66,10 @@ pub(super) struct Carried {
     pub(super) places: Vec<OwnedSemaphorePermit>,
 }
 
+/// A peer sent what is no request of this protocol.
+#[derive(Debug)]
+pub(super) struct Breach(pub(super) String);
+
 /// Reads and writes the messages of one lane.
 #[derive(Debug)]
 pub(super) struct StreamCodec {
@@ -93,6 +100,17 @@ impl StreamCodec {
         }
         Ok(places)
     }
+
+    async fn read_carried(&self, io: &mut (impl AsyncRead + Unpin + Send)) -> io::Result<Carried> {
+        let len = read_len(io, self.lane.max_request_bytes()).await?;
+        let places = self.reserve(len).await?;
+        let bytes = read_body(io, len).await?;
+        let request = PeerRequest::decode(&bytes).map_err(garbage)?;
+        if Lane::of(&request) != self.lane || !request.is_within_limits() {
+            return Err(garbage("not a request of this protocol"));
+        }
+        Ok(Carried { request, places })
+    }
 }
 
 impl Clone for StreamCodec {
@@ -114,21 +132,18 @@ impl Clone for StreamCodec {
 // The trait's methods return `impl Future + Send`; `async fn` in the implementation is that.
 impl Codec for StreamCodec {
     type Protocol = StreamProtocol;
-    type Request = Carried;
+    type Request = Result<Carried, Breach>;
     type Response = PeerResponse;
 
-    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Carried>
+    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Result<Carried, Breach>>
     where
         T: AsyncRead + Unpin + Send,
     {
-        let len = read_len(io, self.lane.max_request_bytes()).await?;
-        let places = self.reserve(len).await?;
-        let bytes = read_body(io, len).await?;
-        let request = PeerRequest::decode(&bytes).map_err(garbage)?;
-        if Lane::of(&request) != self.lane || !request.is_within_limits() {
-            return Err(garbage("not a request of this protocol"));
+        match self.read_carried(io).await {
+            Ok(carried) => Ok(Ok(carried)),
+            Err(error) if is_garbage(&error) => Ok(Err(Breach(error.to_string()))),
+            Err(error) => Err(error),
         }
-        Ok(Carried { request, places })
     }
 
     async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<PeerResponse>
@@ -141,10 +156,16 @@ impl Codec for StreamCodec {
         PeerResponse::decode(&bytes).map_err(garbage)
     }
 
-    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, carried: Carried) -> io::Result<()>
+    async fn write_request<T>(
+        &mut self,
+        _: &StreamProtocol,
+        io: &mut T,
+        carried: Result<Carried, Breach>,
+    ) -> io::Result<()>
     where
         T: AsyncWrite + Unpin + Send,
     {
+        let carried = carried.map_err(|breach| io::Error::other(breach.0))?;
         let bytes = codec::encode(&carried.request);
         write(io, &bytes, self.lane.max_request_bytes()).await
     }
@@ -226,7 +247,7 @@ mod tests {
 
     /// All bytes are there, so nothing ever waits.
     fn read(lane: Lane, bytes: &[u8]) -> io::Result<Carried> {
-        codec(lane).read_request(&PROTOCOL, &mut Cursor::new(bytes)).now_or_never().unwrap()
+        codec(lane).read_carried(&mut Cursor::new(bytes)).now_or_never().unwrap()
     }
 
     fn refused_as_garbage(lane: Lane, bytes: &[u8]) -> bool {
@@ -237,7 +258,7 @@ mod tests {
     fn a_request_that_was_written_is_read() {
         let request = PeerRequest::FetchBlocks { from: Height(7), max: 3 };
         let mut bytes = Vec::new();
-        let carried = Carried { request: request.clone(), places: Vec::new() };
+        let carried = Ok(Carried { request: request.clone(), places: Vec::new() });
         codec(Lane::Fetch).write_request(&PROTOCOL, &mut bytes, carried).now_or_never().unwrap().unwrap();
         assert_eq!(read(Lane::Fetch, &bytes).unwrap().request, request);
         assert!(refused_as_garbage(Lane::Bundle, &bytes), "on the wrong lane");

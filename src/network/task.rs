@@ -29,7 +29,7 @@ use self::requests::{OutboundId, Waiting};
 use crate::clock::SharedClock;
 use crate::crypto::SecretKey;
 use crate::network::announce::Directory;
-use crate::network::behaviour::{self, Behaviour, BehaviourEvent};
+use crate::network::behaviour::{self, Behaviour, BehaviourEvent, Topics};
 use crate::network::conduct::{Conduct, Offence};
 use crate::network::dialer::{self, Dialer};
 use crate::network::handle::{Command, NetworkError, NetworkEvent, NetworkHandle};
@@ -75,7 +75,8 @@ impl Network {
         let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
         let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
         let queues = Queues { commands: command_queue, events };
-        let mut task = Task::new(settings, key, network, clock, registry, queues)?;
+        // Boxed, since it is large and would make the future of every caller large.
+        let mut task = Box::new(Task::new(settings, key, network, clock, registry, queues)?);
         let listen_addresses = task.listen().await?;
         let handle =
             NetworkHandle { commands, node: key.node_id(), listen_addresses: listen_addresses.into() };
@@ -99,6 +100,7 @@ pub(super) struct Task {
     settings: NetworkSettings,
     key: SecretKey,
     network: NetworkId,
+    topics: Topics,
     clock: SharedClock,
     metrics: NetworkMetrics,
     /// Addresses that this node listens on now.
@@ -143,6 +145,7 @@ impl Task {
             queues,
             key: key.clone(),
             network,
+            topics: Topics::of(&network),
             metrics: NetworkMetrics::register(registry)?,
             listening: BTreeSet::new(),
             unheard: HashMap::new(),
@@ -164,6 +167,12 @@ impl Task {
 
     /// Opens the listeners and waits until each has an address.
     async fn listen(&mut self) -> Result<Vec<Multiaddr>, NetworkError> {
+        for address in &self.settings.listen {
+            transport::ensure_port_is_free(address).map_err(|reason| NetworkError::Listen {
+                address: address.clone(),
+                reason: reason.to_string(),
+            })?;
+        }
         for address in self.settings.listen.clone() {
             let listener = self.swarm.listen_on(address.clone()).map_err(|error| NetworkError::Listen {
                 address: address.clone(),
@@ -194,7 +203,7 @@ impl Task {
         Ok(self.listening.iter().cloned().collect())
     }
 
-    async fn run(mut self) {
+    async fn run(mut self: Box<Self>) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -275,14 +284,7 @@ impl Task {
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 self.on_identified(peer_id, &info.protocol_version);
             }
-            BehaviourEvent::Ping(event) => {
-                if let Ok(rtt) = event.result {
-                    self.metrics.rtt_ms.observe(rtt.as_secs_f64() * 1000.0);
-                    if let Some(peer) = self.peers.get_mut(&event.peer) {
-                        peer.rtt = Some(rtt);
-                    }
-                }
-            }
+            BehaviourEvent::Ping(event) => self.on_probed(event),
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 for (peer, address) in found {
                     tracing::debug!(%peer, %address, "found by mDNS");

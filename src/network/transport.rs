@@ -3,14 +3,17 @@
 //! The network id is in Noise's prologue: the handshake with a node of another network fails
 //! before either side has said anything else.
 
+use std::net::{IpAddr, TcpListener};
+
 use futures::future::Either;
 use futures::{FutureExt, TryFutureExt};
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
+use libp2p::multiaddr::Protocol;
 use libp2p::pnet::{PnetConfig, PreSharedKey};
-use libp2p::{PeerId, Transport, dns, noise, tcp, yamux};
+use libp2p::{Multiaddr, PeerId, Transport, dns, noise, tcp, yamux};
 
 use crate::network::handle::NetworkError;
 use crate::network::settings::{HANDSHAKE_TIMEOUT, SwarmKey};
@@ -45,6 +48,21 @@ pub(super) fn build(
         .multiplex(yamux)
         .timeout(HANDSHAKE_TIMEOUT)
         .boxed())
+}
+
+/// libp2p listens with SO_REUSEPORT, so two nodes of one user would silently share a port and each
+/// lose half of its connections. A plain bind tells.
+pub(super) fn ensure_port_is_free(address: &Multiaddr) -> std::io::Result<()> {
+    let mut parts = address.iter();
+    let ip = match parts.next() {
+        Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),
+        Some(Protocol::Ip6(ip)) => IpAddr::V6(ip),
+        _ => return Ok(()),
+    };
+    match parts.next() {
+        Some(Protocol::Tcp(port)) if port != 0 => TcpListener::bind((ip, port)).map(drop),
+        _ => Ok(()),
+    }
 }
 
 fn prologue(network: &NetworkId) -> Vec<u8> {

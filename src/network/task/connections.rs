@@ -7,7 +7,7 @@ use std::time::Duration;
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionError, ConnectionId, DialError};
-use libp2p::{Multiaddr, PeerId};
+use libp2p::{Multiaddr, PeerId, ping};
 use tokio::sync::Semaphore;
 
 use super::Task;
@@ -76,9 +76,15 @@ impl Peer {
 impl Task {
     pub(super) fn dial_due(&mut self, now: Duration) {
         for attempt in self.dialer.due(now, |peer| self.peers.contains_key(peer)) {
+            // A port of its own: if two nodes dial each other from their listen ports at the same
+            // moment, TCP makes one connection of it, in which both believe to be the dialer.
             let options = match &attempt.target {
-                Target::Peer(peer) => DialOpts::peer_id(*peer).addresses(attempt.addresses).build(),
-                Target::Address(address) => DialOpts::unknown_peer_id().address(address.clone()).build(),
+                Target::Peer(peer) => {
+                    DialOpts::peer_id(*peer).addresses(attempt.addresses).allocate_new_port().build()
+                }
+                Target::Address(address) => {
+                    DialOpts::unknown_peer_id().address(address.clone()).allocate_new_port().build()
+                }
             };
             let connection = options.connection_id();
             match self.swarm.dial(options) {
@@ -162,6 +168,22 @@ impl Task {
             }
         } else {
             self.on_offence(peer, Offence::Stranger, &"it speaks another protocol");
+        }
+    }
+
+    /// The first missed probe is silent, so a failure here is the second in a row.
+    pub(super) fn on_probed(&mut self, event: ping::Event) {
+        match event.result {
+            Ok(rtt) => {
+                self.metrics.rtt_ms.observe(rtt.as_secs_f64() * 1000.0);
+                if let Some(peer) = self.peers.get_mut(&event.peer) {
+                    peer.rtt = Some(rtt);
+                }
+            }
+            Err(failure) => {
+                tracing::info!(peer = %event.peer, %failure, "closing a connection that does not answer");
+                self.swarm.close_connection(event.connection);
+            }
         }
     }
 

@@ -9,7 +9,6 @@ use libp2p::{Multiaddr, PeerId};
 
 use super::Task;
 use crate::network::announce::{Announcement, SignedAnnouncement};
-use crate::network::behaviour::topic;
 use crate::network::conduct::Offence;
 use crate::network::dialer;
 use crate::network::handle::{GossipId, NetworkEvent, Topic, Verdict};
@@ -45,7 +44,7 @@ impl Task {
     /// Full queues are no reason to try again: the message is among those that gossipsub offers to
     /// its peers by id, and the same bytes would be a duplicate.
     pub(super) fn publish(&mut self, on: Topic, data: Vec<u8>, tries: u32) {
-        let hash = topic(&self.network, on).hash();
+        let hash = self.topics.get(on).clone();
         match self.swarm.behaviour_mut().gossip.publish(hash, data.clone()) {
             Ok(_) => self.metrics.on_gossip(Gossip::Published),
             Err(PublishError::NoPeersSubscribedToTopic) => self.retry_later(on, data, tries + 1),
@@ -90,14 +89,14 @@ impl Task {
         match event {
             gossipsub::Event::Message { propagation_source, message_id, message } => {
                 self.metrics.gossip_received_bytes.inc_by(message.data.len() as u64);
-                if message.topic == topic(&self.network, Topic::Announce).hash() {
+                if message.topic == self.topics.announce {
                     self.on_announcement(propagation_source, &message_id, &message.data);
                 } else {
-                    self.deliver(propagation_source, message_id, message.data);
+                    self.deliver(propagation_source, &message_id, message.data);
                 }
             }
             gossipsub::Event::Subscribed { topic: subscribed, .. } => {
-                if subscribed == topic(&self.network, Topic::Announce).hash() {
+                if subscribed == self.topics.announce {
                     let soon = self.clock.monotonic() + ANNOUNCE_SOON;
                     self.announce_at = self.announce_at.min(soon);
                 }
@@ -113,22 +112,22 @@ impl Task {
     }
 
     /// Hands a message to the node, if its peer has a place left and the event queue has room.
-    fn deliver(&mut self, source: PeerId, message: MessageId, data: Vec<u8>) {
+    fn deliver(&mut self, source: PeerId, message: &MessageId, data: Vec<u8>) {
         let Some(peer) = self.peers.get(&source) else {
-            self.judge(&message, &source, MessageAcceptance::Ignore);
+            self.judge(message, &source, MessageAcceptance::Ignore);
             return;
         };
         let (from, places) = (peer.node, Arc::clone(&peer.gossip_places));
         let Ok(place) = places.try_acquire_many_owned(places_for(data.len())) else {
             self.metrics.on_gossip(Gossip::DroppedPeerShare);
-            self.judge(&message, &source, MessageAcceptance::Ignore);
+            self.judge(message, &source, MessageAcceptance::Ignore);
             return;
         };
         let id = GossipId { message: message.clone(), source, place };
         let event = NetworkEvent::Gossip { id, topic: Topic::Pbft, data, from };
         if self.queues.events.try_send(event).is_err() {
             self.metrics.on_gossip(Gossip::DroppedQueueFull);
-            self.judge(&message, &source, MessageAcceptance::Ignore);
+            self.judge(message, &source, MessageAcceptance::Ignore);
             return;
         }
         self.metrics.on_gossip(Gossip::Delivered);

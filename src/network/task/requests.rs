@@ -14,7 +14,7 @@ use crate::network::conduct::Offence;
 use crate::network::handle::{NetworkEvent, RequestError, Responder};
 use crate::network::protocol::{Answers, PeerRequest, PeerResponse};
 use crate::network::settings::OUTBOUND_REQUESTS_PER_PEER;
-use crate::network::stream::{self, Carried, Lane};
+use crate::network::stream::{self, Breach, Carried, Lane};
 
 /// Names one of our requests; each lane counts for itself.
 pub(super) type OutboundId = (Lane, OutboundRequestId);
@@ -26,7 +26,7 @@ pub(super) struct Waiting {
     answer: oneshot::Sender<Result<PeerResponse, RequestError>>,
 }
 
-type DirectEvent = request_response::Event<Carried, PeerResponse>;
+type DirectEvent = request_response::Event<Result<Carried, Breach>, PeerResponse>;
 
 impl Task {
     pub(super) fn on_request_command(
@@ -49,14 +49,17 @@ impl Task {
         }
         let (lane, wants) = (Lane::of(&request), request.wants());
         let carried = Carried { request, places: Vec::new() };
-        let id = self.swarm.behaviour_mut().lane(lane).send_request(&to, carried);
+        let id = self.swarm.behaviour_mut().lane(lane).send_request(&to, Ok(carried));
         self.outbound.insert((lane, id), Waiting { wants, answer });
     }
 
     pub(super) fn on_direct_event(&mut self, lane: Lane, event: DirectEvent) {
         match event {
             DirectEvent::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
-                self.on_request(lane, peer, request, channel);
+                match request {
+                    Ok(carried) => self.on_request(lane, peer, carried, channel),
+                    Err(breach) => self.on_offence(peer, Offence::Garbage, &breach.0),
+                }
             }
             DirectEvent::Message { peer, message: Message::Response { request_id, response }, .. } => {
                 self.on_response(peer, (lane, request_id), response);
@@ -64,7 +67,7 @@ impl Task {
             DirectEvent::OutboundFailure { peer, request_id, error, .. } => {
                 self.on_request_failed(peer, (lane, request_id), error);
             }
-            DirectEvent::InboundFailure { peer, error, .. } => self.on_inbound_failure(peer, &error),
+            DirectEvent::InboundFailure { peer, error, .. } => self.on_inbound_failure(&peer, &error),
             DirectEvent::ResponseSent { .. } => {
                 self.metrics.requests_in.with_label_values(&["answered"]).inc();
             }
@@ -146,12 +149,9 @@ impl Task {
         let _caller_gone = waiting.answer.send(Err(failure));
     }
 
-    fn on_inbound_failure(&mut self, peer: PeerId, error: &InboundFailure) {
+    fn on_inbound_failure(&self, peer: &PeerId, error: &InboundFailure) {
         self.metrics.requests_in.with_label_values(&["failed"]).inc();
         match error {
-            InboundFailure::Io(error) if stream::is_garbage(error) => {
-                self.on_offence(peer, Offence::Garbage, error);
-            }
             InboundFailure::Io(error) if stream::is_too_long(error) => {
                 tracing::error!(%peer, "an answer was longer than the protocol allows and was not sent");
             }
