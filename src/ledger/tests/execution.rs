@@ -2,6 +2,7 @@
 
 use super::fixture::{Net, client, execute, node, outcomes};
 use crate::crypto::SecretKey;
+use crate::device::codes::ErrorCode;
 use crate::ledger::operation::{AdminAction, AdminOperation, Operation, Request};
 use crate::ledger::request::VerifiedRequest;
 use crate::ledger::state::{SEQ_WINDOW, State};
