@@ -17,7 +17,7 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
 
 use super::downlink::Downlink;
-use super::key_ring::KeyRing;
+use super::node_keys::NodeKeys;
 use super::rate::PerMinute;
 use super::verifier::{LogRecord, Verification, VerifyMessage};
 use super::view::{LedgerView, RegisteredClient};
@@ -25,7 +25,9 @@ use super::{ClientChanged, Fatal, FinalMessage, FinalVerdict};
 use crate::broker::{Closing, Standing, Uplink, UplinkVerdict};
 use crate::clock::SharedClock;
 use crate::device::codes::{ErrorCode, ForbiddenReason, KeyFailCode, UnauthReason};
-use crate::device::control::{Ack, ErrorReply, Forbidden, KeyFail, KeySuccess, KeyTransport, SignedControl, Unauth};
+use crate::device::control::{
+    Ack, ErrorReply, Forbidden, KeyFail, KeySuccess, KeyTransport, SignedControl, Unauth,
+};
 use crate::device::handshake::KeyUplink;
 use crate::device::ids::Nonce;
 use crate::device::telemetry::{Content, Envelope, Limits, Reference, TelemetryError, Wire};
@@ -77,7 +79,7 @@ pub struct IngressParts {
     /// What was accepted.
     pub admission: Arc<super::admission::Admission>,
     /// Payload keys.
-    pub keys: KeyRing,
+    pub keys: NodeKeys,
     /// The way to clients.
     pub downlink: Downlink,
     /// The next in line.
@@ -165,7 +167,7 @@ impl Ingress {
         nonce: Option<Nonce>,
     ) -> Option<Reply> {
         let (now, last_seq) = (self.now(), self.last_seq(client, registered));
-        let last_epoch = self.parts.keys.last_epoch(client);
+        let last_epoch = self.parts.keys.payload.last_epoch(client);
         let kem = match self.parts.keys.offer(now) {
             Ok(kem) => kem,
             Err(error) => {
@@ -186,12 +188,7 @@ impl Ingress {
     }
 
     /// A message on `{id}/key`.
-    fn on_key(
-        &mut self,
-        client: &ClientId,
-        registered: &RegisteredClient,
-        payload: &[u8],
-    ) -> Option<Reply> {
+    fn on_key(&mut self, client: &ClientId, registered: &RegisteredClient, payload: &[u8]) -> Option<Reply> {
         match KeyUplink::parse(payload) {
             Ok(KeyUplink::Ask { nonce }) => {
                 let reply = self.forbidden(client, registered, ForbiddenReason::NoKey, nonce)?;
@@ -246,7 +243,7 @@ impl Ingress {
     }
 
     fn key_fail(&self, client: &ClientId, nonce: Option<Nonce>, code: KeyFailCode, detail: String) -> Reply {
-        let last_epoch = self.parts.keys.last_epoch(client);
+        let last_epoch = self.parts.keys.payload.last_epoch(client);
         Reply::KeyFail(KeyFail { nonce, code, detail, last_epoch, server_time: self.now() })
     }
 
@@ -262,7 +259,12 @@ impl Ingress {
             Ok(Wire::Encrypted(envelope)) => self.decrypt(client, registered, stream, &envelope)?,
             Ok(Wire::Plaintext(content)) if registered.settings.plaintext => content,
             Ok(Wire::Plaintext(content)) => {
-                return Err(self.refuse(client, stream, content.reference(), &TelemetryError::EncryptionRequired));
+                return Err(self.refuse(
+                    client,
+                    stream,
+                    content.reference(),
+                    &TelemetryError::EncryptionRequired,
+                ));
             }
             Err(error) => return Err(self.refuse(client, stream, Reference::default(), &error)),
         };
@@ -283,14 +285,15 @@ impl Ingress {
         envelope: &Envelope,
     ) -> Result<Content, Option<Reply>> {
         let kid = envelope.kid();
-        let key = self.parts.keys.find(client, &kid, self.parts.clock.now()).map_err(|reason| {
+        let key = self.parts.keys.payload.key(client, &kid, self.parts.clock.now()).cloned();
+        let key = key.map_err(|reason| {
             let reply = self.forbidden(client, registered, reason, None);
             reply.and_then(|reply| self.limited(client, reply))
         })?;
         let content = envelope
             .decrypt(&key, &self.parts.network, client, stream)
             .map_err(|error| self.refuse(client, stream, envelope.reference(), &error))?;
-        self.parts.keys.note_used(client, &kid);
+        self.parts.keys.payload.count(client, &kid);
         Ok(content)
     }
 
@@ -522,7 +525,8 @@ impl Handler<FinalMessage> for Ingress {
             return;
         }
         let reply = self.final_reply(&message);
-        let (downlink, log, fatal) = (self.parts.downlink.clone(), self.parts.log.clone(), self.parts.fatal.clone());
+        let (downlink, log, fatal) =
+            (self.parts.downlink.clone(), self.parts.log.clone(), self.parts.fatal.clone());
         tokio::spawn(async move {
             // In the log before anything that the client sends after the ack: so a restart knows
             // that this message is done. Nobody has to wait for the disk.
@@ -558,7 +562,7 @@ impl Handler<ClientChanged> for Ingress {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, ClientChanged(client): ClientChanged, _: &mut Self::Context) -> Self::Result {
-        self.parts.keys.forget(&client);
+        self.parts.keys.payload.forget(&client);
         let broker = self.parts.downlink.broker().cloned();
         Box::pin(async move {
             let Some(broker) = broker else { return };

@@ -24,8 +24,8 @@ use crate::actors::consensus::Consensus;
 use crate::actors::downlink::Downlink;
 use crate::actors::effects::{self, Effects};
 use crate::actors::ingress::{Ingress, IngressLimits, IngressParts};
-use crate::actors::key_ring::{KeyLifetimes, KeyRing};
 use crate::actors::network::{Judge, Network as NetworkActor};
+use crate::actors::node_keys::NodeKeys;
 use crate::actors::policy::Policy;
 use crate::actors::storage::{Storage, StorageOutlets};
 use crate::actors::upkeep::Upkeep;
@@ -37,6 +37,7 @@ use crate::broker::{Broker, BrokerSettings, EmbeddedBroker};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::{Config, DefaultPolicy};
 use crate::crypto::SecretKey;
+use crate::device::keyring::KeyTerms;
 use crate::device::telemetry::Limits;
 use crate::keyfile;
 use crate::ledger::{Genesis, ReplicaSetKeys};
@@ -274,7 +275,10 @@ impl Node {
         });
         tokio::spawn(Arc::clone(&view).watch_health());
         let api = Api::start(&shared.config.api, view, Arc::clone(&shared.metrics)).with_context(|| {
-            format!("cannot listen for http on {}; set api.listen to a free address", shared.config.api.listen)
+            format!(
+                "cannot listen for http on {}; set api.listen to a free address",
+                shared.config.api.listen
+            )
         })?;
         tracing::info!(
             node = %shared.key.node_id(), network = %shared.network_id,
@@ -318,7 +322,10 @@ impl Node {
 /// Starts network, Storage, Consensus and the pipeline between them.
 async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<Core> {
     let (network, events) = shared.start_network().await?;
-    let replica = Replica::new(shared.replica_settings()?, opened.restored.take().context("a replica is restored once")?)?;
+    let replica = Replica::new(
+        shared.replica_settings()?,
+        opened.restored.take().context("a replica is restored once")?,
+    )?;
 
     let (executed, executed_mouth) = shared.feeder("executed", RESULTS);
     let (finals, finals_mouth) = shared.feeder("finals", FINALS);
@@ -420,17 +427,16 @@ fn start_device_side(
     })
     .start();
     let mqtt = &shared.config.mqtt;
-    let lifetimes = KeyLifetimes {
-        kem: mqtt.kem_lifetime,
-        payload: mqtt.payload_key_lifetime,
-        payload_messages: mqtt.payload_key_max_messages,
+    let terms = KeyTerms {
+        lifetime_ms: u64::try_from(mqtt.payload_key_lifetime.as_millis())?,
+        max_messages: mqtt.payload_key_max_messages,
     };
     let ingress = Ingress::new(IngressParts {
         network: shared.network_id,
         node,
         view: Arc::clone(&shared.view),
         admission: opened.admission,
-        keys: KeyRing::new(shared.network_id, node, lifetimes, shared.clock.now())?,
+        keys: NodeKeys::new(shared.network_id, node, mqtt.kem_lifetime, terms, shared.clock.now())?,
         downlink: downlink.clone(),
         verifier: verifier.clone().recipient(),
         log: opened.log,

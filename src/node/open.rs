@@ -114,8 +114,7 @@ fn damaged(position: Position) -> String {
 }
 
 fn read_wal(network: &NetworkId, position: Position, bytes: &[u8]) -> anyhow::Result<WalEntry> {
-    WalEntry::decode(network, bytes)
-        .with_context(|| damaged(position))
+    WalEntry::decode(network, bytes).with_context(|| damaged(position))
 }
 
 fn load_state(store: &SledStore, genesis: &Genesis) -> anyhow::Result<State> {
