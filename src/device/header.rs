@@ -9,11 +9,15 @@
 
 use minicbor::{Decoder, Encoder};
 
+use super::cose;
 use crate::crypto::{CryptoError, SecretKey, VerifyingKey, blake3_plain};
 use crate::types::{ClientId, Hash, MessageSeq, NetworkId, Signature, Stream, Timestamp};
 
 /// The longest header there is: two names of 129 and 64 bytes, two hashes and numbers.
 pub const MAX_HEADER_BYTES: usize = 512;
+
+/// The most data items that a message has.
+pub const MAX_ITEMS: u32 = 65_536;
 
 /// The bytes of COSE's protected header `{1: -8}` (alg: EdDSA).
 pub const PROTECTED_EDDSA: &[u8] = &[0xa1, 0x01, 0x27];
@@ -88,7 +92,7 @@ impl Header {
         let header = Self::read(bytes).map_err(|_| HeaderError::Malformed)?;
         let in_range = (1..=MessageSeq::MAX.0).contains(&header.seq.0)
             && header.event_time <= Timestamp::MAX
-            && (1..=65_536).contains(&header.count)
+            && (1..=MAX_ITEMS).contains(&header.count)
             && header.unused_above.is_none_or(|unused| unused < header.seq);
         if !in_range {
             return Err(HeaderError::OutOfRange);
@@ -134,26 +138,8 @@ fn custom<E: std::fmt::Display>(error: E) -> minicbor::decode::Error {
 }
 
 /// COSE's `Sig_structure` for a telemetry header: the bytes that the device's signature covers.
-///
-/// # Panics
-/// Never: encoding into memory does not fail.
-#[allow(clippy::expect_used)]
 pub fn signature_input(network: &NetworkId, header: &[u8]) -> Vec<u8> {
-    let external_aad = aad(network).expect("encoding into memory does not fail");
-    let mut e = Encoder::new(Vec::with_capacity(96 + header.len()));
-    e.array(4)
-        .and_then(|e| e.str("Signature1"))
-        .and_then(|e| e.bytes(PROTECTED_EDDSA))
-        .and_then(|e| e.bytes(&external_aad))
-        .and_then(|e| e.bytes(header))
-        .expect("encoding into memory does not fail");
-    e.into_writer()
-}
-
-fn aad(network: &NetworkId) -> Result<Vec<u8>, minicbor::encode::Error<std::convert::Infallible>> {
-    let mut e = Encoder::new(Vec::with_capacity(64));
-    e.array(4)?.str("ledgermq")?.u8(1)?.str("telemetry")?.bytes(network.as_bytes())?;
-    Ok(e.into_writer())
+    cose::signature_input(PROTECTED_EDDSA, &cose::domain("telemetry", network, None), header)
 }
 
 /// Signs a header with the client's identity key.
