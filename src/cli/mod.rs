@@ -8,6 +8,7 @@ mod client;
 mod http;
 mod init;
 mod output;
+pub mod readings;
 mod verify;
 
 use std::process::ExitCode;

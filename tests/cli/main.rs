@@ -1,5 +1,7 @@
 //! The program as its users meet it: arguments, files, exit codes, and what it says.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod ledger;
 
 use std::fs;
