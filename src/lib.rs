@@ -8,12 +8,14 @@
 //! ```
 
 pub mod api;
+pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod config;
 pub mod crypto;
 pub mod device;
+pub mod gateway;
 pub mod keyfile;
 pub mod ledger;
 pub mod merkle;

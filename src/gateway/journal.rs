@@ -1,0 +1,503 @@
+//! The gateway's memory on disk: which numbers it has used, and which messages are not acknowledged.
+//!
+//! ```text
+//! journal   magic "LMQGATE1", then frames
+//! frame     length u32 BE ‖ CRC32 of the payload u32 BE ‖ payload: canonical Vec<Entry>
+//! ```
+//!
+//! A number must never be signed twice, so a message is on disk before it is sent. One thread writes:
+//! whatever has queued up meanwhile becomes one frame and one fdatasync, so that many messages share
+//! the cost. That a message is done need not be on disk at once: sending it again is harmless.
+//!
+//! A frame torn by a crash can only be the last, since the next one is written after it is on disk;
+//! it is cut off. A frame that does not check with a good one after it is damage, and is refused with what to do. The
+//! file is rewritten without what is done when it is opened and whenever it has grown too large.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bincode::{Decode, Encode};
+use tokio::sync::mpsc;
+
+use crate::codec;
+use crate::types::{ClientId, Hash, MessageSeq, NetworkId, Stream};
+
+const MAGIC: &[u8; 8] = b"LMQGATE1";
+const FILE: &str = "journal";
+const NEW_FILE: &str = "journal.new";
+const LOCK_FILE: &str = "lock";
+const FRAME_HEAD: usize = 8;
+/// A frame closes when it has this many bytes; one message more fits.
+const FRAME_TARGET: usize = 4 * 1024 * 1024;
+/// Shortest payload: the number of entries, none.
+const MIN_FRAME: usize = 8;
+/// Longest frame that is read: the target, and the largest message there is.
+const MAX_FRAME: usize = 32 * 1024 * 1024;
+/// A file longer than this, and longer than twice what is live, is rewritten.
+const REWRITE_ABOVE: u64 = 16 * 1024 * 1024;
+/// Entries queued for the writer; the session stops taking messages when it is full.
+const QUEUE: usize = 1_024;
+
+/// A message that was signed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(super) struct Stored {
+    pub(super) seq: MessageSeq,
+    pub(super) stream: Stream,
+    /// BLAKE3 of the header, as acks name it.
+    pub(super) header: Hash,
+    /// Content in the clear (PROTOCOL.md section 6); encrypted anew for each payload key.
+    pub(super) content: Vec<u8>,
+}
+
+/// What the journal tells.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(super) enum Entry {
+    /// Whose journal this is; the first entry.
+    Owner { network: NetworkId, client: ClientId },
+    /// Numbers below this one are used or given up.
+    Next(MessageSeq),
+    /// A message that is to be sent until it is done.
+    Message(Arc<Stored>),
+    /// The message was acknowledged or finally refused.
+    Done(MessageSeq),
+}
+
+/// What a journal held when it was opened.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Remembered {
+    /// The next number to use; `None` for a client without a past here.
+    pub(super) next: Option<MessageSeq>,
+    pub(super) messages: BTreeMap<MessageSeq, Arc<Stored>>,
+}
+
+impl Remembered {
+    fn apply(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Owner { .. } => {}
+            Entry::Next(next) => self.next = Some(*next),
+            Entry::Message(message) => {
+                self.next = Some(message.seq.next());
+                self.messages.insert(message.seq, Arc::clone(message));
+            }
+            Entry::Done(seq) => {
+                self.messages.remove(seq);
+            }
+        }
+    }
+
+    fn entries(&self, network: NetworkId, client: ClientId) -> Vec<Entry> {
+        let mut entries = vec![Entry::Owner { network, client }];
+        entries.extend(self.messages.values().cloned().map(Entry::Message));
+        entries.extend(self.next.map(Entry::Next));
+        entries
+    }
+}
+
+/// Why the journal cannot be used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum JournalError {
+    /// The operating system refused.
+    #[error("cannot use {path}: {reason}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        reason: String,
+    },
+    /// The thread that writes has ended without a word.
+    #[error("nothing writes to {path} any more; start again")]
+    Ended {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another process uses the directory.
+    #[error("{path} is in use by another process; a client id and its state belong to one process")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The state is another client's or another network's.
+    #[error("{path} holds the state of {client} in network {network}; choose another directory")]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        client: ClientId,
+        /// Which network's.
+        network: NetworkId,
+    },
+    /// The bytes are not what was written.
+    #[error(
+        "{path} is damaged at byte {offset}; move the directory away: the client goes on with higher numbers, \
+         and what was not acknowledged yet is in the damaged file"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+    },
+}
+
+/// What the writer has to say.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// This message is on disk.
+    Message(MessageSeq),
+    /// Nothing more will be written.
+    Failed(JournalError),
+}
+
+/// The way to the writer's thread; it ends when this is dropped and the queue is empty.
+#[derive(Debug)]
+pub(super) struct Journal {
+    queue: mpsc::Sender<Entry>,
+}
+
+impl Journal {
+    /// Opens or begins the journal in `directory`. What is written is told to `written`, which must be
+    /// drained for the writer to go on.
+    pub(super) fn open(
+        directory: &Path,
+        network: NetworkId,
+        client: &ClientId,
+        written: mpsc::Sender<Written>,
+    ) -> Result<(Self, Remembered), JournalError> {
+        let (writer, remembered) = Writer::open(directory, network, client)?;
+        let (queue, entries) = mpsc::channel(QUEUE);
+        std::thread::Builder::new()
+            .name("gateway-journal".to_owned())
+            .spawn(move || writer.run(entries, &written))
+            .map_err(|error| io(directory, &error))?;
+        Ok((Self { queue }, remembered))
+    }
+
+    /// Queues an entry; waits while the queue is full. An error means that the writer has ended, which
+    /// it has told.
+    pub(super) async fn write(&self, entry: Entry) -> Result<(), ()> {
+        self.queue.send(entry).await.map_err(|_| ())
+    }
+}
+
+struct Writer {
+    directory: PathBuf,
+    network: NetworkId,
+    client: ClientId,
+    file: File,
+    length: u64,
+    live: Remembered,
+    /// Held until the end.
+    _lock: File,
+}
+
+impl Writer {
+    fn open(
+        directory: &Path,
+        network: NetworkId,
+        client: &ClientId,
+    ) -> Result<(Self, Remembered), JournalError> {
+        std::fs::create_dir_all(directory).map_err(|error| io(directory, &error))?;
+        let lock = lock(directory)?;
+        let path = directory.join(FILE);
+        let live = match File::open(&path) {
+            Ok(file) => read(&path, file, directory, network, client)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Remembered::default(),
+            Err(error) => return Err(io(&path, &error)),
+        };
+        let (file, length) = rewrite(directory, &live.entries(network, client.clone()))?;
+        let remembered = Remembered { next: live.next, messages: live.messages.clone() };
+        let directory = directory.to_owned();
+        let client = client.clone();
+        Ok((Self { directory, network, client, file, length, live, _lock: lock }, remembered))
+    }
+
+    fn run(mut self, mut entries: mpsc::Receiver<Entry>, written: &mpsc::Sender<Written>) {
+        while let Some(first) = entries.blocking_recv() {
+            let mut frame = vec![first];
+            let mut bytes = size(&frame[0]);
+            while bytes < FRAME_TARGET
+                && let Ok(entry) = entries.try_recv()
+            {
+                bytes += size(&entry);
+                frame.push(entry);
+            }
+            if let Err(error) = self.append(&frame) {
+                // Nobody listens any more if this fails.
+                let _ = written.blocking_send(Written::Failed(error));
+                return;
+            }
+            for entry in frame {
+                if let Entry::Message(message) = entry
+                    && written.blocking_send(Written::Message(message.seq)).is_err()
+                {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, frame: &[Entry]) -> Result<(), JournalError> {
+        for entry in frame {
+            self.live.apply(entry);
+        }
+        let bytes = encode(frame);
+        let path = self.directory.join(FILE);
+        self.file.write_all(&bytes).map_err(|error| io(&path, &error))?;
+        if frame.iter().any(|entry| !matches!(entry, Entry::Done(_))) {
+            self.file.sync_data().map_err(|error| io(&path, &error))?;
+        }
+        self.length += bytes.len() as u64;
+        let live: usize = self.live.messages.values().map(|message| message.content.len()).sum();
+        if self.length > REWRITE_ABOVE && self.length > 2 * live as u64 {
+            let entries = self.live.entries(self.network, self.client.clone());
+            (self.file, self.length) = rewrite(&self.directory, &entries)?;
+        }
+        Ok(())
+    }
+}
+
+/// About what the entry takes in a frame.
+fn size(entry: &Entry) -> usize {
+    match entry {
+        Entry::Message(message) => message.content.len() + 256,
+        _ => 256,
+    }
+}
+
+fn encode(entries: &[Entry]) -> Vec<u8> {
+    let payload = codec::encode(&entries.to_vec());
+    let mut bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes().to_vec();
+    bytes.extend(crc32fast::hash(&payload).to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// Writes a new file, makes it durable and puts it in the old one's place.
+fn rewrite(directory: &Path, entries: &[Entry]) -> Result<(File, u64), JournalError> {
+    let (new, path) = (directory.join(NEW_FILE), directory.join(FILE));
+    let mut bytes = MAGIC.to_vec();
+    let mut frame = Vec::new();
+    let mut frame_bytes = 0;
+    for entry in entries {
+        frame_bytes += size(entry);
+        frame.push(entry.clone());
+        if frame_bytes >= FRAME_TARGET {
+            bytes.extend(encode(&std::mem::take(&mut frame)));
+            frame_bytes = 0;
+        }
+    }
+    bytes.extend(encode(&frame));
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&new, &path)?;
+        File::open(directory)?.sync_all()?;
+        let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
+        file.seek(SeekFrom::End(0))?;
+        Ok(file)
+    };
+    let file = write().map_err(|error: std::io::Error| io(&path, &error))?;
+    Ok((file, bytes.len() as u64))
+}
+
+fn read(
+    path: &Path,
+    mut file: File,
+    directory: &Path,
+    network: NetworkId,
+    client: &ClientId,
+) -> Result<Remembered, JournalError> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(|error| io(path, &error))?;
+    let damaged = |offset: usize| JournalError::Damaged { path: path.to_owned(), offset: offset as u64 };
+    let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged(0))?;
+    let mut live = Remembered::default();
+    let mut owned = false;
+    while !rest.is_empty() {
+        let offset = bytes.len() - rest.len();
+        let Some((payload, after)) = frame(rest) else {
+            if (1..rest.len()).any(|later| frame(&rest[later..]).is_some()) {
+                return Err(damaged(offset));
+            }
+            break;
+        };
+        let entries: Vec<Entry> = codec::decode::<MAX_FRAME, _>(payload).map_err(|_| damaged(offset))?;
+        for entry in entries {
+            if let Entry::Owner { network: its_network, client: its_client } = &entry {
+                if (its_network, its_client) != (&network, client) {
+                    let (client, network) = (its_client.clone(), *its_network);
+                    return Err(JournalError::Foreign { path: directory.to_owned(), client, network });
+                }
+                owned = true;
+            }
+            live.apply(&entry);
+        }
+        rest = after;
+    }
+    if !owned {
+        return Err(damaged(MAGIC.len()));
+    }
+    if !rest.is_empty() {
+        tracing::warn!(path = %path.display(), bytes = rest.len(), "cut off what a crash left unfinished");
+    }
+    Ok(live)
+}
+
+/// The payload of the frame that begins here, if it is whole and its checksum holds, and what follows.
+fn frame(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (head, rest) = bytes.split_at_checked(FRAME_HEAD)?;
+    let (length, crc) = head.split_at(4);
+    let length = usize::try_from(u32::from_be_bytes(length.try_into().ok()?)).ok()?;
+    if !(MIN_FRAME..=MAX_FRAME).contains(&length) {
+        return None;
+    }
+    let (payload, after) = rest.split_at_checked(length)?;
+    (crc32fast::hash(payload).to_be_bytes() == crc).then_some((payload, after))
+}
+
+fn lock(directory: &Path) -> Result<File, JournalError> {
+    let path = directory.join(LOCK_FILE);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| io(&path, &error))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| JournalError::InUse { path: directory.to_owned() })?;
+    Ok(file)
+}
+
+fn io(path: &Path, error: &std::io::Error) -> JournalError {
+    JournalError::Io { path: path.to_owned(), reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NETWORK: NetworkId = NetworkId([1; 32]);
+
+    fn client() -> ClientId {
+        ClientId::new("devices/iot").unwrap()
+    }
+
+    fn message(seq: u64) -> Entry {
+        Entry::Message(Arc::new(Stored {
+            seq: MessageSeq(seq),
+            stream: Stream::new("env").unwrap(),
+            header: Hash([seq as u8; 32]),
+            content: vec![seq as u8; 100],
+        }))
+    }
+
+    fn open(directory: &Path) -> Result<(Writer, Remembered), JournalError> {
+        Writer::open(directory, NETWORK, &client())
+    }
+
+    fn seqs(remembered: &Remembered) -> Vec<u64> {
+        remembered.messages.keys().map(|seq| seq.0).collect()
+    }
+
+    #[test]
+    fn what_is_not_done_is_remembered_and_numbers_never_come_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writer, remembered) = open(directory.path()).unwrap();
+        assert_eq!(remembered, Remembered::default());
+        writer.append(&[Entry::Next(MessageSeq(5))]).unwrap();
+        writer.append(&[message(5), message(6), message(7)]).unwrap();
+        writer.append(&[Entry::Done(MessageSeq(6)), Entry::Done(MessageSeq(7))]).unwrap();
+        drop(writer);
+        for _ in 0..2 {
+            let (_, remembered) = open(directory.path()).unwrap();
+            assert_eq!(remembered.next, Some(MessageSeq(8)));
+            assert_eq!(seqs(&remembered), [5]);
+        }
+    }
+
+    #[test]
+    fn a_tail_cut_at_any_byte_loses_only_the_last_frame() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writer, _) = open(directory.path()).unwrap();
+        writer.append(&[message(1)]).unwrap();
+        let whole = writer.length;
+        writer.append(&[message(2), message(3)]).unwrap();
+        drop(writer);
+        let path = directory.path().join(FILE);
+        let bytes = std::fs::read(&path).unwrap();
+        for length in whole..bytes.len() as u64 {
+            std::fs::write(&path, &bytes[..usize::try_from(length).unwrap()]).unwrap();
+            assert_eq!(seqs(&open(directory.path()).unwrap().1), [1], "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_before_the_last_frame_is_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writer, _) = open(directory.path()).unwrap();
+        let start = usize::try_from(writer.length).unwrap();
+        writer.append(&[message(1)]).unwrap();
+        let end = usize::try_from(writer.length).unwrap();
+        writer.append(&[message(2)]).unwrap();
+        drop(writer);
+        let path = directory.path().join(FILE);
+        let bytes = std::fs::read(&path).unwrap();
+        for position in start..end {
+            let mut damaged = bytes.clone();
+            damaged[position] ^= 1;
+            std::fs::write(&path, &damaged).unwrap();
+            let error = open(directory.path()).err().unwrap();
+            assert!(matches!(error, JournalError::Damaged { .. }), "{position}: {error}");
+        }
+    }
+
+    #[test]
+    fn one_process_at_a_time_and_one_client_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let (writer, _) = open(directory.path()).unwrap();
+        assert!(matches!(open(directory.path()), Err(JournalError::InUse { .. })));
+        drop(writer);
+        let other = ClientId::new("devices/two").unwrap();
+        let error = Writer::open(directory.path(), NETWORK, &other).err().unwrap();
+        assert!(matches!(error, JournalError::Foreign { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_grown_file_is_rewritten_without_what_is_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writer, _) = open(directory.path()).unwrap();
+        let big = |seq| {
+            Entry::Message(Arc::new(Stored {
+                seq: MessageSeq(seq),
+                stream: Stream::new("env").unwrap(),
+                header: Hash([0; 32]),
+                content: vec![7; 1024 * 1024],
+            }))
+        };
+        for seq in 1..=40 {
+            writer.append(&[big(seq), Entry::Done(MessageSeq(seq))]).unwrap();
+            assert!(writer.length < REWRITE_ABOVE + 2 * 1024 * 1024);
+        }
+        drop(writer);
+        let (_, remembered) = open(directory.path()).unwrap();
+        assert_eq!((remembered.next, seqs(&remembered)), (Some(MessageSeq(41)), vec![]));
+    }
+
+    #[tokio::test]
+    async fn the_thread_tells_what_is_on_disk_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let (tell, mut told) = mpsc::channel(4);
+        let (journal, _) = Journal::open(directory.path(), NETWORK, &client(), tell).unwrap();
+        for seq in 1..=3 {
+            journal.write(message(seq)).await.unwrap();
+        }
+        for seq in 1..=3 {
+            let written = told.recv().await.unwrap();
+            assert!(matches!(written, Written::Message(MessageSeq(s)) if s == seq), "{written:?}");
+        }
+    }
+}

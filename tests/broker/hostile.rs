@@ -1,0 +1,136 @@
+//! Garbage, oversize and rudeness: only the connection that misbehaves suffers.
+
+use ledgermq::broker::BrokerSettings;
+use proptest::prelude::*;
+use tokio::io::AsyncWriteExt;
+
+use crate::support::{Connect, Event, World, eventually, settings, string};
+
+const V311: u8 = 4;
+const V5: u8 = 5;
+
+#[tokio::test]
+async fn an_oversized_packet_ends_its_connection_only() {
+    let world = World::with(BrokerSettings { max_packet_bytes: 10_000, ..settings() }).await;
+    let mut good = world.join(V311, "devices/two", "secret2").await;
+    for level in [V311, V5] {
+        let mut client = world.join(level, "devices/iot", "secret").await;
+        let packet_id = client.publish("devices/iot/env", 1, false, &[0; 9_000]).await;
+        assert!(client.puback(packet_id).await.is_some());
+        client.publish("devices/iot/env", 1, false, &[0; 20_000]).await;
+        assert!(!client.is_alive().await);
+    }
+    assert!(good.is_alive().await);
+    assert_eq!(world.gate.published().len(), 2);
+}
+
+#[tokio::test]
+async fn an_oversized_connect_is_not_read() {
+    let world = World::with(BrokerSettings { max_packet_bytes: 10_000, ..settings() }).await;
+    for level in [V311, V5] {
+        let token = "x".repeat(60_000);
+        let code = world.raw(level).await.connect(&Connect::new("devices/iot", &token)).await;
+        assert_ne!(code, Some(0));
+    }
+    assert_eq!(world.gate.count(|_| true), 0);
+}
+
+#[tokio::test]
+async fn a_packet_that_announces_more_than_it_may_is_refused_at_once() {
+    let world = World::new().await;
+    let mut client = world.join(V311, "devices/iot", "secret").await;
+    client.stream.write_all(&[0x30, 0xff, 0xff, 0xff, 0x7f]).await.unwrap();
+    assert!(client.receive().await.is_none());
+}
+
+#[tokio::test]
+async fn nothing_is_taken_before_connect() {
+    let world = World::new().await;
+    let mut client = world.raw(V311).await;
+    client.publish("devices/iot/env", 1, false, b"x").await;
+    assert!(client.receive().await.is_none());
+    assert_eq!(world.gate.count(|_| true), 0);
+}
+
+#[tokio::test]
+async fn a_second_connect_ends_the_connection() {
+    let world = World::new().await;
+    for level in [V311, V5] {
+        let mut client = world.join(level, "devices/iot", "secret").await;
+        client.connect(&Connect::new("devices/two", "secret2")).await;
+        assert!(!client.is_alive().await);
+    }
+}
+
+#[tokio::test]
+async fn a_topic_with_wildcards_or_an_alias_nobody_agreed_on_is_refused() {
+    let world = World::new().await;
+    for topic in ["devices/iot/+", "devices/iot/#", "#", ""] {
+        let mut client = world.join(V311, "devices/iot", "secret").await;
+        client.publish(topic, 1, false, b"x").await;
+        assert!(!client.is_alive().await, "{topic}");
+    }
+    let mut client = world.join(V5, "devices/iot", "secret").await;
+    let mut body = string("");
+    body.extend([0, 9, 3, 0x23, 0, 1]);
+    client.send(0x32, &body).await;
+    let answer = client.receive().await;
+    assert!(answer.is_none_or(|packet| packet.body.get(2).is_some_and(|reason| *reason >= 0x80)));
+    assert_eq!(world.gate.published(), []);
+}
+
+#[tokio::test]
+async fn a_session_does_not_survive_its_client_hanging_up_in_the_handshake() {
+    let world = World::with(BrokerSettings {
+        handshake_timeout: std::time::Duration::from_millis(100),
+        ..settings()
+    })
+    .await;
+    for _ in 0..20 {
+        let mut client = world.raw(V311).await;
+        client.stream.set_zero_linger().unwrap();
+        client.stream.write_all(&connect_bytes()).await.unwrap();
+        drop(client);
+    }
+    let came = world.gate.count(|event| matches!(event, Event::Connect(_)));
+    eventually("all told gone", || {
+        let gone = world.gate.count(|event| matches!(event, Event::Disconnected(_)));
+        world.broker.connections() == 0 && gone <= 20 && gone >= came.min(1)
+    })
+    .await;
+}
+
+fn connect_bytes() -> Vec<u8> {
+    let mut body = string("MQTT");
+    body.extend([4, 2, 0, 60]);
+    body.extend(string("new/one"));
+    let mut packet = vec![0x10, u8::try_from(body.len()).unwrap()];
+    packet.extend(body);
+    packet
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    /// Whatever comes in, before or after CONNECT, the broker goes on serving others.
+    #[test]
+    fn garbage_disturbs_nobody_else(
+        packets in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 1..20),
+        connected: bool,
+        v5: bool,
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let world = World::new().await;
+            let mut good = world.join(V311, "devices/two", "secret2").await;
+            let level = if v5 { V5 } else { V311 };
+            for garbage in packets {
+                let mut client =
+                    if connected { world.join(level, "devices/iot", "secret").await } else { world.raw(level).await };
+                let _ = client.stream.write_all(&garbage).await;
+            }
+            assert!(good.is_alive().await);
+            world.join(level, "devices/iot", "secret").await;
+        });
+    }
+}
