@@ -7,7 +7,10 @@
 mod client;
 mod http;
 mod init;
+pub mod latency;
+mod network_dir;
 mod output;
+mod publish;
 pub mod readings;
 mod verify;
 
@@ -43,6 +46,7 @@ enum Command {
     Init(InitArgs),
     #[command(subcommand)]
     Client(client::ClientCommand),
+    Publish(publish::PublishArgs),
     Verify(verify::VerifyArgs),
 }
 
@@ -65,6 +69,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init(args) => init::run(&args),
         Command::Client(command) => client::run(command),
+        Command::Publish(args) => publish::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
 }
