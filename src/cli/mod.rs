@@ -8,7 +8,11 @@ mod client;
 mod http;
 mod init;
 mod node;
+pub mod latency;
+mod network_dir;
 mod output;
+mod publish;
+pub mod readings;
 mod verify;
 
 use std::process::ExitCode;
@@ -44,6 +48,7 @@ enum Command {
     Node(node::NodeArgs),
     #[command(subcommand)]
     Client(client::ClientCommand),
+    Publish(publish::PublishArgs),
     Verify(verify::VerifyArgs),
 }
 
@@ -67,6 +72,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Init(args) => init::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Client(command) => client::run(command),
+        Command::Publish(args) => publish::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
 }
