@@ -127,7 +127,7 @@ impl Replica {
             started: false,
             restored_upto: SeqNum(0),
         };
-        replica.restore(restored.certificate, restored.entries)?;
+        replica.restore(restored)?;
         Ok(replica)
     }
 

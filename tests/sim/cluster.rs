@@ -290,8 +290,7 @@ impl Cluster {
         self.run_until(limit, "everything asked for is written everywhere and certified", |cluster| {
             cluster.reachable().all(|at| {
                 let node = &cluster.nodes[at];
-                cluster.asked.is_subset(&node.written)
-                    && node.blocks.keys().all(|height| node.certificates.contains_key(height))
+                cluster.asked.is_subset(&node.written) && node.uncertified().is_empty()
             })
         })
     }
@@ -312,7 +311,12 @@ impl Cluster {
     }
 
     pub fn fail(&self, what: &str) -> ! {
-        let status = |node: &Node| format!("{:?}", node.replica.as_ref().map(Replica::status));
+        let status = |node: &Node| {
+            let unwritten = self.asked.difference(&node.written).count();
+            let uncertified = node.uncertified();
+            let status = node.replica.as_ref().map(Replica::status);
+            format!("{unwritten} not written, {uncertified:?} not certified, {status:?}")
+        };
         let status: Vec<_> = self.nodes.iter().map(status).collect();
         panic!(
             "{what}\nat {:?}, seed {}\n{}\nrepeat with: SIM_SEED={} cargo test --test sim",

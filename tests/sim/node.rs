@@ -134,6 +134,7 @@ impl Node {
             executed,
             timestamp: self.state.head().timestamp,
             certificate: self.certificates.values().last().cloned(),
+            uncertified: self.uncertified(),
             entries: self.wal.iter().map(decode).collect(),
         };
         self.replica = Some(Replica::new(self.settings.clone(), restored).unwrap());
@@ -192,6 +193,11 @@ impl Node {
             assert_eq!(self.blocks[&height].header.hash(), certificate.content.block);
             self.certificates.insert(height, certificate.clone());
         }
+    }
+
+    /// Blocks that lack their certificates.
+    pub fn uncertified(&self) -> Vec<Height> {
+        self.blocks.keys().filter(|height| !self.certificates.contains_key(height)).copied().collect()
     }
 
     /// Blocks above `height` that have certificates, as a peer gets them.
