@@ -7,9 +7,9 @@
 mod client;
 mod http;
 mod init;
-mod node;
 pub mod latency;
 mod network_dir;
+mod node;
 mod output;
 mod publish;
 pub mod readings;

@@ -35,7 +35,7 @@ use crate::actors::{Fatal, FatalReceiver, Feeder, Mouth, fatal, feeder};
 use crate::api::Api;
 use crate::broker::{Broker, BrokerSettings, EmbeddedBroker};
 use crate::clock::{SharedClock, SystemClock};
-use crate::config::{Config, DefaultPolicy};
+use crate::config::{self, Config, DefaultPolicy};
 use crate::crypto::SecretKey;
 use crate::device::keyring::KeyTerms;
 use crate::device::telemetry::Limits;
@@ -107,7 +107,7 @@ async fn run_on(config: Config, runtime: Arc<tokio::runtime::Runtime>) -> anyhow
 
 impl Shared {
     fn load(config: Config, fatal: Fatal, runtime: Arc<tokio::runtime::Runtime>) -> anyhow::Result<Self> {
-        let genesis = read_genesis(&config.genesis)?;
+        let genesis = config::read_genesis(&config.genesis)?;
         let key = keyfile::read(&config.node_key)?;
         let keys = Arc::new(ReplicaSetKeys::new(&genesis.replicas)?);
         Ok(Self {
@@ -164,8 +164,12 @@ impl Shared {
         settings.batch_max_requests = usize::try_from(consensus.batch_max_requests)?;
         settings.batch_max_bytes = usize::try_from(consensus.batch_max_bytes)?;
         settings.resend_initial = consensus.resend_interval;
+        settings.resend_max = consensus.resend_max_interval;
         settings.request_resend = consensus.request_resend_interval;
+        settings.request_resend_max = consensus.request_resend_max_interval;
+        settings.bundle_delay = consensus.bundle_delay;
         settings.fetch_interval = consensus.fetch_interval;
+        settings.inflight_max_bytes = usize::try_from(consensus.inflight_max_bytes)?;
         settings.pool_max_requests = usize::try_from(consensus.pool_max_requests)?;
         settings.pool_max_bytes = usize::try_from(consensus.pool_max_bytes)?;
         Ok(settings)
@@ -191,19 +195,6 @@ impl Shared {
             ..BrokerSettings::new(mqtt.listen)
         }
     }
-}
-
-/// Reads and checks a genesis document.
-///
-/// # Errors
-/// It is not there, or is none.
-pub fn read_genesis(path: &std::path::Path) -> anyhow::Result<Genesis> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the genesis document {}", path.display()))?;
-    let genesis: Genesis = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a genesis document", path.display()))?;
-    genesis.check().with_context(|| format!("{} is not a genesis document", path.display()))?;
-    Ok(genesis)
 }
 
 /// A running node.
