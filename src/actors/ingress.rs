@@ -114,6 +114,9 @@ enum Reply {
     Error(ErrorReply),
 }
 
+/// What a client is told at once, if anything.
+type Answer = Option<Box<Reply>>;
+
 impl Ingress {
     /// Ingress with nothing acknowledged yet.
     pub fn new(parts: IngressParts) -> Self {
@@ -147,12 +150,12 @@ impl Ingress {
     }
 
     /// A reply to something that proved nothing, unless there were too many.
-    fn limited(&mut self, client: &ClientId, reply: Reply) -> Option<Reply> {
+    fn limited(&mut self, client: &ClientId, reply: Reply) -> Answer {
         let allowed = self.unverified.allow(client, self.parts.clock.now());
         if !allowed {
             self.parts.metrics.replies_suppressed.inc();
         }
-        allowed.then_some(reply)
+        allowed.then(|| Box::new(reply))
     }
 
     fn last_seq(&self, client: &ClientId, registered: &RegisteredClient) -> MessageSeq {
@@ -188,7 +191,7 @@ impl Ingress {
     }
 
     /// A message on `{id}/key`.
-    fn on_key(&mut self, client: &ClientId, registered: &RegisteredClient, payload: &[u8]) -> Option<Reply> {
+    fn on_key(&mut self, client: &ClientId, registered: &RegisteredClient, payload: &[u8]) -> Answer {
         match KeyUplink::parse(payload) {
             Ok(KeyUplink::Ask { nonce }) => {
                 let reply = self.forbidden(client, registered, ForbiddenReason::NoKey, nonce)?;
@@ -207,7 +210,7 @@ impl Ingress {
         client: &ClientId,
         registered: &RegisteredClient,
         message: &SignedControl<'_>,
-    ) -> Option<Reply> {
+    ) -> Answer {
         let claimed = message.unverified::<KeyTransport>();
         if claimed.as_ref().is_some_and(|claimed| !claimed.kem_kid.is_of(&self.parts.node)) {
             // Another node's; on a broker that several share, that one answers.
@@ -223,7 +226,7 @@ impl Ingress {
             }
         };
         let now = self.now();
-        Some(match self.parts.keys.accept(client, &transport, now) {
+        Some(Box::new(match self.parts.keys.accept(client, &transport, now) {
             Ok(accepted) => {
                 self.parts.metrics.key_transports.with_label_values(&["accepted"]).inc();
                 Reply::KeySuccess(KeySuccess {
@@ -239,7 +242,7 @@ impl Ingress {
                 self.parts.metrics.key_transports.with_label_values(&[code.as_str()]).inc();
                 self.key_fail(client, nonce, code, format!("the payload key was not taken: {code}"))
             }
-        })
+        }))
     }
 
     fn key_fail(&self, client: &ClientId, nonce: Option<Nonce>, code: KeyFailCode, detail: String) -> Reply {
@@ -254,7 +257,7 @@ impl Ingress {
         registered: &Arc<RegisteredClient>,
         stream: &Stream,
         payload: &[u8],
-    ) -> Result<VerifyMessage, Option<Reply>> {
+    ) -> Result<VerifyMessage, Answer> {
         let content = match Wire::decode(payload, &self.parts.limits.telemetry) {
             Ok(Wire::Encrypted(envelope)) => self.decrypt(client, registered, stream, &envelope)?,
             Ok(Wire::Plaintext(content)) if registered.settings.plaintext => content,
@@ -283,7 +286,7 @@ impl Ingress {
         registered: &RegisteredClient,
         stream: &Stream,
         envelope: &Envelope,
-    ) -> Result<Content, Option<Reply>> {
+    ) -> Result<Content, Answer> {
         let kid = envelope.kid();
         let key = self.parts.keys.payload.key(client, &kid, self.parts.clock.now()).cloned();
         let key = key.map_err(|reason| {
@@ -304,7 +307,7 @@ impl Ingress {
         stream: &Stream,
         reference: Reference,
         error: &TelemetryError,
-    ) -> Option<Reply> {
+    ) -> Answer {
         let code = error.code();
         self.parts.metrics.messages.with_label_values(&[code.as_str()]).inc();
         let reply = self.error(stream.clone(), reference, code, error.to_string());
@@ -413,11 +416,11 @@ impl Ingress {
     }
 
     /// Acknowledges the PUBLISH and sends a reply.
-    fn answer(&self, client: ClientId, reply: Option<Reply>) -> ResponseFuture<UplinkVerdict> {
+    fn answer(&self, client: ClientId, reply: Answer) -> ResponseFuture<UplinkVerdict> {
         let downlink = self.parts.downlink.clone();
         Box::pin(async move {
             if let Some(reply) = reply {
-                send(&downlink, &client, reply).await;
+                send(&downlink, &client, *reply).await;
             }
             UplinkVerdict::Accepted
         })
@@ -505,11 +508,11 @@ impl Handler<Refusal> for Ingress {
             self.parts.metrics.security_events.with_label_values(&[code.as_str()]).inc();
         }
         let reply = self.error(stream, reference, code, detail);
-        let reply = if is_signed { Some(reply) } else { self.limited(&client, reply) };
+        let reply = if is_signed { Some(Box::new(reply)) } else { self.limited(&client, reply) };
         let downlink = self.parts.downlink.clone();
         Box::pin(async move {
             if let Some(reply) = reply {
-                send(&downlink, &client, reply).await;
+                send(&downlink, &client, *reply).await;
             }
         })
     }
@@ -552,7 +555,7 @@ impl Handler<GreetStranger> for Ingress {
         let downlink = self.parts.downlink.clone();
         Box::pin(async move {
             if let Some(reply) = reply {
-                send(&downlink, &client, reply).await;
+                send(&downlink, &client, *reply).await;
             }
         })
     }

@@ -142,6 +142,7 @@ impl ApiView {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn failed(error: StoreError) -> ViewError {
     ViewError::Failed(error.to_string())
 }
