@@ -332,17 +332,8 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         shared.metrics.ingress.final_ms.clone(),
     );
     let clients = ChangedClients::default();
-    let parts = StorageParts {
-        node: shared.key.node_id(),
-        store: Arc::clone(&opened.store),
-        view: Arc::clone(&shared.view),
-        outlets: StorageOutlets { executed, finals: finals.clone(), clients: clients.clone() },
-        clock: Arc::clone(&shared.clock),
-        tally: StorageTally::new(&shared.metrics.consensus, &shared.metrics.storage),
-        fatal: shared.fatal.clone(),
-    };
-    let storage = Storage::new(parts, opened.state.take().context("the ledger's state is used once")?);
-    let storage = Storage::start_in_arbiter(&shared.arbiter().handle(), move |_| storage);
+    let outlets = StorageOutlets { executed, finals: finals.clone(), clients: clients.clone() };
+    let storage = start_storage(shared, &mut opened, outlets)?;
 
     let (outputs, outputs_queue) = mpsc::channel(effects::OUTPUTS);
     let consensus = Consensus::new(
@@ -397,6 +388,24 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     };
     NetworkActor::start_with(judge, events, &shared.fatal);
     Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients) })
+}
+
+fn start_storage(
+    shared: &Shared,
+    opened: &mut Opened,
+    outlets: StorageOutlets,
+) -> anyhow::Result<Addr<Storage>> {
+    let parts = StorageParts {
+        node: shared.key.node_id(),
+        store: Arc::clone(&opened.store),
+        view: Arc::clone(&shared.view),
+        outlets,
+        clock: Arc::clone(&shared.clock),
+        tally: StorageTally::new(&shared.metrics.consensus, &shared.metrics.storage),
+        fatal: shared.fatal.clone(),
+    };
+    let storage = Storage::new(parts, opened.state.take().context("the ledger's state is used once")?);
+    Ok(Storage::start_in_arbiter(&shared.arbiter().handle(), move |_| storage))
 }
 
 /// Starts Policy, Verifier and Ingress.
