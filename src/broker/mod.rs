@@ -15,6 +15,7 @@
 //! A broker holds its clients to PROTOCOL.md sections 2 and 3 (client ids, own topics, no wills, no
 //! retained messages). The node checks all of it again, since an external broker may not.
 
+mod door;
 mod embedded;
 mod hooks;
 mod registry;

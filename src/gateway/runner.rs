@@ -25,7 +25,8 @@ use crate::types::{MessageSeq, Stream};
 /// Events between connection and runner; the socket waits when it is full.
 const LINK_EVENTS: usize = 256;
 /// Room for every message there can be between signing and ack, so that the journal never waits.
-const WRITTEN: usize = SEQ_WINDOW as usize + 1;
+const WRITTEN: usize = 257;
+const _: () = assert!(WRITTEN as u64 > SEQ_WINDOW);
 /// How exactly deadlines are kept.
 const TICK: Duration = Duration::from_millis(50);
 /// First wait before connecting again; doubles, up to the longest.
@@ -71,7 +72,8 @@ pub(super) struct Runner {
     waiters: HashMap<MessageSeq, Waiter>,
     told: Told,
     link: Option<Link>,
-    events: (mpsc::Sender<(Epoch, LinkEvent)>, mpsc::Receiver<(Epoch, LinkEvent)>),
+    told_by_link: mpsc::Sender<(Epoch, LinkEvent)>,
+    events: mpsc::Receiver<(Epoch, LinkEvent)>,
     epoch: Epoch,
     failures: u32,
     dial_at: Duration,
@@ -90,6 +92,7 @@ impl Runner {
         let identity = Identity { network, client, key: options.key.clone(), trusted };
         let session = Session::new(identity, random, remembered);
         told.unfinished.send_replace(session.unfinished());
+        let (told_by_link, events) = mpsc::channel(LINK_EVENTS);
         Ok(Self {
             options,
             session,
@@ -98,7 +101,8 @@ impl Runner {
             waiters: HashMap::new(),
             told,
             link: None,
-            events: mpsc::channel(LINK_EVENTS),
+            told_by_link,
+            events,
             epoch: 0,
             failures: 0,
             dial_at: Duration::ZERO,
@@ -157,7 +161,7 @@ impl Runner {
                     Some(Written::Failed(error)) => return Err(error),
                     None => return Err(JournalError::Ended { path: self.options.state.clone() }),
                 },
-                Some((epoch, event)) = self.events.1.recv() => self.on_link(epoch, event),
+                Some((epoch, event)) = self.events.recv() => self.on_link(epoch, event),
                 Some(Some((numbered, publish))) = publish => {
                     self.on_publish(numbered, publish).await;
                     Vec::new()
@@ -187,7 +191,7 @@ impl Runner {
         let accepted = Some((reply, delivery));
         self.waiters.insert(header.seq, Waiter { accepted, puback: Some(puback), done });
         let stored = Arc::new(Stored { seq: header.seq, stream, header: header_hash, content });
-        self.session.add(Arc::clone(&stored));
+        self.session.add(&stored);
         self.told.unfinished.send_replace(self.session.unfinished());
         // If the writer has ended, its last word is on its way here.
         let _ = self.journal.write(Entry::Message(stored)).await;
@@ -278,7 +282,7 @@ impl Runner {
         let endpoint = &endpoints[self.failures as usize % endpoints.len()];
         self.epoch += 1;
         let dial = Dial { client, account, token, endpoint, keep_alive: *keep_alive };
-        self.link = Some(Link::dial(self.epoch, dial, self.events.0.clone()));
+        self.link = Some(Link::dial(self.epoch, dial, self.told_by_link.clone()));
     }
 
     async fn perform(&mut self, effects: Vec<Effect>) {
@@ -330,7 +334,7 @@ impl Runner {
             return;
         }
         let gone = async {
-            while let Some((epoch, event)) = self.events.1.recv().await {
+            while let Some((epoch, event)) = self.events.recv().await {
                 if epoch == link.epoch && matches!(event, LinkEvent::Down { .. }) {
                     break;
                 }

@@ -100,6 +100,55 @@ async fn a_session_does_not_survive_its_client_hanging_up_in_the_handshake() {
     .await;
 }
 
+#[tokio::test]
+async fn a_silent_connection_is_closed() {
+    let patience = std::time::Duration::from_millis(100);
+    let world = World::with(BrokerSettings { handshake_timeout: patience, ..settings() }).await;
+    for first in [&b""[..], &[0x10], &connect_bytes()[..13], &connect_bytes()[..15]] {
+        let mut client = world.raw(V311).await;
+        client.stream.write_all(first).await.unwrap();
+        // What is closed without an answer, or answered with "not now", is not waited for.
+        let answer = client.receive().await;
+        assert!(answer.is_none_or(|packet| packet.body[1] != 0), "{first:?}");
+    }
+    assert_eq!(world.gate.count(|_| true), 0);
+}
+
+#[tokio::test]
+async fn silent_connections_cannot_keep_others_out_for_long() {
+    let patience = std::time::Duration::from_millis(200);
+    let world =
+        World::with(BrokerSettings { max_connections: 8, handshake_timeout: patience, ..settings() }).await;
+    let mut good = world.join(V311, "devices/two", "secret2").await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(world.raw(V311).await);
+    }
+    assert!(good.is_alive().await);
+    let mut came_in = false;
+    for _ in 0..1_000 {
+        let mut client = world.raw(V311).await;
+        if client.connect(&Connect::new("devices/iot", "secret")).await == Some(0) {
+            came_in = true;
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(came_in);
+    for mut client in silent {
+        assert!(client.receive().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_closed() {
+    let world = World::with(BrokerSettings { max_connections: 1, ..settings() }).await;
+    let first = world.join(V311, "devices/iot", "secret").await;
+    assert!(world.raw(V311).await.connect(&Connect::new("devices/two", "secret2")).await.is_none());
+    drop(first);
+    eventually("room again", || world.broker.connections() == 0).await;
+}
+
 fn connect_bytes() -> Vec<u8> {
     let mut body = string("MQTT");
     body.extend([4, 2, 0, 60]);
