@@ -31,6 +31,7 @@ use super::door::{self, Door, Guests};
 use super::registry::Registry;
 use super::{Broker, BrokerError, BrokerSettings, Closing, DownlinkQos, Gatekeeper, Standing, hooks};
 use crate::clock::SharedClock;
+use crate::device::topics;
 use crate::types::ClientId;
 
 /// rmqtt's name for this process; there is no cluster of brokers.
@@ -141,6 +142,9 @@ impl Broker for EmbeddedBroker {
         qos: DownlinkQos,
     ) -> Result<(), BrokerError> {
         self.shared.check_running()?;
+        if !topics::may_subscribe(client, topic) {
+            return Err(BrokerError::ForeignTopic { client: client.clone(), topic: topic.to_owned() });
+        }
         let packet = Packet {
             dup: false,
             retain: false,

@@ -152,7 +152,7 @@ pub trait Broker: Send + Sync + 'static {
     /// the client's queue (or was found to have no subscriber, which is not an error).
     ///
     /// # Errors
-    /// [`BrokerError::Stopped`] after [`Broker::stop`].
+    /// [`BrokerError::ForeignTopic`], and [`BrokerError::Stopped`] after [`Broker::stop`].
     async fn publish(
         &self,
         client: &ClientId,
@@ -196,6 +196,14 @@ pub enum BrokerError {
         address: SocketAddr,
         /// What the operating system said.
         reason: String,
+    },
+    /// A downlink message to a topic that is not the client's, which would reach somebody else.
+    #[error("{topic} is not a topic of {client}")]
+    ForeignTopic {
+        /// The client.
+        client: ClientId,
+        /// The topic.
+        topic: String,
     },
     /// The broker was stopped.
     #[error("the mqtt broker was stopped")]

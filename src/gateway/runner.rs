@@ -14,7 +14,7 @@ use super::journal::{Entry, Journal, Remembered, Stored, Written};
 use super::link::{Dial, Epoch, Link, LinkEvent};
 use super::random::Random;
 use super::session::{Effect, Identity, Numbered, Session};
-use super::{Ack, Delivery, GatewayError, GatewayOptions, JournalError, PublishError, Refusal, Status};
+use super::{Ack, Delivery, Fact, GatewayError, GatewayOptions, JournalError, PublishError, Refusal, Status};
 use crate::crypto::VerifyingKey;
 use crate::device::compose::{Composed, Draft, compose};
 use crate::device::telemetry::{Limits, TelemetryError};
@@ -58,8 +58,7 @@ pub(super) struct Told {
 
 /// Who waits for a message.
 struct Waiter {
-    /// Until the message is on disk.
-    accepted: Option<(oneshot::Sender<Result<Delivery, PublishError>>, Delivery)>,
+    stored: Option<oneshot::Sender<()>>,
     puback: Option<oneshot::Sender<()>>,
     done: oneshot::Sender<Result<Ack, PublishError>>,
 }
@@ -131,9 +130,6 @@ impl Runner {
         };
         // Whoever has given up waiting is not told.
         for (_, waiter) in waiters.drain() {
-            if let Some((reply, _)) = waiter.accepted {
-                let _ = reply.send(Err(error.clone()));
-            }
             let _ = waiter.done.send(Err(error.clone()));
         }
         if let Some(closed) = closed {
@@ -184,17 +180,19 @@ impl Runner {
             }
         };
         let Composed { header, header_hash, content } = composed;
-        let (puback, puback_told) = oneshot::channel();
-        let (done, done_told) = oneshot::channel();
-        let delivery =
-            Delivery { seq: header.seq, header: header_hash, puback: puback_told, done: done_told };
-        let accepted = Some((reply, delivery));
-        self.waiters.insert(header.seq, Waiter { accepted, puback: Some(puback), done });
-        let stored = Arc::new(Stored { seq: header.seq, stream, header: header_hash, content });
-        self.session.add(&stored);
+        let seq = header.seq;
+        let ((stored_tell, stored), (puback_tell, puback)) = (oneshot::channel(), oneshot::channel());
+        let (done_tell, done) = oneshot::channel();
+        let waiter = Waiter { stored: Some(stored_tell), puback: Some(puback_tell), done: done_tell };
+        self.waiters.insert(seq, waiter);
+        let message = Arc::new(Stored { seq, stream, header: header_hash, content });
+        self.session.add(&message);
         self.told.unfinished.send_replace(self.session.unfinished());
         // If the writer has ended, its last word is on its way here.
-        let _ = self.journal.write(Entry::Message(stored)).await;
+        let _ = self.journal.write(Entry::Message(message)).await;
+        // Whoever does not wait any more has its message published all the same.
+        let (stored, puback) = (Fact::Awaited(stored), Fact::Awaited(puback));
+        let _ = reply.send(Ok(Delivery { seq, header: header_hash, stored, puback, done }));
     }
 
     async fn compose(
@@ -226,10 +224,8 @@ impl Runner {
     }
 
     fn on_durable(&mut self, seq: MessageSeq) -> Vec<Effect> {
-        if let Some((reply, delivery)) = self.waiters.get_mut(&seq).and_then(|waiter| waiter.accepted.take())
-        {
-            // Whoever does not wait any more has its message published all the same.
-            let _ = reply.send(Ok(delivery));
+        if let Some(stored) = self.waiters.get_mut(&seq).and_then(|waiter| waiter.stored.take()) {
+            let _ = stored.send(());
         }
         self.session.on_durable(seq, self.now())
     }
