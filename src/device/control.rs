@@ -10,18 +10,14 @@
 //! back, so a message of one kind can never be read as another. Who may sign what is for the caller
 //! to say: a node passes the client's registered key, a client the key of a node that it trusts.
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-
-use super::base64url;
-use super::codes::{ErrorCode, ForbiddenReason, KeyFailCode, UnauthReason};
+use super::codes::KeyFailCode;
 use super::cose::{self, Sign1};
-use super::ids::{KemKid, Nonce, PayloadKid};
+pub use super::fields::{
+    Ack, ControlKind, ErrorReply, Fields, Forbidden, KeyFail, KeySuccess, KeyTransport, Unauth,
+};
 use super::topics::Downlink;
 use crate::crypto::{SecretKey, VerifyingKey};
-use crate::types::{
-    ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, PublicKey, Signature, Stream, Timestamp,
-};
+use crate::types::{ClientId, NetworkId, NodeId, PublicKey, Signature, Stream};
 
 /// The longest control message that is read. An ack with 65,536 written indexes has about 450 KB.
 pub const MAX_CONTROL_BYTES: usize = 1 << 20;
@@ -65,210 +61,14 @@ pub enum ControlError {
     Topic,
 }
 
-/// What a control message is about: part of the bytes that are signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ControlKind {
-    /// The client is not registered, or is revoked.
-    Unauth,
-    /// There is no valid payload key; carries the node's KEM key.
-    Forbidden,
-    /// A client hands over a payload key.
-    Key,
-    /// The payload key was accepted.
-    KeySuccess,
-    /// The payload key was refused.
-    KeyFail,
-    /// A telemetry message was accepted.
-    Ack,
-    /// A telemetry message was not accepted.
-    Error,
-}
-
-impl ControlKind {
-    /// The text that stands in the signed bytes.
-    pub const fn as_str(self) -> &'static str {
+impl ControlError {
+    /// The code for `key/fail`, if this is why a key transport was refused.
+    pub const fn key_fail_code(&self) -> KeyFailCode {
         match self {
-            Self::Unauth => "unauth",
-            Self::Forbidden => "forbidden",
-            Self::Key => "key",
-            Self::KeySuccess => "key/success",
-            Self::KeyFail => "key/fail",
-            Self::Ack => "ack",
-            Self::Error => "error",
+            Self::Signer { .. } | Self::BadSignature => KeyFailCode::BadSignature,
+            Self::TooLong { .. } | Self::Malformed | Self::Fields(_) | Self::Topic => KeyFailCode::Malformed,
         }
     }
-}
-
-/// The JSON fields of one kind of control message.
-pub trait Fields: Serialize + DeserializeOwned {
-    /// The kind that has these fields.
-    const KIND: ControlKind;
-
-    /// Whether the fields agree with each other; what this refuses counts as malformed.
-    fn is_consistent(&self) -> bool {
-        true
-    }
-}
-
-/// Kind `unauth`, on `{id}/unauth`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unauth {
-    /// Why.
-    pub reason: UnauthReason,
-    /// The node's clock.
-    pub server_time: Timestamp,
-}
-
-/// Kind `forbidden`, on `{id}/forbidden`: hand over a payload key, sealed to this KEM key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Forbidden {
-    /// Why.
-    pub reason: ForbiddenReason,
-    /// The nonce of the request that this answers; absent if there was none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nonce: Option<Nonce>,
-    /// Names the KEM key.
-    pub kem_kid: KemKid,
-    /// The KEM key's public half (X25519).
-    #[serde(with = "base64url")]
-    pub kem_key: [u8; 32],
-    /// Until when the node opens what is sealed to it.
-    pub kem_not_after: Timestamp,
-    /// The highest seq that the node knows of this client; 0 if none.
-    pub last_seq: MessageSeq,
-    /// The last epoch that the node accepted from this client; 0 if none.
-    pub last_epoch: u64,
-    /// The node's clock.
-    pub server_time: Timestamp,
-}
-
-/// Kind `key`, on `{id}/key`, the only one that a client signs: a payload key, sealed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyTransport {
-    /// The KEM key that it is sealed to.
-    pub kem_kid: KemKid,
-    /// HPKE's encapsulated key.
-    #[serde(with = "base64url")]
-    pub enc: [u8; 32],
-    /// The sealed payload key: 32 bytes and a tag of 16.
-    #[serde(with = "base64url")]
-    pub ct: [u8; 48],
-    /// Above every epoch that the client used before.
-    pub epoch: u64,
-    /// Fresh; echoed in the answer.
-    pub nonce: Nonce,
-    /// The client's clock.
-    pub time: Timestamp,
-}
-
-/// Kind `key/success`, on `{id}/key/success`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeySuccess {
-    /// Names the payload key in telemetry envelopes.
-    pub kid: PayloadKid,
-    /// That of the key transport.
-    pub nonce: Nonce,
-    /// Until when the node takes messages under this key.
-    pub not_after: Timestamp,
-    /// For how many messages it does.
-    pub max_messages: u64,
-    /// The highest seq that the node knows of this client; 0 if none.
-    pub last_seq: MessageSeq,
-    /// The node's clock.
-    pub server_time: Timestamp,
-}
-
-/// Kind `key/fail`, on `{id}/key/fail`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyFail {
-    /// That of the key transport, if it could be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nonce: Option<Nonce>,
-    /// Why.
-    pub code: KeyFailCode,
-    /// The same for people.
-    pub detail: String,
-    /// The last epoch that the node accepted from this client; 0 if none.
-    pub last_epoch: u64,
-    /// The node's clock.
-    pub server_time: Timestamp,
-}
-
-/// Kind `ack`, on `{id}/{stream}/datas` and `{id}/{stream}/success`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ack {
-    /// The message's stream.
-    pub stream: Stream,
-    /// The message's seq.
-    pub seq: MessageSeq,
-    /// BLAKE3 of the header bytes.
-    #[serde(with = "base64url")]
-    pub header: Hash,
-    /// How many data items it had.
-    pub items: u32,
-    /// Which of them (0-based) are on the ledger, ascending.
-    pub written: Vec<u32>,
-    /// The block that holds them, if any was written; of several the highest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub height: Option<Height>,
-    /// That block's hash.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "base64url::option")]
-    pub block: Option<Hash>,
-    /// The node's clock.
-    pub server_time: Timestamp,
-}
-
-/// Kind `error`, on `{id}/{stream}/error`: the message was not accepted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorReply {
-    /// The stream of the message's topic.
-    pub stream: Stream,
-    /// The message's seq, if it could be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seq: Option<MessageSeq>,
-    /// BLAKE3 of the header bytes, if they could be read.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "base64url::option")]
-    pub header: Option<Hash>,
-    /// Why.
-    pub code: ErrorCode,
-    /// The same for people.
-    pub detail: String,
-    /// The node's clock.
-    pub server_time: Timestamp,
-}
-
-impl Fields for Unauth {
-    const KIND: ControlKind = ControlKind::Unauth;
-}
-
-impl Fields for Forbidden {
-    const KIND: ControlKind = ControlKind::Forbidden;
-}
-
-impl Fields for KeyTransport {
-    const KIND: ControlKind = ControlKind::Key;
-}
-
-impl Fields for KeySuccess {
-    const KIND: ControlKind = ControlKind::KeySuccess;
-}
-
-impl Fields for KeyFail {
-    const KIND: ControlKind = ControlKind::KeyFail;
-}
-
-impl Fields for Ack {
-    const KIND: ControlKind = ControlKind::Ack;
-
-    fn is_consistent(&self) -> bool {
-        let ascending = self.written.windows(2).all(|pair| pair[0] < pair[1]);
-        let in_range = self.written.last().is_none_or(|last| *last < self.items);
-        ascending && in_range && self.height.is_some() == self.block.is_some()
-    }
-}
-
-impl Fields for ErrorReply {
-    const KIND: ControlKind = ControlKind::Error;
 }
 
 /// The signed bytes of a control message to or from `client`.
@@ -357,7 +157,7 @@ impl<'a> SignedControl<'a> {
         if fields.is_consistent() {
             Ok(fields)
         } else {
-            Err(ControlError::Fields("they contradict each other".to_owned()))
+            Err(ControlError::Fields("out of range, or at odds with each other".to_owned()))
         }
     }
 }
@@ -434,6 +234,7 @@ fn signature_input(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{Hash, Height, MessageSeq, Timestamp};
     use proptest::prelude::*;
 
     const NETWORK: NetworkId = NetworkId([1; 32]);
@@ -511,12 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_that_contradicts_itself_is_refused() {
+    fn an_ack_out_of_range_or_at_odds_with_itself_is_refused() {
         for bad in [
             Ack { written: vec![2, 0], ..ack() },
             Ack { written: vec![1, 1], ..ack() },
             Ack { written: vec![3], ..ack() },
             Ack { block: None, ..ack() },
+            Ack { seq: MessageSeq(0), ..ack() },
+            Ack { seq: MessageSeq(MessageSeq::MAX.0 + 1), ..ack() },
         ] {
             let bytes = sign(&NETWORK, &client(), &node().0, &bad);
             assert!(matches!(open(&bytes), Err(ControlError::Fields(_))), "{bad:?}");

@@ -11,18 +11,13 @@
 
 use std::fmt;
 
-use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
-use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
-
 use super::body::{Body, BodyError};
 use super::codes::ErrorCode;
-use super::cose::{self, ENCRYPT0_FIRST_BYTE, Encrypt0, Reader, Sign1};
+use super::cose::{self, ENCRYPT0_FIRST_BYTE, Reader, Sign1};
 use super::encoding::{Encoding, EncodingError};
-use super::handshake::PayloadKey;
+pub use super::envelope::{Envelope, seal};
 use super::header::{self, Header, HeaderError, PROTECTED_EDDSA};
-use super::ids::PayloadKid;
 use super::item::Item;
-use super::topics;
 use crate::crypto::VerifyingKey;
 use crate::merkle::Tree;
 use crate::types::{ClientId, Hash, MessageSeq, NetworkId, PublicKey, Signature, Stream, Timestamp};
@@ -188,116 +183,6 @@ impl Wire {
     }
 }
 
-/// COSE_Encrypt0's protected header is `a3 01 18 18 04 50 kid 06 48 seq`:
-/// `{1: 24 (ChaCha20/Poly1305), 4: kid, 6: seq as 8 bytes (partial IV)}`.
-const PROTECTED_KID: &[u8] = &[0xa3, 0x01, 0x18, 0x18, 0x04, 0x50];
-const PROTECTED_SEQ: &[u8] = &[0x06, 0x48];
-
-/// An encrypted message, not decrypted yet.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Envelope {
-    kid: PayloadKid,
-    seq: MessageSeq,
-    ciphertext: Vec<u8>,
-}
-
-impl Envelope {
-    fn decode(bytes: &[u8]) -> Result<Self, TelemetryError> {
-        let Encrypt0 { protected, ciphertext } =
-            Encrypt0::decode(bytes).map_err(|_| TelemetryError::Envelope)?;
-        let (kid, seq) = read_protected(protected).ok_or(TelemetryError::Envelope)?;
-        Ok(Self { kid, seq, ciphertext: ciphertext.to_vec() })
-    }
-
-    /// Names the payload key; look it up together with the client id.
-    pub const fn kid(&self) -> PayloadKid {
-        self.kid
-    }
-
-    /// The seq that the nonce is made of.
-    pub const fn seq(&self) -> MessageSeq {
-        self.seq
-    }
-
-    /// What an answer can name.
-    pub const fn reference(&self) -> Reference {
-        Reference { seq: Some(self.seq), header: None }
-    }
-
-    /// Decrypts a message that came on the topic of `client` and `stream`.
-    ///
-    /// # Errors
-    /// [`TelemetryError::Undecryptable`] or [`TelemetryError::Content`].
-    pub fn decrypt(
-        &self,
-        key: &PayloadKey,
-        network: &NetworkId,
-        client: &ClientId,
-        stream: &Stream,
-    ) -> Result<Content, TelemetryError> {
-        let aad = envelope_aad(&protected(&self.kid, self.seq), network, client, stream);
-        let content = cipher(key)
-            .decrypt(&nonce(self.seq), Payload { msg: &self.ciphertext, aad: &aad })
-            .map_err(|_| TelemetryError::Undecryptable)?;
-        Ok(Content { envelope_seq: Some(self.seq), ..Content::decode(&content)? })
-    }
-}
-
-impl fmt::Debug for Envelope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Envelope({}, seq {}, {} bytes)", self.kid, self.seq, self.ciphertext.len())
-    }
-}
-
-/// Encrypts content to a node; the client's side of [`Envelope::decrypt`].
-///
-/// The nonce is made of `seq` alone: under one payload key, seal a seq with one content only.
-///
-/// # Errors
-/// [`TelemetryError::TooLong`] if the content is beyond what the cipher takes (256 GiB).
-pub fn seal(
-    content: &[u8],
-    seq: MessageSeq,
-    kid: &PayloadKid,
-    key: &PayloadKey,
-    network: &NetworkId,
-    client: &ClientId,
-    stream: &Stream,
-) -> Result<Vec<u8>, TelemetryError> {
-    let protected = protected(kid, seq);
-    let aad = envelope_aad(&protected, network, client, stream);
-    let ciphertext = cipher(key)
-        .encrypt(&nonce(seq), Payload { msg: content, aad: &aad })
-        .map_err(|_| TelemetryError::TooLong { len: content.len(), limit: Limits::default().wire_bytes })?;
-    Ok(Encrypt0 { protected: &protected, ciphertext: &ciphertext }.encode())
-}
-
-fn protected(kid: &PayloadKid, seq: MessageSeq) -> Vec<u8> {
-    [PROTECTED_KID, kid.as_bytes(), PROTECTED_SEQ, &seq.0.to_be_bytes()].concat()
-}
-
-fn read_protected(protected: &[u8]) -> Option<(PayloadKid, MessageSeq)> {
-    let (kid, rest) = protected.strip_prefix(PROTECTED_KID)?.split_first_chunk::<16>()?;
-    let seq = MessageSeq(u64::from_be_bytes(rest.strip_prefix(PROTECTED_SEQ)?.try_into().ok()?));
-    (1..=MessageSeq::MAX.0).contains(&seq.0).then_some((PayloadKid(*kid), seq))
-}
-
-fn envelope_aad(protected: &[u8], network: &NetworkId, client: &ClientId, stream: &Stream) -> Vec<u8> {
-    let topic = topics::telemetry(client, stream);
-    cose::encryption_aad(protected, &cose::domain("telemetry", network, Some(&topic)))
-}
-
-fn cipher(key: &PayloadKey) -> ChaCha20Poly1305 {
-    ChaCha20Poly1305::new(&Key::from(*key.as_bytes()))
-}
-
-/// 4 zero bytes ‖ seq.
-fn nonce(seq: MessageSeq) -> Nonce {
-    let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&seq.0.to_be_bytes());
-    Nonce::from(nonce)
-}
-
 /// The first byte of content: the head of an array of three.
 const CONTENT_FIRST_BYTE: u8 = 0x83;
 
@@ -328,6 +213,11 @@ impl Content {
     /// [`TelemetryError::Content`].
     pub fn decode(bytes: &[u8]) -> Result<Self, TelemetryError> {
         Self::read(bytes).map_err(|_| TelemetryError::Content)
+    }
+
+    /// Takes content apart that came out of an envelope of this seq.
+    pub(super) fn from_envelope(bytes: &[u8], seq: MessageSeq) -> Result<Self, TelemetryError> {
+        Ok(Self { envelope_seq: Some(seq), ..Self::decode(bytes)? })
     }
 
     fn read(bytes: &[u8]) -> Result<Self, cose::Malformed> {

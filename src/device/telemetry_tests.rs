@@ -1,6 +1,8 @@
 use super::*;
 use crate::crypto::SecretKey;
 use crate::device::compose::{Composed, Draft, compose};
+use crate::device::handshake::PayloadKey;
+use crate::device::ids::PayloadKid;
 use proptest::prelude::*;
 
 const NETWORK: NetworkId = NetworkId([1; 32]);
