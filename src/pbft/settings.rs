@@ -38,6 +38,8 @@ pub struct Settings {
     pub batch_max_bytes: usize,
     /// How long the oldest request waits for others to share its batch.
     pub batch_delay: Duration,
+    /// While so many batches are proposed and not executed, only full ones are proposed.
+    pub pipeline_batches: u64,
     /// How long the oldest request of this node waits for others to share its bundle.
     pub bundle_delay: Duration,
     /// Pending requests taken from each admitting node; more are refused, so that none of them
@@ -82,6 +84,7 @@ impl Settings {
             batch_max_requests: 512,
             batch_max_bytes: MAX_BATCH_BYTES,
             batch_delay: Duration::from_millis(5),
+            pipeline_batches: 4,
             bundle_delay: Duration::from_millis(2),
             pool_max_requests: 8192,
             pool_max_bytes: 64 << 20,
