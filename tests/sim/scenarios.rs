@@ -239,6 +239,15 @@ fn the_checker_sees_a_replica_whose_result_differs() {
 }
 
 #[test]
+#[should_panic(expected = "contradicts itself")]
+fn the_checker_sees_a_primary_that_lost_its_log_propose_anew() {
+    let mut t = Cluster::new(1, 4);
+    t.cut_off.insert(0);
+    t.ask(0).run(Duration::from_millis(20));
+    t.lose_disk(0).restart(0).ask(0).run(SECOND);
+}
+
+#[test]
 #[should_panic(expected = "says it diverged")]
 fn a_replica_whose_state_is_damaged_notices_it() {
     let mut t = Cluster::new(1, 4);

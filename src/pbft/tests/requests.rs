@@ -10,8 +10,10 @@ fn own_requests_go_out_in_bundles_and_again_until_they_are_ordered() {
         let _ = t.ask(1, number);
     }
     let bundle = Effect::SendRequests { requests: requests.clone() };
-    assert_eq!(t.wait(Duration::from_millis(2)), [bundle.clone()]);
-    assert_eq!(t.wait(Duration::from_millis(1_010)), [bundle], "in the same order");
+    let first = t.wait(Duration::from_millis(2));
+    let again = t.wait(Duration::from_millis(1_010));
+    assert_eq!(first, [bundle]);
+    assert_eq!(again, first, "in the same order");
     let _ = t.propose(1, &t.batch(&requests, 5));
     let later = t.wait(Duration::from_secs(20));
     assert!(!later.iter().any(|effect| matches!(effect, Effect::SendRequests { .. })));
