@@ -49,9 +49,10 @@ pub fn decode<const LIMIT: usize, T: Encode + Decode<()>>(bytes: &[u8]) -> Resul
     if bytes.len() > LIMIT {
         return Err(CodecError::TooLong { len: bytes.len(), limit: LIMIT });
     }
-    // bincode charges len * size_of::<T>() for containers, so its own limit is a multiple of ours;
-    // allocation stays bounded, and the length was checked above.
-    let (value, used) = match LIMIT {
+    // bincode charges len * size_of::<T>() for containers, so its own limit is a multiple (16 or
+    // more) of the input's length, which was checked above: a short input that claims to be a long
+    // list is refused before much is allocated for it.
+    let (value, used) = match bytes.len() {
         0..=0xFFFF => bincode::decode_from_slice(bytes, config::<0x10_0000>()),
         0x1_0000..=0xF_FFFF => bincode::decode_from_slice(bytes, config::<0x100_0000>()),
         _ => bincode::decode_from_slice(bytes, config::<0x2000_0000>()),
@@ -89,6 +90,13 @@ mod tests {
     #[test]
     fn too_long_is_refused_before_decoding() {
         assert_eq!(decode::<4, Vec<u8>>(&[0; 5]), Err(CodecError::TooLong { len: 5, limit: 4 }));
+    }
+
+    #[test]
+    fn a_short_input_cannot_make_room_for_a_long_list_even_where_long_ones_are_allowed() {
+        let bytes = encode(&1_000_000_u64);
+        let claimed = decode::<0x100_0000, Vec<[u64; 4]>>(&bytes);
+        assert!(matches!(claimed, Err(CodecError::Malformed(reason)) if reason.contains("Limit")));
     }
 
     #[test]

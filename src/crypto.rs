@@ -277,6 +277,18 @@ mod tests {
     }
 
     #[test]
+    fn a_weak_key_verifies_nothing_even_if_its_order_was_not_checked() {
+        let mut identity = [0; 32];
+        identity[0] = 1;
+        let key = VerifyingKey::parse_any_order(&PublicKey(identity)).unwrap();
+        // R = identity and s = 0 fulfil the equation for every content.
+        let mut signature = [0; 64];
+        signature[0] = 1;
+        assert_eq!(key.verify_raw(b"content", &Signature(signature)), Err(CryptoError::BadSignature));
+        assert_eq!(VerifyingKey::parse_any_order(&PublicKey([2; 32])), Err(CryptoError::BadKey));
+    }
+
+    #[test]
     fn a_key_with_a_torsion_component_is_refused() {
         let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]).verifying_key().to_edwards();
         let torsion = curve25519_dalek::constants::EIGHT_TORSION[1];

@@ -14,4 +14,5 @@ pub mod device;
 pub mod ledger;
 pub mod merkle;
 pub mod pbft;
+pub mod policy;
 pub mod types;

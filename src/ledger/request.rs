@@ -251,3 +251,171 @@ pub(super) fn check_items(write: &WriteRequest) -> Result<device::Header, Reques
     merkle::verify(&header.items_root, header.count as usize, &leaves, &write.proof)?;
     Ok(header)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::SecretKey;
+    use crate::ledger::operation::{AdminAction, ClientSettings};
+    use crate::ledger::tests::fixture::{Net, client, node};
+    use crate::types::MessageSeq;
+    use proptest::prelude::*;
+
+    fn write_of(request: &VerifiedRequest) -> WriteRequest {
+        match request.request() {
+            Request::Write(write) => write.clone(),
+            Request::Admin { .. } => panic!("not a write request"),
+        }
+    }
+
+    #[test]
+    fn what_a_node_admitted_is_what_the_others_verify() {
+        let net = Net::new(4);
+        let message = net.message(1, 1, 20, 7);
+        for picked in [&[0_u32, 1, 2, 3, 4, 5, 6][..], &[0], &[6], &[1, 4, 5]] {
+            let own = message.request(node(1), picked);
+            assert_eq!(VerifiedRequest::verify(&net.network, own.request().clone()).as_ref(), Ok(&*own));
+            assert_eq!(VerifiedRequest::verify_bytes(&net.network, own.bytes()).as_ref(), Ok(&*own));
+            assert_eq!(write_of(&own).items.iter().map(|item| item.index).collect::<Vec<_>>(), picked);
+        }
+    }
+
+    #[test]
+    fn picks_that_no_message_has_are_refused() {
+        let net = Net::new(4);
+        let message = net.message(1, 1, 20, 3);
+        let admitted = AdmittedMessage {
+            header: &message.header,
+            header_bytes: &message.header_bytes,
+            signature: message.signature,
+            client_key: message.key.public(),
+            items: &message.items,
+        };
+        for bad in [&[][..], &[3], &[1, 0], &[1, 1], &[0, 1, 3], &[0, 2, 1], &[0, 1, 2, 3]] {
+            let refused = VerifiedRequest::from_admitted(node(1), admitted, bad);
+            assert!(matches!(refused, Err(RequestError::Merkle(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_the_device_did_not_sign_is_refused() {
+        let net = Net::new(4);
+        let good = write_of(&net.message(1, 1, 20, 3).request(node(1), &[0, 2]));
+        let other = write_of(&net.message(1, 1, 21, 3).request(node(1), &[0, 2]));
+        let foreign = write_of(&net.message(2, 1, 20, 3).request(node(1), &[0, 2]));
+        let verify = |write| VerifiedRequest::verify(&net.network, Request::Write(write)).map(|_| ());
+        assert_eq!(verify(good.clone()), Ok(()));
+
+        let bad_signature = Err(RequestError::Signature(CryptoError::BadSignature));
+        assert_eq!(verify(WriteRequest { signature: other.signature, ..good.clone() }), bad_signature);
+        assert_eq!(verify(WriteRequest { client_key: foreign.client_key, ..good.clone() }), bad_signature);
+        assert_eq!(
+            verify(WriteRequest { header: other.header, ..good.clone() }),
+            Err(MerkleError::Root.into())
+        );
+        assert_eq!(
+            verify(WriteRequest { items: other.items, ..good.clone() }),
+            Err(MerkleError::Root.into())
+        );
+        assert_eq!(
+            verify(WriteRequest { items: foreign.items, ..good.clone() }),
+            Err(RequestError::ForeignItem { index: 0 })
+        );
+        assert_eq!(verify(WriteRequest { items: vec![], ..good.clone() }), Err(MerkleError::Count.into()));
+        let mut surplus = good.clone();
+        surplus.proof.push(Hash([0; 32]));
+        assert!(matches!(verify(surplus), Err(RequestError::Merkle(MerkleError::Length { .. }))));
+        let mut reordered = good.clone();
+        reordered.items.reverse();
+        assert_eq!(verify(reordered), Err(MerkleError::Index.into()));
+        let mut twice = good.clone();
+        twice.items[1] = twice.items[0].clone();
+        assert_eq!(verify(twice), Err(MerkleError::Index.into()));
+        let mut no_item = good.clone();
+        no_item.items[0].bytes.pop();
+        let error = ItemError::Malformed;
+        assert_eq!(verify(no_item), Err(RequestError::Item { index: 0, error }));
+        let mut no_header = good;
+        no_header.header.pop();
+        assert_eq!(verify(no_header), Err(HeaderError::Malformed.into()));
+    }
+
+    #[test]
+    fn a_request_for_another_network_is_refused() {
+        let net = Net::new(4);
+        let request = net.message(1, 1, 20, 1).request(node(1), &[0]).request().clone();
+        let refused = VerifiedRequest::verify(&NetworkId([9; 32]), request).map(|_| ());
+        assert_eq!(refused, Err(RequestError::Signature(CryptoError::BadSignature)));
+        let refused = VerifiedRequest::verify(&NetworkId([9; 32]), net.register(1, 1).request().clone());
+        assert_eq!(refused, Err(RequestError::Admin(AdminOperationError::WrongNetwork)));
+    }
+
+    #[test]
+    fn a_request_above_the_limit_is_refused() {
+        let net = Net::new(4);
+        let mut write = write_of(&net.message(1, 1, 20, 1).request(node(1), &[0]));
+        write.items[0].bytes = vec![0; MAX_REQUEST_BYTES];
+        let request = Request::Write(write);
+        let len = codec::encode(&request).len();
+        assert_eq!(VerifiedRequest::verify(&net.network, request), Err(RequestError::TooLarge { len }));
+    }
+
+    #[test]
+    fn an_admins_operation_is_bound_to_its_content() {
+        let net = Net::new(4);
+        let verify = |operation: AdminOperation| operation.verify(&net.network);
+        let action = |reason: &str, last_seq| AdminAction::RevokeClient {
+            client: client(1),
+            last_seq: MessageSeq(last_seq),
+            reason: reason.into(),
+        };
+        let sign = |action| AdminOperation::sign(net.network, &net.admin, 1, action);
+        let good = sign(action("stolen", 5));
+        assert_eq!(verify(good.clone()), Ok(()));
+
+        let bad_signature = Err(AdminOperationError::Signature(CryptoError::BadSignature));
+        assert_eq!(verify(AdminOperation { sequence: 2, ..good.clone() }), bad_signature);
+        assert_eq!(verify(AdminOperation { action: action("stolen", 6), ..good.clone() }), bad_signature);
+        let other = SecretKey::from_seed(&[98; 32]).public();
+        assert_eq!(verify(AdminOperation { admin: other, ..good }), bad_signature);
+        assert_eq!(verify(sign(action(&"x".repeat(257), 5))), Err(AdminOperationError::Reason));
+        assert_eq!(verify(sign(action("", MessageSeq::MAX.0 + 1))), Err(AdminOperationError::LastSeq));
+        let (client, settings) = (client(1), ClientSettings::default());
+        let weak = AdminAction::RegisterClient { client, key: PublicKey([0; 32]), settings };
+        assert_eq!(verify(sign(weak)), Err(AdminOperationError::ClientKey));
+    }
+
+    #[test]
+    fn an_admins_operation_survives_json() {
+        let net = Net::new(4);
+        for request in [net.register(1, 1), net.revoke(2, 1, 7)] {
+            let Asked::Admin(operation) = request.asked() else { panic!("not an admin's operation") };
+            let json = serde_json::to_string(operation).unwrap();
+            assert_eq!(serde_json::from_str::<AdminOperation>(&json).unwrap(), *operation);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_altered_byte_is_another_request_or_none(at in any::<prop::sample::Index>(), flip in 1_u8..) {
+            let net = Net::new(1);
+            let good = net.message(1, 1, 20, 5).request(node(1), &[1, 3]);
+            let mut bytes = good.bytes().to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            match VerifiedRequest::verify_bytes(&net.network, &bytes) {
+                Err(_) => {}
+                // Only the name of the admitting node is not the device's to sign.
+                Ok(altered) => {
+                    prop_assert!((4..36).contains(&at), "byte {at} was altered unseen");
+                    prop_assert_ne!(altered.digest(), good.digest());
+                }
+            }
+        }
+
+        #[test]
+        fn hostile_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = VerifiedRequest::verify_bytes(&NetworkId([1; 32]), &bytes);
+        }
+    }
+}

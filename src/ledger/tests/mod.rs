@@ -1,0 +1,9 @@
+//! Tests that span the modules of the ledger; what concerns one module is tested in it.
+
+pub(super) mod fixture;
+
+mod catch_up;
+mod execution;
+mod proof;
+mod properties;
+mod vectors;
