@@ -100,6 +100,27 @@ fn a_request_is_not_ordered_twice() {
 }
 
 #[test]
+fn a_node_that_passed_an_execution_over_may_ask_again_after_a_while() {
+    let mut t = Bench::new(4, 1);
+    let request = t.request(2, 1);
+    let _ = t.ask(2, 1);
+    let digest = t.batch(&[Arc::clone(&request)], 5).digest();
+    let _ = t.propose(1, &t.batch(&[request], 5));
+    for from in [2, 3] {
+        let _ = t.hear(from, prepare(1, digest));
+        let _ = t.hear(from, commit(1, digest));
+    }
+    let _ = t.step(Input::Executed(result(1, 1)));
+    for from in [2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(result(1, 1)));
+    }
+    let _ = t.wait(Duration::from_secs(20));
+    assert_eq!(rejected(&t.ask(2, 1)), Rejected::Duplicate);
+    let _ = t.wait(Duration::from_secs(20));
+    assert_eq!(t.ask(2, 1).rejected, None);
+}
+
+#[test]
 fn what_another_node_has_given_up_is_dropped_and_what_it_repeats_is_kept() {
     let mut t = Bench::new(4, 1);
     let _ = t.ask(2, 1);
