@@ -9,8 +9,8 @@ use crate::crypto::SecretKey;
 use crate::ledger::{MAX_REQUEST_BYTES, ReplicaSet};
 use crate::types::NetworkId;
 
-/// Sequence numbers between the low and the high watermark (1999, section 4.2), and how long the
-/// digests of executed requests are remembered. Bounds the log of a replica.
+/// Sequence numbers between the low and the high watermark (1999, section 4.2), and how many
+/// batches the digests of executed requests are remembered for. Bounds the log of a replica.
 pub const WINDOW: u64 = 256;
 
 /// The most requests that a batch may have: 32 KiB of digests, so that a PRE-PREPARE stays far
@@ -62,6 +62,9 @@ pub struct Settings {
     /// A request of another node that is neither ordered nor sent again for this long is dropped:
     /// its node would have sent it again if it still waited for it.
     pub request_expiry: Duration,
+    /// How long an executed request is not taken again. Its node repeats it only if it passed the
+    /// execution over; it then learns the outcome from a second one, which changes nothing.
+    pub request_memory: Duration,
     /// How long a body may be missing before it is asked for: bundles often come just behind.
     pub fetch_delay: Duration,
     /// Time between two askings for the same bodies, blocks or certificates.
@@ -94,6 +97,7 @@ impl Settings {
             request_resend: Duration::from_secs(1),
             request_resend_max: Duration::from_secs(8),
             request_expiry: Duration::from_secs(60),
+            request_memory: Duration::from_secs(30),
             fetch_delay: Duration::from_millis(50),
             fetch_interval: Duration::from_millis(500),
             behind_delay: Duration::from_millis(500),

@@ -2,40 +2,52 @@
 
 use std::collections::BTreeSet;
 
+use ledgermq::pbft::message::Content;
 use ledgermq::types::{Hash, Height, SeqNum, Timestamp};
 
 use crate::cluster::Cluster;
-use crate::node::written;
+use crate::node::{Fact, written};
 
 impl Cluster {
     /// Agreement and order: the same batch and the same result at each sequence number, the same
-    /// block at each height, and no operation in two blocks.
+    /// block at each height. Looks at what is new since the last event.
     pub fn check(&mut self) {
-        for at in (0..self.nodes.len()).filter(|at| !self.faulty.contains(at)) {
-            let node = &self.nodes[at];
-            let sizes = (node.executed.len(), node.checkpoints.len(), node.blocks.len());
-            if self.checked[at] == sizes {
+        for at in 0..self.nodes.len() {
+            let news = std::mem::take(&mut self.nodes[at].news);
+            if self.faulty.contains(&at) {
                 continue;
             }
-            for (sequence, batch) in node.executed.iter().rev().take(8) {
-                let first = *self.batches.entry(*sequence).or_insert(*batch);
-                if first != *batch {
-                    self.fail(&format!("replicas disagree on batch {sequence}"));
+            for fact in news {
+                match fact {
+                    Fact::Executed(sequence, batch) => {
+                        if *self.batches.entry(sequence).or_insert(batch) != batch {
+                            self.fail(&format!("replicas disagree on batch {sequence}"));
+                        }
+                    }
+                    Fact::Reached(content) => {
+                        if *self.contents.entry(content.sequence).or_insert(content) != content {
+                            self.fail(&format!("replicas disagree on the result of {}", content.sequence));
+                        }
+                    }
+                    Fact::Block(height, hash) => {
+                        if *self.blocks.entry(height).or_insert(hash) != hash {
+                            self.fail(&format!("replicas disagree on block {height}"));
+                        }
+                    }
                 }
             }
-            for (sequence, content) in node.checkpoints.iter().rev().take(8) {
-                let first = *self.contents.entry(*sequence).or_insert(*content);
-                if first != *content {
-                    self.fail(&format!("replicas disagree on the result of {sequence}"));
-                }
-            }
-            for (height, block) in node.blocks.iter().rev().take(8) {
-                let hash = block.header.hash();
-                if *self.blocks.entry(*height).or_insert(hash) != hash {
-                    self.fail(&format!("replicas disagree on block {height}"));
-                }
-            }
-            self.checked[at] = sizes;
+        }
+    }
+
+    /// A correct replica signs one message of a kind for a view and sequence number, in all its
+    /// lives.
+    pub fn check_promise(&mut self, at: usize, content: &Content) {
+        if self.faulty.contains(&at) {
+            return;
+        }
+        let slot = (at, content.signature_kind().as_str(), content.view(), content.sequence());
+        if *self.promises.entry(slot).or_insert_with(|| content.clone()) != *content {
+            self.fail(&format!("replica {at} contradicts itself: {content:?}"));
         }
     }
 

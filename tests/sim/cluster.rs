@@ -9,8 +9,9 @@ use ledgermq::ledger::{
     Block, Certificate, CheckpointContent, Genesis, ReplicaSet, ReplicaSetKeys, VerifiedRequest,
     genesis::GENESIS_VERSION,
 };
+use ledgermq::pbft::message::Content;
 use ledgermq::pbft::{Effect, Envelope, Input, Now, Rejected, Replica, Settings, Signed, Source};
-use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, SeqNum, Timestamp};
+use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, SeqNum, Timestamp, View};
 
 use crate::clients::{ADMIN_SEED, client};
 use crate::node::Node;
@@ -75,7 +76,8 @@ pub struct Cluster {
     pub batches: BTreeMap<SeqNum, Hash>,
     pub contents: BTreeMap<SeqNum, CheckpointContent>,
     pub blocks: BTreeMap<Height, Hash>,
-    pub checked: Vec<(usize, usize, usize)>,
+    /// The first message that each replica signed, by kind, view and sequence number.
+    pub promises: BTreeMap<(usize, &'static str, Option<View>, SeqNum), Content>,
 }
 
 impl Cluster {
@@ -123,7 +125,7 @@ impl Cluster {
             batches: BTreeMap::new(),
             contents: BTreeMap::new(),
             blocks: BTreeMap::new(),
-            checked: vec![(0, 0, 0); n],
+            promises: BTreeMap::new(),
         };
         for node in 0..n {
             cluster.schedule(Duration::ZERO, Event::Wake { node });
@@ -176,8 +178,14 @@ impl Cluster {
             let survivors = self.rng.below(4) as usize;
             self.nodes[node].crash(survivors);
             self.seen[node].clear();
-            self.checked[node] = (0, 0, 0);
         }
+        self
+    }
+
+    /// Down, and its disk with it.
+    pub fn lose_disk(&mut self, node: usize) -> &mut Self {
+        self.crash(node);
+        self.nodes[node].lose_log();
         self
     }
 
@@ -402,6 +410,7 @@ impl Cluster {
         let ask = |from: Vec<NodeId>, cluster: &Self| cluster.index_of(&from[0]);
         match effect {
             Effect::Broadcast(envelope) => {
+                self.check_promise(node, &envelope.signed.content);
                 for to in (0..n).filter(|to| *to != node) {
                     self.send(node, to, &envelope);
                 }

@@ -113,3 +113,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn messages_have_the_documented_bytes() {
+    let keys = keys(4);
+    let digest = Hash([0xdd; 32]);
+    let message = Verified::sign(
+        &keys[1],
+        &NETWORK,
+        Content::Commit(Commit { view: View(2), sequence: SeqNum(3), digest }),
+    );
+    let bytes = Envelope { attempt: 1, signed: message.signed().clone() }.encode();
+    let content: Vec<u8> = [&2_u64.to_be_bytes()[..], &3_u64.to_be_bytes(), digest.as_bytes()].concat();
+    let (attempt, kind, sender) = (1_u32.to_be_bytes(), 2_u32.to_be_bytes(), keys[1].node_id());
+    let parts: [&[u8]; 5] = [&attempt, sender.as_bytes(), &kind, &content, &message.signed().signature.0];
+    assert_eq!(bytes, parts.concat());
+    let signed = [b"ledgermq\x06commit".as_slice(), NETWORK.as_bytes(), &content].concat();
+    assert_eq!(keys[1].sign_raw(&signed), message.signed().signature);
+
+    let batch = Batch {
+        requests: vec![digest],
+        timestamp: Timestamp(7),
+        origin_view: View(1),
+        proposer: keys[1].node_id(),
+    };
+    let numbers =
+        |numbers: &[u64]| numbers.iter().flat_map(|number| number.to_be_bytes()).collect::<Vec<_>>();
+    let parts = [numbers(&[1]), digest.0.to_vec(), numbers(&[7, 1]), keys[1].node_id().0.to_vec()];
+    assert_eq!(crate::codec::encode(&batch), parts.concat());
+    assert_eq!(crate::codec::encode(&result(5, 4)), [numbers(&[5, 4]), vec![4; 64]].concat());
+}

@@ -10,8 +10,10 @@ fn own_requests_go_out_in_bundles_and_again_until_they_are_ordered() {
         let _ = t.ask(1, number);
     }
     let bundle = Effect::SendRequests { requests: requests.clone() };
-    assert_eq!(t.wait(Duration::from_millis(2)), [bundle.clone()]);
-    assert_eq!(t.wait(Duration::from_millis(1_010)), [bundle], "in the same order");
+    let first = t.wait(Duration::from_millis(2));
+    let again = t.wait(Duration::from_millis(1_010));
+    assert_eq!(first, [bundle]);
+    assert_eq!(again, first, "in the same order");
     let _ = t.propose(1, &t.batch(&requests, 5));
     let later = t.wait(Duration::from_secs(20));
     assert!(!later.iter().any(|effect| matches!(effect, Effect::SendRequests { .. })));
@@ -95,6 +97,27 @@ fn a_request_is_not_ordered_twice() {
     let _ = t.step(Input::Executed(result(1, 1)));
     assert_eq!(t.replica.status().stable, SeqNum(1));
     assert_eq!(rejected(&t.ask(0, 1)), Rejected::Duplicate, "also when it is stable");
+}
+
+#[test]
+fn a_node_that_passed_an_execution_over_may_ask_again_after_a_while() {
+    let mut t = Bench::new(4, 1);
+    let request = t.request(2, 1);
+    let _ = t.ask(2, 1);
+    let digest = t.batch(&[Arc::clone(&request)], 5).digest();
+    let _ = t.propose(1, &t.batch(&[request], 5));
+    for from in [2, 3] {
+        let _ = t.hear(from, prepare(1, digest));
+        let _ = t.hear(from, commit(1, digest));
+    }
+    let _ = t.step(Input::Executed(result(1, 1)));
+    for from in [2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(result(1, 1)));
+    }
+    let _ = t.wait(Duration::from_secs(20));
+    assert_eq!(rejected(&t.ask(2, 1)), Rejected::Duplicate);
+    let _ = t.wait(Duration::from_secs(20));
+    assert_eq!(t.ask(2, 1).rejected, None);
 }
 
 #[test]
