@@ -7,6 +7,7 @@
 mod client;
 mod http;
 mod init;
+pub mod local;
 mod node;
 mod output;
 mod verify;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub use init::{InitArgs, Initialized, NodePorts, init};
+pub use init::{InitArgs, Initialized, InitializedNode, NodePorts, init};
 
 /// Shown below the list of commands.
 const FIRST_STEPS: &str = "\
