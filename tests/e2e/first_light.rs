@@ -12,13 +12,13 @@ const MESSAGES: u64 = 5;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readings_become_final_records_with_proofs_on_four_replicas() {
-    let network = TestNetwork::start(4).await;
+    let mut network = TestNetwork::start(4).await;
     let key = network.register("devices/iot").await;
     let started = now().0;
     publish_through_the_sdk(&network, &key, started).await;
     every_node_finds_the_records(&network, started).await;
     every_record_is_proven_with_genesis_alone(&network).await;
-    the_first_ack_of_a_stream_is_datas_and_later_ones_are_success(&network).await;
+    the_first_ack_of_a_stream_is_datas_and_later_ones_are_success(&mut network).await;
     let height = network.assert_same_blocks().await;
     assert!(height >= 3, "{height}");
 }
@@ -82,7 +82,7 @@ fn the_command_line_agrees(network: &TestNetwork, bundle: &[u8]) {
     std::fs::write(&bad, changed).unwrap();
     let verify = |path| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ledgermq"));
-        command.arg("verify").arg(path).arg("--genesis").arg(&network.made.genesis).output().unwrap()
+        command.arg("verify").arg(path).arg("--genesis").arg(&network.files().genesis).output().unwrap()
     };
     let output = verify(&good);
     assert!(output.status.success(), "{output:?}");
@@ -90,7 +90,7 @@ fn the_command_line_agrees(network: &TestNetwork, bundle: &[u8]) {
     assert_eq!(verify(&bad).status.code(), Some(1));
 }
 
-async fn the_first_ack_of_a_stream_is_datas_and_later_ones_are_success(network: &TestNetwork) {
+async fn the_first_ack_of_a_stream_is_datas_and_later_ones_are_success(network: &mut TestNetwork) {
     let key = network.register("devices/two").await;
     for level in [4, 5] {
         let mut device = Device::ready(network, 1, "devices/two", &key, level).await;
@@ -104,7 +104,7 @@ async fn the_first_ack_of_a_stream_is_datas_and_later_ones_are_success(network: 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn policy_never_acknowledges_and_writes_nothing() {
-    let network = TestNetwork::start_with(1, &[("policy.default", "never")]).await;
+    let mut network = TestNetwork::start_with(1, &[("policy.default", "never")]).await;
     let key = network.register("devices/iot").await;
     let height = network.certified_height(0).await;
     let mut device = Device::ready(&network, 0, "devices/iot", &key, 4).await;

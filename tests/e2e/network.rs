@@ -1,45 +1,43 @@
 //! Networks of real node processes on loopback, and what the tests ask their APIs.
 //!
-//! Everything lies in a temporary directory and every process is killed when its network is dropped.
-//! A node's standard error goes to a file, which is printed when a wait fails.
+//! [`LocalNetwork`] makes and runs the nodes, and kills them when it is dropped. Here is what only tests
+//! want: queries as scripts would make them, waits with a limit, and the nodes' logs when a wait fails.
 
-use std::fs::{self, File};
+use std::cell::Cell;
+use std::fs;
 use std::future::Future;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::process::Output;
 use std::time::Duration;
 
-use ledgermq::cli::{InitArgs, Initialized, NodePorts, init};
-use ledgermq::config::read_genesis;
+use ledgermq::cli::local::{LocalNetwork, LocalNetworkOptions};
+use ledgermq::cli::{Initialized, NodePorts};
+use ledgermq::clock::{Clock as _, SystemClock};
 use ledgermq::crypto::SecretKey;
 use ledgermq::gateway::{Gateway, GatewayOptions};
 use ledgermq::keyfile;
 use ledgermq::ledger::proof::{ProofBundle, Proven, Verifier};
-use ledgermq::ledger::{AdminAction, AdminOperation, ClientSettings, Genesis};
-use ledgermq::types::{ClientId, MessageSeq, NetworkId};
+use ledgermq::ledger::{AdminAction, AdminOperation, ClientSettings};
+use ledgermq::types::{ClientId, Height, MessageSeq, NetworkId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::sync::Mutex;
 
 /// Longest that a test waits for anything; only a test that fails waits that long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// Ports of the next network. Below those that the system gives to outgoing connections, and no two
-/// networks of this process share any, so a node that is restarted finds its ports free.
-static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
+/// Held from the choice of free ports until they are taken, so that no two networks choose the same.
+static CHOOSING_PORTS: Mutex<()> = Mutex::const_new(());
 
 pub struct TestNetwork {
-    pub made: Initialized,
-    pub genesis: Genesis,
+    pub local: LocalNetwork,
     pub admin: SecretKey,
-    dir: TempDir,
-    settings: Vec<(String, String)>,
-    nodes: Vec<Option<Child>>,
+    dir: Option<TempDir>,
     http: reqwest::Client,
-    admin_sequence: std::cell::Cell<u64>,
+    admin_sequence: Cell<u64>,
 }
 
 impl TestNetwork {
@@ -50,150 +48,93 @@ impl TestNetwork {
 
     /// The same with settings, as `("mqtt.max_inflight", "10")`.
     pub async fn start_with(replicas: u16, settings: &[(&str, &str)]) -> Self {
-        let mut network = Self::prepare(replicas, settings);
-        network.spawn_all();
-        network.all_ready().await;
+        let _chosen = CHOOSING_PORTS.lock().await;
+        let mut network = Self::create(replicas, settings);
+        network.spawn_all().await;
         network
     }
 
     /// Makes a network's files and starts nothing.
-    pub fn prepare(replicas: u16, settings: &[(&str, &str)]) -> Self {
+    pub fn create(replicas: u16, settings: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let args = InitArgs {
-            replicas,
-            dir: dir.path().join("net"),
-            base_port: Some(free_ports(replicas)),
-            host: "127.0.0.1".parse().unwrap(),
-            name: "test".to_owned(),
-            json: false,
-        };
-        let made = init(&args).unwrap();
-        let variable = |(name, value): &(&str, &str)| {
-            (format!("LEDGERMQ_{}", name.to_uppercase().replace('.', "__")), (*value).to_owned())
-        };
+        let options = LocalNetworkOptions::new(dir.path().join("net"), replicas).unwrap();
+        let options = options
+            .program(env!("CARGO_BIN_EXE_ledgermq"))
+            .setting("LEDGERMQ_LOG__LEVEL", "info,ledgermq=debug");
+        let options =
+            settings.iter().fold(options, |options, (name, value)| options.setting(variable(name), *value));
+        let local = LocalNetwork::create(options).unwrap();
         Self {
-            genesis: read_genesis(&made.genesis).unwrap(),
-            admin: keyfile::read(&made.admin_key).unwrap(),
-            settings: settings.iter().map(variable).collect(),
-            nodes: (0..replicas).map(|_| None).collect(),
+            admin: keyfile::read(&local.files().admin_key).unwrap(),
             http: reqwest::Client::new(),
-            admin_sequence: std::cell::Cell::new(0),
-            made,
-            dir,
+            // Above those that `LocalNetwork` and the command line take from the clock.
+            admin_sequence: Cell::new(SystemClock::new().now().0 + 86_400_000),
+            local,
+            dir: Some(dir),
         }
     }
 
     pub fn id(&self) -> NetworkId {
-        self.made.network
+        self.local.files().network
+    }
+
+    pub fn files(&self) -> &Initialized {
+        self.local.files()
     }
 
     pub fn n(&self) -> usize {
-        self.nodes.len()
+        self.local.replicas()
     }
 
     pub fn ports(&self, at: usize) -> NodePorts {
-        self.made.nodes[at].ports
-    }
-
-    /// The directory of a node's settings.
-    pub fn node_dir(&self, at: usize) -> PathBuf {
-        self.made.nodes[at].config.parent().unwrap().to_owned()
+        self.files().nodes[at].ports
     }
 
     /// A new path in the network's temporary directory.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.local.dir().with_file_name(name)
     }
 
-    /// The command that runs a node, logging to its file.
-    pub fn command(&self, at: usize) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ledgermq"));
-        command.args(["node", "--config"]).arg(&self.made.nodes[at].config);
-        command.env("LEDGERMQ_LOG__LEVEL", "info,ledgermq=debug");
-        command.envs(self.settings.iter().cloned()).stdin(Stdio::null()).stdout(Stdio::null());
-        command
+    /// Starts a node and waits until it is ready.
+    pub async fn spawn(&mut self, at: usize) {
+        self.local.spawn(at).unwrap();
+        self.local.ready(at).await.unwrap();
     }
 
-    pub fn spawn(&mut self, at: usize) {
-        assert!(self.nodes[at].is_none(), "node {at} runs");
-        let log = File::options().create(true).append(true).open(self.log_path(at)).unwrap();
-        self.nodes[at] = Some(self.command(at).stderr(log).spawn().unwrap());
-    }
-
-    pub fn spawn_all(&mut self) {
+    /// Starts all nodes that do not run, and waits until they are ready.
+    pub async fn spawn_all(&mut self) {
         for at in 0..self.n() {
-            if self.nodes[at].is_none() {
-                self.spawn(at);
+            if !self.local.is_running(at).unwrap() {
+                self.local.spawn(at).unwrap();
             }
         }
+        self.local.all_ready().await.unwrap();
     }
 
     /// SIGKILL, and the process is gone when this returns.
-    pub fn kill(&mut self, at: usize) {
-        let mut child = self.nodes[at].take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
+    pub async fn kill(&mut self, at: usize) {
+        self.local.kill(at).await.unwrap();
     }
 
-    /// SIGKILL to all at once.
-    pub fn kill_all(&mut self) {
-        let mut children: Vec<Child> = self.nodes.iter_mut().filter_map(Option::take).collect();
-        for child in &mut children {
-            child.kill().unwrap();
-        }
-        for child in &mut children {
-            child.wait().unwrap();
-        }
-    }
-
-    /// SIGTERM, and how the process ended.
-    pub async fn terminate(&mut self, at: usize) -> ExitStatus {
-        let child = self.nodes[at].take().unwrap();
-        let pid = child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        self.ended(at, child).await
-    }
-
-    /// Waits until a node ends by itself.
-    pub async fn ended(&self, at: usize, mut child: Child) -> ExitStatus {
-        self.eventually(&format!("node {at} ends"), async || child.try_wait().unwrap()).await
-    }
-
-    pub fn is_running(&mut self, at: usize) -> bool {
-        self.nodes[at].as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
+    /// Runs a node in the foreground with other settings until it ends, which it must do by itself.
+    pub async fn run_node(&self, at: usize, settings: &[(&str, &str)]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ledgermq"));
+        command.args(["node", "--config"]).arg(&self.files().nodes[at].config).kill_on_drop(true);
+        command.envs(settings.iter().map(|(name, value)| (variable(name), *value)));
+        tokio::time::timeout(PATIENCE, command.output()).await.expect("the node ends by itself").unwrap()
     }
 
     /// The most memory that a node has had, in bytes.
     pub fn peak_memory(&self, at: usize) -> u64 {
-        let pid = self.nodes[at].as_ref().unwrap().id();
+        let pid = self.local.pid(at).unwrap();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    fn log_path(&self, at: usize) -> PathBuf {
-        self.dir.path().join(format!("node-{at}.stderr"))
-    }
-
     /// What a node has logged.
     pub fn log(&self, at: usize) -> String {
-        fs::read_to_string(self.log_path(at)).unwrap_or_default()
-    }
-
-    pub async fn all_ready(&self) {
-        for at in 0..self.n() {
-            if self.nodes[at].is_some() {
-                self.ready(at).await;
-            }
-        }
-    }
-
-    pub async fn ready(&self, at: usize) {
-        self.eventually(&format!("node {at} is ready"), async || {
-            let answer = self.http.get(self.url(at, "/readyz")).send().await.ok()?;
-            answer.status().is_success().then_some(())
-        })
-        .await;
+        fs::read_to_string(self.local.log_path(at)).unwrap_or_default()
     }
 
     /// Asks `question` again and again until it has an answer.
@@ -210,10 +151,7 @@ impl TestNetwork {
             return answer;
         }
         for at in 0..self.n() {
-            let log = self.log(at);
-            let tail: Vec<&str> = log.lines().rev().take(60).collect();
-            eprintln!("--- node {at}");
-            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            eprintln!("--- node {at}\n{}", self.local.last_lines(at));
         }
         panic!("never happened: {what}");
     }
@@ -225,7 +163,7 @@ impl TestNetwork {
     }
 
     pub fn url(&self, at: usize, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.ports(at).api)
+        format!("{}{path}", self.local.api_url(at))
     }
 
     pub async fn get(&self, at: usize, path: &str) -> Value {
@@ -308,7 +246,7 @@ impl TestNetwork {
 
     /// Verifies a bundle with nothing but genesis.
     pub fn verify(&self, bundle: &[u8]) -> Result<Proven, String> {
-        let verifier = Verifier::new(&self.genesis).unwrap();
+        let verifier = Verifier::new(self.local.genesis()).unwrap();
         let bundle = ProofBundle::decode(bundle).map_err(|error| error.to_string())?;
         verifier.verify(&bundle).map_err(|error| error.to_string())
     }
@@ -327,51 +265,38 @@ impl TestNetwork {
     }
 
     /// Registers a client with a key of its own, at every running node.
-    pub async fn register(&self, client: &str) -> SecretKey {
+    pub async fn register(&mut self, client: &str) -> SecretKey {
         self.register_with(client, ClientSettings::default()).await
     }
 
-    pub async fn register_with(&self, client: &str, settings: ClientSettings) -> SecretKey {
+    pub async fn register_with(&mut self, client: &str, settings: ClientSettings) -> SecretKey {
         let key = SecretKey::generate().unwrap();
         let (client, public) = (ClientId::new(client).unwrap(), key.public());
-        let path = format!("/v1/clients/{client}");
-        let action = AdminAction::RegisterClient { client, key: public, settings };
-        self.execute(action).await;
-        for at in (0..self.n()).filter(|at| self.nodes[*at].is_some()) {
-            self.eventually("the registration is known", async || {
-                let answer = self.http.get(self.url(at, &path)).send().await.unwrap();
-                answer.status().is_success().then_some(())
-            })
-            .await;
-        }
+        self.execute(AdminAction::RegisterClient { client, key: public, settings }).await;
         key
     }
 
-    pub async fn revoke(&self, client: &str) {
-        let client = ClientId::new(client).unwrap();
-        let reason = "lost".to_owned();
+    pub async fn revoke(&mut self, client: &str) {
+        let (client, reason) = (ClientId::new(client).unwrap(), "lost".to_owned());
         self.execute(AdminAction::RevokeClient { client, last_seq: MessageSeq(0), reason }).await;
     }
 
-    async fn execute(&self, action: AdminAction) {
-        let at = self.nodes.iter().position(Option::is_some).unwrap();
+    /// Executes an operation; returns when all running nodes know it.
+    async fn execute(&mut self, action: AdminAction) {
+        let at = self.local.running().unwrap()[0];
         let operation = self.sign_operation(&self.admin, self.id(), action);
         let (status, answer) = self.post_operation(at, &operation).await;
         assert_eq!(status, 200, "{answer}");
+        self.local.reached(Height(answer["height"].as_u64().unwrap())).await.unwrap();
     }
 
     /// Options of the SDK for a client that goes to the nodes given, in this order.
     pub fn gateway_options(&self, client: &str, key: &SecretKey, nodes: &[usize]) -> GatewayOptions {
         let state = self.path(&format!("gateway-{}", client.replace('/', "-")));
-        let client = ClientId::new(client).unwrap();
-        let mut options = GatewayOptions::new(client, key.clone(), self.id(), state);
-        for node in &self.made.nodes {
-            options = options.trust(node.node);
-        }
-        for at in nodes {
-            options = options.endpoint("127.0.0.1", self.ports(*at).mqtt);
-        }
-        options
+        let (first, others) = nodes.split_first().unwrap();
+        let options = self.local.gateway(ClientId::new(client).unwrap(), key.clone(), state, *first);
+        let port = |at: &usize| self.ports(*at).mqtt;
+        others.iter().fold(options, |options, at| options.endpoint("127.0.0.1", port(at)))
     }
 
     pub async fn gateway(&self, client: &str, key: &SecretKey, nodes: &[usize]) -> Gateway {
@@ -382,9 +307,18 @@ impl TestNetwork {
 }
 
 impl Drop for TestNetwork {
+    /// Of a test that fails everything is kept, to be looked at.
     fn drop(&mut self) {
-        self.kill_all();
+        if std::thread::panicking() {
+            let dir = self.dir.take().map(TempDir::keep);
+            eprintln!("the network's files, its nodes' logs among them, are in {dir:?}");
+        }
     }
+}
+
+/// The environment variable of a setting.
+fn variable(setting: &str) -> String {
+    format!("LEDGERMQ_{}", setting.to_uppercase().replace('.', "__"))
 }
 
 /// A reading of temperature and humidity.
@@ -406,21 +340,6 @@ pub fn copy_dir(from: &Path, to: &Path) {
             copy_dir(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
-fn free_ports(replicas: u16) -> u16 {
-    const FIRST: u16 = 12_000;
-    const COUNT: u16 = 20_000;
-    let span = 10 * replicas;
-    // Test processes that run at once begin in different places.
-    let start = u16::try_from(std::process::id() % 199).unwrap() * 100;
-    loop {
-        let offset = (start + NEXT_PORT.fetch_add(span, Ordering::Relaxed)) % (COUNT - span);
-        let base = FIRST + offset;
-        if (base..base + span).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return base;
         }
     }
 }
