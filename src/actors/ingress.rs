@@ -17,7 +17,7 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
 
 use super::downlink::Downlink;
-use super::key_ring::KeyRing;
+use super::node_keys::NodeKeys;
 use super::rate::PerMinute;
 use super::verifier::{LogRecord, Verification, VerifyMessage};
 use super::view::{LedgerView, RegisteredClient};
@@ -25,7 +25,9 @@ use super::{ClientChanged, Fatal, FinalMessage, FinalVerdict};
 use crate::broker::{Closing, Standing, Uplink, UplinkVerdict};
 use crate::clock::SharedClock;
 use crate::device::codes::{ErrorCode, ForbiddenReason, KeyFailCode, UnauthReason};
-use crate::device::control::{Ack, ErrorReply, Forbidden, KeyFail, KeySuccess, KeyTransport, SignedControl, Unauth};
+use crate::device::control::{
+    Ack, ErrorReply, Forbidden, KeyFail, KeySuccess, KeyTransport, SignedControl, Unauth,
+};
 use crate::device::handshake::KeyUplink;
 use crate::device::ids::Nonce;
 use crate::device::telemetry::{Content, Envelope, Limits, Reference, TelemetryError, Wire};
@@ -77,7 +79,7 @@ pub struct IngressParts {
     /// What was accepted.
     pub admission: Arc<super::admission::Admission>,
     /// Payload keys.
-    pub keys: KeyRing,
+    pub keys: NodeKeys,
     /// The way to clients.
     pub downlink: Downlink,
     /// The next in line.
@@ -112,6 +114,9 @@ enum Reply {
     Error(ErrorReply),
 }
 
+/// What a client is told at once, if anything.
+type Answer = Option<Box<Reply>>;
+
 impl Ingress {
     /// Ingress with nothing acknowledged yet.
     pub fn new(parts: IngressParts) -> Self {
@@ -145,12 +150,12 @@ impl Ingress {
     }
 
     /// A reply to something that proved nothing, unless there were too many.
-    fn limited(&mut self, client: &ClientId, reply: Reply) -> Option<Reply> {
+    fn limited(&mut self, client: &ClientId, reply: Reply) -> Answer {
         let allowed = self.unverified.allow(client, self.parts.clock.now());
         if !allowed {
             self.parts.metrics.replies_suppressed.inc();
         }
-        allowed.then_some(reply)
+        allowed.then(|| Box::new(reply))
     }
 
     fn last_seq(&self, client: &ClientId, registered: &RegisteredClient) -> MessageSeq {
@@ -165,7 +170,7 @@ impl Ingress {
         nonce: Option<Nonce>,
     ) -> Option<Reply> {
         let (now, last_seq) = (self.now(), self.last_seq(client, registered));
-        let last_epoch = self.parts.keys.last_epoch(client);
+        let last_epoch = self.parts.keys.payload.last_epoch(client);
         let kem = match self.parts.keys.offer(now) {
             Ok(kem) => kem,
             Err(error) => {
@@ -186,12 +191,7 @@ impl Ingress {
     }
 
     /// A message on `{id}/key`.
-    fn on_key(
-        &mut self,
-        client: &ClientId,
-        registered: &RegisteredClient,
-        payload: &[u8],
-    ) -> Option<Reply> {
+    fn on_key(&mut self, client: &ClientId, registered: &RegisteredClient, payload: &[u8]) -> Answer {
         match KeyUplink::parse(payload) {
             Ok(KeyUplink::Ask { nonce }) => {
                 let reply = self.forbidden(client, registered, ForbiddenReason::NoKey, nonce)?;
@@ -210,7 +210,7 @@ impl Ingress {
         client: &ClientId,
         registered: &RegisteredClient,
         message: &SignedControl<'_>,
-    ) -> Option<Reply> {
+    ) -> Answer {
         let claimed = message.unverified::<KeyTransport>();
         if claimed.as_ref().is_some_and(|claimed| !claimed.kem_kid.is_of(&self.parts.node)) {
             // Another node's; on a broker that several share, that one answers.
@@ -226,7 +226,7 @@ impl Ingress {
             }
         };
         let now = self.now();
-        Some(match self.parts.keys.accept(client, &transport, now) {
+        Some(Box::new(match self.parts.keys.accept(client, &transport, now) {
             Ok(accepted) => {
                 self.parts.metrics.key_transports.with_label_values(&["accepted"]).inc();
                 Reply::KeySuccess(KeySuccess {
@@ -242,11 +242,11 @@ impl Ingress {
                 self.parts.metrics.key_transports.with_label_values(&[code.as_str()]).inc();
                 self.key_fail(client, nonce, code, format!("the payload key was not taken: {code}"))
             }
-        })
+        }))
     }
 
     fn key_fail(&self, client: &ClientId, nonce: Option<Nonce>, code: KeyFailCode, detail: String) -> Reply {
-        let last_epoch = self.parts.keys.last_epoch(client);
+        let last_epoch = self.parts.keys.payload.last_epoch(client);
         Reply::KeyFail(KeyFail { nonce, code, detail, last_epoch, server_time: self.now() })
     }
 
@@ -257,12 +257,17 @@ impl Ingress {
         registered: &Arc<RegisteredClient>,
         stream: &Stream,
         payload: &[u8],
-    ) -> Result<VerifyMessage, Option<Reply>> {
+    ) -> Result<VerifyMessage, Answer> {
         let content = match Wire::decode(payload, &self.parts.limits.telemetry) {
             Ok(Wire::Encrypted(envelope)) => self.decrypt(client, registered, stream, &envelope)?,
             Ok(Wire::Plaintext(content)) if registered.settings.plaintext => content,
             Ok(Wire::Plaintext(content)) => {
-                return Err(self.refuse(client, stream, content.reference(), &TelemetryError::EncryptionRequired));
+                return Err(self.refuse(
+                    client,
+                    stream,
+                    content.reference(),
+                    &TelemetryError::EncryptionRequired,
+                ));
             }
             Err(error) => return Err(self.refuse(client, stream, Reference::default(), &error)),
         };
@@ -281,16 +286,17 @@ impl Ingress {
         registered: &RegisteredClient,
         stream: &Stream,
         envelope: &Envelope,
-    ) -> Result<Content, Option<Reply>> {
+    ) -> Result<Content, Answer> {
         let kid = envelope.kid();
-        let key = self.parts.keys.find(client, &kid, self.parts.clock.now()).map_err(|reason| {
+        let key = self.parts.keys.payload.key(client, &kid, self.parts.clock.now()).cloned();
+        let key = key.map_err(|reason| {
             let reply = self.forbidden(client, registered, reason, None);
             reply.and_then(|reply| self.limited(client, reply))
         })?;
         let content = envelope
             .decrypt(&key, &self.parts.network, client, stream)
             .map_err(|error| self.refuse(client, stream, envelope.reference(), &error))?;
-        self.parts.keys.note_used(client, &kid);
+        self.parts.keys.payload.count(client, &kid);
         Ok(content)
     }
 
@@ -301,7 +307,7 @@ impl Ingress {
         stream: &Stream,
         reference: Reference,
         error: &TelemetryError,
-    ) -> Option<Reply> {
+    ) -> Answer {
         let code = error.code();
         self.parts.metrics.messages.with_label_values(&[code.as_str()]).inc();
         let reply = self.error(stream.clone(), reference, code, error.to_string());
@@ -410,11 +416,11 @@ impl Ingress {
     }
 
     /// Acknowledges the PUBLISH and sends a reply.
-    fn answer(&self, client: ClientId, reply: Option<Reply>) -> ResponseFuture<UplinkVerdict> {
+    fn answer(&self, client: ClientId, reply: Answer) -> ResponseFuture<UplinkVerdict> {
         let downlink = self.parts.downlink.clone();
         Box::pin(async move {
             if let Some(reply) = reply {
-                send(&downlink, &client, reply).await;
+                send(&downlink, &client, *reply).await;
             }
             UplinkVerdict::Accepted
         })
@@ -502,11 +508,11 @@ impl Handler<Refusal> for Ingress {
             self.parts.metrics.security_events.with_label_values(&[code.as_str()]).inc();
         }
         let reply = self.error(stream, reference, code, detail);
-        let reply = if is_signed { Some(reply) } else { self.limited(&client, reply) };
+        let reply = if is_signed { Some(Box::new(reply)) } else { self.limited(&client, reply) };
         let downlink = self.parts.downlink.clone();
         Box::pin(async move {
             if let Some(reply) = reply {
-                send(&downlink, &client, reply).await;
+                send(&downlink, &client, *reply).await;
             }
         })
     }
@@ -522,7 +528,8 @@ impl Handler<FinalMessage> for Ingress {
             return;
         }
         let reply = self.final_reply(&message);
-        let (downlink, log, fatal) = (self.parts.downlink.clone(), self.parts.log.clone(), self.parts.fatal.clone());
+        let (downlink, log, fatal) =
+            (self.parts.downlink.clone(), self.parts.log.clone(), self.parts.fatal.clone());
         tokio::spawn(async move {
             // In the log before anything that the client sends after the ack: so a restart knows
             // that this message is done. Nobody has to wait for the disk.
@@ -548,7 +555,7 @@ impl Handler<GreetStranger> for Ingress {
         let downlink = self.parts.downlink.clone();
         Box::pin(async move {
             if let Some(reply) = reply {
-                send(&downlink, &client, reply).await;
+                send(&downlink, &client, *reply).await;
             }
         })
     }
@@ -558,7 +565,7 @@ impl Handler<ClientChanged> for Ingress {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, ClientChanged(client): ClientChanged, _: &mut Self::Context) -> Self::Result {
-        self.parts.keys.forget(&client);
+        self.parts.keys.payload.forget(&client);
         let broker = self.parts.downlink.broker().cloned();
         Box::pin(async move {
             let Some(broker) = broker else { return };

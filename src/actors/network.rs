@@ -95,8 +95,8 @@ impl Handler<PeerEvent> for Network {
 
 impl Judge {
     async fn gossip(self, id: GossipId, data: Vec<u8>, from: NodeId) {
-        let message = Envelope::decode(&data)
-            .and_then(|envelope| envelope.signed.verify(&self.keys, &self.network_id));
+        let message =
+            Envelope::decode(&data).and_then(|envelope| envelope.signed.verify(&self.keys, &self.network_id));
         let verdict = match message {
             Ok(message) => match self.consensus.send(PeerMessage(message)).await {
                 Ok(true) => Verdict::Accept,

@@ -7,7 +7,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, ActorFutureExt as _, Context, Handler, Message, Recipient, ResponseActFuture, WrapFuture as _};
+use actix::{
+    Actor, ActorFutureExt as _, Context, Handler, Message, Recipient, ResponseActFuture, WrapFuture as _,
+};
 use tokio::sync::Notify;
 
 use super::consensus::SubmitRequest;

@@ -166,16 +166,7 @@ impl Storage {
             progress.executed = executed;
             progress.certified_height = store.certified_height();
         });
-        Self {
-            node,
-            state,
-            store,
-            view,
-            outlets,
-            awaiting: BTreeMap::new(),
-            admins: HashMap::new(),
-            fatal,
-        }
+        Self { node, state, store, view, outlets, awaiting: BTreeMap::new(), admins: HashMap::new(), fatal }
     }
 
     fn execute(&mut self, sequence: SeqNum, batch: &Batch, requests: &[Arc<VerifiedRequest>]) {
@@ -370,9 +361,17 @@ fn publish_client(view: &LedgerView, state: &State, client: &ClientId) {
     match VerifyingKey::parse(&record.key) {
         Ok(key) => view.put_client(
             client.clone(),
-            RegisteredClient::new(key, record.settings, record.registered, record.revoked, state.highest(client)),
+            RegisteredClient::new(
+                key,
+                record.settings,
+                record.registered,
+                record.revoked,
+                state.highest(client),
+            ),
         ),
-        Err(error) => tracing::error!(%client, %error, "registered key does not parse; the client cannot send"),
+        Err(error) => {
+            tracing::error!(%client, %error, "registered key does not parse; the client cannot send")
+        }
     }
 }
 

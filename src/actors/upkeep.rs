@@ -101,7 +101,9 @@ impl Upkeep {
                 match tokio::task::spawn_blocking(move || parts.make_durable()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
-                        return self.fatal.stop(anyhow::Error::new(error).context("making the ledger durable"));
+                        return self
+                            .fatal
+                            .stop(anyhow::Error::new(error).context("making the ledger durable"));
                     }
                     Err(_) => return,
                 }

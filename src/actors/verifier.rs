@@ -253,12 +253,9 @@ impl VerifierParts {
         match judged {
             Judged::Admit(message, record) => self.admit(*message, record, received).await,
             Judged::Standing(standing, message) => self.repeat(standing, *message).await,
-            Judged::Refused(error, reference, is_signed) => Verification::Refused {
-                code: error.code(),
-                detail: error.to_string(),
-                reference,
-                is_signed,
-            },
+            Judged::Refused(error, reference, is_signed) => {
+                Verification::Refused { code: error.code(), detail: error.to_string(), reference, is_signed }
+            }
         }
     }
 
@@ -374,7 +371,9 @@ impl VerifierParts {
                     Err(_) => Verification::Unavailable,
                 };
             }
-            Standing::Reused => (ErrorCode::SeqReused, "this seq was used for another message; take the next one"),
+            Standing::Reused => {
+                (ErrorCode::SeqReused, "this seq was used for another message; take the next one")
+            }
             Standing::TooOld => (ErrorCode::SeqTooOld, "this seq is more than 256 below the highest"),
         };
         let reference = Reference { seq: Some(message.seq), header: Some(message.header) };

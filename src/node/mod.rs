@@ -24,8 +24,8 @@ use crate::actors::consensus::Consensus;
 use crate::actors::downlink::Downlink;
 use crate::actors::effects::{self, Effects};
 use crate::actors::ingress::{Ingress, IngressLimits, IngressParts};
-use crate::actors::key_ring::{KeyLifetimes, KeyRing};
 use crate::actors::network::{Judge, Network as NetworkActor};
+use crate::actors::node_keys::NodeKeys;
 use crate::actors::policy::Policy;
 use crate::actors::storage::{Storage, StorageOutlets};
 use crate::actors::upkeep::Upkeep;
@@ -35,8 +35,9 @@ use crate::actors::{Fatal, FatalReceiver, Feeder, Mouth, fatal, feeder};
 use crate::api::Api;
 use crate::broker::{Broker, BrokerSettings, EmbeddedBroker};
 use crate::clock::{SharedClock, SystemClock};
-use crate::config::{Config, DefaultPolicy};
+use crate::config::{self, Config, DefaultPolicy};
 use crate::crypto::SecretKey;
+use crate::device::keyring::KeyTerms;
 use crate::device::telemetry::Limits;
 use crate::keyfile;
 use crate::ledger::{Genesis, ReplicaSetKeys};
@@ -106,7 +107,7 @@ async fn run_on(config: Config, runtime: Arc<tokio::runtime::Runtime>) -> anyhow
 
 impl Shared {
     fn load(config: Config, fatal: Fatal, runtime: Arc<tokio::runtime::Runtime>) -> anyhow::Result<Self> {
-        let genesis = read_genesis(&config.genesis)?;
+        let genesis = config::read_genesis(&config.genesis)?;
         let key = keyfile::read(&config.node_key)?;
         let keys = Arc::new(ReplicaSetKeys::new(&genesis.replicas)?);
         Ok(Self {
@@ -163,8 +164,13 @@ impl Shared {
         settings.batch_max_requests = usize::try_from(consensus.batch_max_requests)?;
         settings.batch_max_bytes = usize::try_from(consensus.batch_max_bytes)?;
         settings.resend_initial = consensus.resend_interval;
+        settings.resend_max = consensus.resend_max_interval;
         settings.request_resend = consensus.request_resend_interval;
+        settings.request_resend_max = consensus.request_resend_max_interval;
+        settings.pipeline_batches = u64::from(consensus.pipeline_batches);
+        settings.bundle_delay = consensus.bundle_delay;
         settings.fetch_interval = consensus.fetch_interval;
+        settings.inflight_max_bytes = usize::try_from(consensus.inflight_max_bytes)?;
         settings.pool_max_requests = usize::try_from(consensus.pool_max_requests)?;
         settings.pool_max_bytes = usize::try_from(consensus.pool_max_bytes)?;
         Ok(settings)
@@ -190,19 +196,6 @@ impl Shared {
             ..BrokerSettings::new(mqtt.listen)
         }
     }
-}
-
-/// Reads and checks a genesis document.
-///
-/// # Errors
-/// It is not there, or is none.
-pub fn read_genesis(path: &std::path::Path) -> anyhow::Result<Genesis> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the genesis document {}", path.display()))?;
-    let genesis: Genesis = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a genesis document", path.display()))?;
-    genesis.check().with_context(|| format!("{} is not a genesis document", path.display()))?;
-    Ok(genesis)
 }
 
 /// A running node.
@@ -274,7 +267,10 @@ impl Node {
         });
         tokio::spawn(Arc::clone(&view).watch_health());
         let api = Api::start(&shared.config.api, view, Arc::clone(&shared.metrics)).with_context(|| {
-            format!("cannot listen for http on {}; set api.listen to a free address", shared.config.api.listen)
+            format!(
+                "cannot listen for http on {}; set api.listen to a free address",
+                shared.config.api.listen
+            )
         })?;
         tracing::info!(
             node = %shared.key.node_id(), network = %shared.network_id,
@@ -318,7 +314,10 @@ impl Node {
 /// Starts network, Storage, Consensus and the pipeline between them.
 async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<Core> {
     let (network, events) = shared.start_network().await?;
-    let replica = Replica::new(shared.replica_settings()?, opened.restored.take().context("a replica is restored once")?)?;
+    let replica = Replica::new(
+        shared.replica_settings()?,
+        opened.restored.take().context("a replica is restored once")?,
+    )?;
 
     let (executed, executed_mouth) = shared.feeder("executed", RESULTS);
     let (finals, finals_mouth) = shared.feeder("finals", FINALS);
@@ -420,17 +419,16 @@ fn start_device_side(
     })
     .start();
     let mqtt = &shared.config.mqtt;
-    let lifetimes = KeyLifetimes {
-        kem: mqtt.kem_lifetime,
-        payload: mqtt.payload_key_lifetime,
-        payload_messages: mqtt.payload_key_max_messages,
+    let terms = KeyTerms {
+        lifetime_ms: u64::try_from(mqtt.payload_key_lifetime.as_millis())?,
+        max_messages: mqtt.payload_key_max_messages,
     };
     let ingress = Ingress::new(IngressParts {
         network: shared.network_id,
         node,
         view: Arc::clone(&shared.view),
         admission: opened.admission,
-        keys: KeyRing::new(shared.network_id, node, lifetimes, shared.clock.now())?,
+        keys: NodeKeys::new(shared.network_id, node, mqtt.kem_lifetime, terms, shared.clock.now())?,
         downlink: downlink.clone(),
         verifier: verifier.clone().recipient(),
         log: opened.log,

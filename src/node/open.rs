@@ -20,8 +20,12 @@ use crate::device::telemetry::Content;
 use crate::ledger::{Genesis, State};
 use crate::pbft::{Restored, WalEntry};
 use crate::store::log::{EntryKind, LogSettings, Position};
-use crate::store::{LedgerStore, Log, SledStore, StoreSettings};
-use crate::types::{ClientId, MessageSeq, NetworkId, SeqNum};
+use crate::store::{LedgerStore, Log, SledStore, StoreError, StoreSettings};
+use crate::types::{ClientId, Height, MessageSeq, NetworkId, SeqNum};
+
+/// Recent blocks whose certificates are looked for at the start: those that are older had a day of
+/// running to be fetched. Bounds the time that a start takes.
+const CERTIFICATES_LOOKED_FOR: usize = 100_000;
 
 /// A node's memory, opened.
 pub(super) struct Opened {
@@ -75,7 +79,8 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
     }
     let certificate = store.certificate(store.certified_height())?;
     let (executed, timestamp) = (state.checkpoint(), state.head().timestamp);
-    let restored = Restored { executed, timestamp, certificate, entries };
+    let uncertified = uncertified(&store, executed.height)?;
+    let restored = Restored { executed, timestamp, certificate, uncertified, entries };
     tracing::info!(
         height = %state.head().height, sequence = %state.head().sequence,
         pbft_entries = restored.entries.len(), accepted = accepted.len(), "opened the ledger and the log"
@@ -89,6 +94,18 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
         restored: Some(restored),
         accepted: accepted.into_values().collect(),
     })
+}
+
+/// Heights whose blocks are here and whose certificates got lost, ascending.
+fn uncertified(store: &SledStore, head: Height) -> Result<Vec<Height>, StoreError> {
+    let mut missing = Vec::new();
+    for height in (1..=head.0).rev().take(CERTIFICATES_LOOKED_FOR).map(Height) {
+        if store.certificate(height)?.is_none() {
+            missing.push(height);
+        }
+    }
+    missing.reverse();
+    Ok(missing)
 }
 
 /// Accepted messages whose fate is not known, in the log's order.
@@ -114,8 +131,7 @@ fn damaged(position: Position) -> String {
 }
 
 fn read_wal(network: &NetworkId, position: Position, bytes: &[u8]) -> anyhow::Result<WalEntry> {
-    WalEntry::decode(network, bytes)
-        .with_context(|| damaged(position))
+    WalEntry::decode(network, bytes).with_context(|| damaged(position))
 }
 
 fn load_state(store: &SledStore, genesis: &Genesis) -> anyhow::Result<State> {

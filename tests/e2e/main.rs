@@ -14,7 +14,7 @@
 mod crashes;
 mod device;
 mod first_light;
-//mod hostile_messages;
+mod hostile_messages;
 mod hostile_ports;
 #[cfg(feature = "interop")]
 mod interop;
