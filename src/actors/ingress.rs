@@ -3,7 +3,7 @@
 //! ```text
 //! {id}/key      ask ──▶ forbidden (KEM key)        transport ──▶ key/success, key/fail
 //! {id}/{stream} registered? ─▶ key? ─▶ decrypt ─▶ Verifier ─▶ PUBACK once it is in the log
-//! FinalMessage  marker in the log ─▶ datas, success or error
+//! TellFinal     marker in the log ─▶ datas, success or error
 //! ```
 //!
 //! The order of checks is PROTOCOL.md section 6's. What a broker promised is checked again here,
@@ -17,6 +17,8 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
 
 use super::downlink::Downlink;
+use super::fatal::Vital;
+use super::finals::TellFinal;
 use super::node_keys::NodeKeys;
 use super::rate::PerMinute;
 use super::verifier::{LogRecord, Verification, VerifyMessage};
@@ -99,9 +101,15 @@ pub struct IngressParts {
 /// The actor; see the module.
 pub struct Ingress {
     parts: IngressParts,
+    /// PUBLISHes of strangers.
     strangers: PerMinute,
+    /// Replies to strangers.
+    stranger_replies: PerMinute,
+    /// Replies to registered clients that proved nothing. Counted apart, so that nobody can keep
+    /// them from getting theirs by inventing names.
     unverified: PerMinute,
     streams: HashSet<(ClientId, Stream)>,
+    _vital: Vital,
 }
 
 /// Something to tell a client.
@@ -120,10 +128,14 @@ type Answer = Option<Box<Reply>>;
 impl Ingress {
     /// Ingress with nothing acknowledged yet.
     pub fn new(parts: IngressParts) -> Self {
+        let IngressLimits { unregistered_messages_per_minute, unverified_replies_per_minute, .. } =
+            parts.limits;
         Self {
-            strangers: PerMinute::new(parts.limits.unregistered_messages_per_minute),
-            unverified: PerMinute::new(parts.limits.unverified_replies_per_minute),
+            strangers: PerMinute::of_strangers(unregistered_messages_per_minute),
+            stranger_replies: PerMinute::of_strangers(unverified_replies_per_minute),
+            unverified: PerMinute::of_registered(unverified_replies_per_minute),
             streams: HashSet::new(),
+            _vital: parts.fatal.vital("Ingress"),
             parts,
         }
     }
@@ -149,9 +161,19 @@ impl Ingress {
         Reply::Unauth(Unauth { reason, server_time: self.now() })
     }
 
-    /// A reply to something that proved nothing, unless there were too many.
+    /// A reply to something of a registered client that proved nothing, unless there were too many.
     fn limited(&mut self, client: &ClientId, reply: Reply) -> Answer {
-        let allowed = self.unverified.allow(client, self.parts.clock.now());
+        let allowed = self.unverified.allow(client, self.now());
+        self.if_allowed(allowed, reply)
+    }
+
+    /// The same for a stranger.
+    fn limited_unauth(&mut self, client: &ClientId, reason: UnauthReason) -> Answer {
+        let allowed = self.stranger_replies.allow(client, self.now());
+        self.if_allowed(allowed, self.unauth(reason))
+    }
+
+    fn if_allowed(&self, allowed: bool, reply: Reply) -> Answer {
         if !allowed {
             self.parts.metrics.replies_suppressed.inc();
         }
@@ -228,6 +250,7 @@ impl Ingress {
         let now = self.now();
         Some(Box::new(match self.parts.keys.accept(client, &transport, now) {
             Ok(accepted) => {
+                self.note_payload_keys();
                 self.parts.metrics.key_transports.with_label_values(&["accepted"]).inc();
                 Reply::KeySuccess(KeySuccess {
                     kid: accepted.kid,
@@ -243,6 +266,10 @@ impl Ingress {
                 self.key_fail(client, nonce, code, format!("the payload key was not taken: {code}"))
             }
         }))
+    }
+
+    fn note_payload_keys(&self) {
+        self.parts.metrics.payload_keys.set(i64::try_from(self.parts.keys.payload.len()).unwrap_or(i64::MAX));
     }
 
     fn key_fail(&self, client: &ClientId, nonce: Option<Nonce>, code: KeyFailCode, detail: String) -> Reply {
@@ -410,8 +437,7 @@ impl Ingress {
         if !self.strangers.allow(&client, self.parts.clock.now()) {
             return ready(UplinkVerdict::Disconnect);
         }
-        let reply = self.unauth(reason);
-        let reply = self.limited(&client, reply);
+        let reply = self.limited_unauth(&client, reason);
         self.answer(client, reply)
     }
 
@@ -518,18 +544,14 @@ impl Handler<Refusal> for Ingress {
     }
 }
 
-impl Handler<FinalMessage> for Ingress {
+impl Handler<TellFinal> for Ingress {
     type Result = ();
 
-    fn handle(&mut self, message: FinalMessage, _: &mut Self::Context) {
-        let FinalMessage { client, seq, verdict, .. } = &message;
-        if !self.parts.admission.settle(client, *seq, verdict.clone()) {
-            // Decided before, for instance by blocks from other nodes.
-            return;
-        }
+    fn handle(&mut self, TellFinal { message, place }: TellFinal, _: &mut Self::Context) {
         let reply = self.final_reply(&message);
         let (downlink, log, fatal) =
             (self.parts.downlink.clone(), self.parts.log.clone(), self.parts.fatal.clone());
+        // As many at once as there are places.
         tokio::spawn(async move {
             // In the log before anything that the client sends after the ack: so a restart knows
             // that this message is done. Nobody has to wait for the disk.
@@ -538,6 +560,7 @@ impl Handler<FinalMessage> for Ingress {
                 return fatal.stop(anyhow::Error::new(error).context("writing the log"));
             }
             send(&downlink, &message.client, reply).await;
+            drop(place);
         });
     }
 }
@@ -550,8 +573,7 @@ impl Handler<GreetStranger> for Ingress {
             Some(registered) if registered.revoked.is_some() => UnauthReason::Revoked,
             _ => UnauthReason::NotRegistered,
         };
-        let reply = self.unauth(reason);
-        let reply = self.limited(&client, reply);
+        let reply = self.limited_unauth(&client, reason);
         let downlink = self.parts.downlink.clone();
         Box::pin(async move {
             if let Some(reply) = reply {
@@ -566,6 +588,7 @@ impl Handler<ClientChanged> for Ingress {
 
     fn handle(&mut self, ClientChanged(client): ClientChanged, _: &mut Self::Context) -> Self::Result {
         self.parts.keys.payload.forget(&client);
+        self.note_payload_keys();
         let broker = self.parts.downlink.broker().cloned();
         Box::pin(async move {
             let Some(broker) = broker else { return };

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::actors::consensus::{Consensus, ReadStatus, SubmitRequest};
 use crate::actors::policy::submit;
-use crate::actors::storage::{AdminOutcome, AwaitAdmin};
+use crate::actors::storage::{AdminOutcome, AwaitAdmin, Awaited};
 use crate::actors::view::{LedgerView, RegisteredClient};
 use crate::api::{
     ClientPage, ClientView, NodeView, PeerView, ReplicaView, Status, SubmitError, Submitted, ViewError,
@@ -236,19 +236,19 @@ impl NodeView for ApiView {
     }
 
     async fn submit(&self, operation: AdminOperation) -> Result<Submitted, SubmitError> {
-        let request = Request::Admin { node: self.node, operation };
+        let request = Request::Admin { node: self.node, operation: operation.clone() };
         let request = VerifiedRequest::verify(&self.network_id, request)
             .map_err(|error| SubmitError::Invalid(error.to_string()))?;
         let (answer, outcome) = oneshot::channel();
-        let waits = AwaitAdmin { digest: request.digest(), answer };
-        match self.storage.send(waits).await {
-            Ok(true) => {}
-            Ok(false) => return Err(SubmitError::Overloaded),
+        match self.storage.send(AwaitAdmin { operation, answer }).await {
+            Ok(Awaited::Waiting) => {}
+            Ok(Awaited::Stale(rejection)) => return Err(SubmitError::Rejected(rejection.to_string())),
+            Ok(Awaited::TooMany) => return Err(SubmitError::Overloaded),
             Err(_) => return Err(SubmitError::Stopping),
         }
         let consensus: Recipient<SubmitRequest> = self.consensus.clone().recipient();
         let ordered = async {
-            submit(&consensus, &self.room, Arc::new(request)).await;
+            let _stopping_if_none = submit(&consensus, &self.room, Arc::new(request)).await;
             outcome.await
         };
         match tokio::time::timeout(self.operation_timeout, ordered).await {
