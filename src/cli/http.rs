@@ -43,12 +43,7 @@ impl NetworkArgs {
             (None, Some(dir)) => apis_below(dir)?,
             (None, None) => bail!("give --api URL, or --network DIR as `ledgermq init` made it"),
         };
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(REQUEST_TIMEOUT)
-            .build()
-            .context("cannot make an HTTP client")?;
-        Ok(Nodes { http, apis })
+        Nodes::new(apis)
     }
 }
 
@@ -65,6 +60,16 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
+    /// A client of these APIs; one of them is enough.
+    pub(super) fn new(apis: Vec<Url>) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(REQUEST_TIMEOUT)
+            .build()
+            .context("cannot make an HTTP client")?;
+        Ok(Self { http, apis })
+    }
+
     /// Reads JSON.
     pub(super) async fn get<T: DeserializeOwned>(
         &self,
@@ -89,16 +94,32 @@ impl Nodes {
         self.send(path, |http, url| http.post(url).json(body)).await
     }
 
+    /// Reads bytes.
+    pub(super) async fn bytes(&self, path: &str) -> anyhow::Result<Vec<u8>> {
+        let (_, bytes) = self.exchange(path, reqwest::Client::get).await?;
+        Ok(bytes)
+    }
+
     async fn send<T: DeserializeOwned>(
         &self,
         path: &str,
         request: impl Fn(&reqwest::Client, Url) -> RequestBuilder,
     ) -> anyhow::Result<T> {
+        let (api, bytes) = self.exchange(path, request).await?;
+        serde_json::from_slice(&bytes).with_context(|| format!("{api} is not the API of this version"))
+    }
+
+    /// The bytes of a good answer, and who gave it.
+    async fn exchange(
+        &self,
+        path: &str,
+        request: impl Fn(&reqwest::Client, Url) -> RequestBuilder,
+    ) -> anyhow::Result<(&Url, Vec<u8>)> {
         let mut unreachable = Vec::new();
         for api in &self.apis {
             let url = api.join(path).with_context(|| format!("{api} is not the URL of an API"))?;
             match request(&self.http, url).send().await {
-                Ok(response) => return read(api, response).await,
+                Ok(response) => return Ok((api, read(api, response).await?)),
                 // Nothing was sent, so asking another node cannot do anything twice.
                 Err(error) if error.is_connect() => unreachable.push(api.to_string()),
                 Err(error) => return Err(error).with_context(|| format!("no answer from {api}")),
@@ -108,12 +129,11 @@ impl Nodes {
     }
 }
 
-async fn read<T: DeserializeOwned>(api: &Url, response: Response) -> anyhow::Result<T> {
+async fn read(api: &Url, response: Response) -> anyhow::Result<Vec<u8>> {
     let status = response.status();
     let bytes = response.bytes().await.with_context(|| format!("no whole answer from {api}"))?;
     if status.is_success() {
-        return serde_json::from_slice(&bytes)
-            .with_context(|| format!("{api} is not the API of this version"));
+        return Ok(bytes.to_vec());
     }
     match serde_json::from_slice::<Problem>(&bytes) {
         Ok(problem) => bail!("{problem}"),

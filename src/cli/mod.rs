@@ -8,6 +8,7 @@ mod client;
 mod http;
 mod init;
 pub mod latency;
+pub mod local;
 mod network_dir;
 mod node;
 mod output;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub use init::{InitArgs, Initialized, NodePorts, init};
+pub use init::{InitArgs, Initialized, InitializedNode, NodePorts, init};
 
 /// Shown below the list of commands.
 const FIRST_STEPS: &str = "\

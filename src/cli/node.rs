@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
+use rustix::process::{Signal, getpid, kill_process};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogConfig, LogFormat};
@@ -21,12 +22,19 @@ pub(super) struct NodeArgs {
     /// The settings, as `ledgermq init` writes them; docs/SETTINGS.md has all of them.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Stop when standard input ends, too: for a program that runs nodes and must not leave them
+    /// behind, however it ends
+    #[arg(long)]
+    stop_on_eof: bool,
 }
 
 pub(super) fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
     start_logging(&config.log)?;
     stop_on_panic();
+    if args.stop_on_eof {
+        std::thread::Builder::new().name("stdin".into()).spawn(stop_on_eof)?;
+    }
     crate::node::run(config)
 }
 
@@ -49,4 +57,13 @@ fn stop_on_panic() {
         print(panic);
         std::process::abort();
     }));
+}
+
+/// Reads standard input to its end, then asks this process to stop as anyone would.
+fn stop_on_eof() {
+    // An error is an end, too: nothing can come any more.
+    let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    if let Err(error) = kill_process(getpid(), Signal::TERM) {
+        tracing::error!(%error, "standard input has ended, but the signal to stop cannot be sent");
+    }
 }

@@ -172,6 +172,7 @@ impl Shared {
         settings.resend_max = consensus.resend_max_interval;
         settings.request_resend = consensus.request_resend_interval;
         settings.request_resend_max = consensus.request_resend_max_interval;
+        settings.pipeline_batches = u64::from(consensus.pipeline_batches);
         settings.bundle_delay = consensus.bundle_delay;
         settings.fetch_interval = consensus.fetch_interval;
         settings.inflight_max_bytes = usize::try_from(consensus.inflight_max_bytes)?;

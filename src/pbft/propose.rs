@@ -29,7 +29,14 @@ impl Replica {
         }
         let (count, bytes) = self.pool.pending();
         let full = count >= self.settings.batch_max_requests || bytes >= self.settings.batch_max_bytes;
-        Some(if full { Duration::ZERO } else { oldest + self.settings.batch_delay })
+        if full {
+            return Some(Duration::ZERO);
+        }
+        // While enough batches are on their way, requests gather: each batch costs the same votes,
+        // signatures and syncs, however few requests it has, so under load they grow by themselves.
+        let on_their_way = self.accepted.0.saturating_sub(self.executed.sequence.0);
+        let wait = on_their_way >= self.settings.pipeline_batches;
+        (!wait).then(|| oldest + self.settings.batch_delay)
     }
 
     fn may_propose(&self) -> bool {

@@ -132,7 +132,7 @@ impl Replica {
         let executed = self.executed.sequence;
         self.resume();
         for (sequence, slot) in self.log.iter().filter(|(sequence, _)| *sequence <= executed) {
-            self.pool.executed(sequence, &slot.requests);
+            self.pool.executed(sequence, &slot.requests, Duration::ZERO);
         }
         let certified = self.checkpoints.certificates(executed).last();
         self.cut(certified.map_or(SeqNum(0), |certificate| certificate.content.sequence));
