@@ -159,7 +159,9 @@ impl Shared {
             ..NetworkSettings::default()
         };
         let clock = Arc::clone(&self.clock);
-        Ok(Network::start(settings, &self.key, self.network_id, clock, self.metrics.registry()).await?)
+        Network::start(settings, &self.key, self.network_id, clock, self.metrics.registry())
+            .await
+            .context("setting p2p.listen, or another one of [p2p]")
     }
 
     fn replica_settings(&self) -> anyhow::Result<Settings> {
@@ -250,7 +252,7 @@ impl Node {
         };
         let broker =
             EmbeddedBroker::start(shared.broker_settings(), Arc::new(gatekeeper), Arc::clone(&shared.clock));
-        let broker = Arc::new(broker.await?);
+        let broker = Arc::new(broker.await.context("setting mqtt.listen")?);
         downlink.connect(Arc::clone(&broker) as Arc<dyn Broker>);
         let view = Arc::new(view::ApiView {
             genesis: shared.genesis.clone(),
