@@ -5,6 +5,7 @@
 //! 2 for wrong arguments, 1 for all else. Progress bars are drawn on a terminal only.
 
 mod client;
+mod demo;
 mod http;
 mod init;
 pub mod local;
@@ -41,6 +42,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::DemoArgs),
     Init(InitArgs),
     Node(node::NodeArgs),
     #[command(subcommand)]
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Demo(args) => demo::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Client(command) => client::run(command),
