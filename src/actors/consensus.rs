@@ -11,10 +11,11 @@
 //! they are looked at before every message, and an alarm task sends a [`Tick`] when one passes
 //! while nothing else happens, so a busy mailbox cannot starve them. Fail-stop.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResult, WrapFuture as _};
+use actix::{Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, MessageResult, WrapFuture as _};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::storage::BatchExecuted;
@@ -84,6 +85,9 @@ pub struct Consensus {
     replica: Replica,
     clock: SharedClock,
     outputs: mpsc::Sender<Output>,
+    /// Outputs of the message at hand (two for each request of a bundle at most) that found no room;
+    /// the next message waits for them.
+    waiting: VecDeque<Output>,
     deadline: watch::Sender<Option<Duration>>,
     room: Arc<Notify>,
     metrics: ConsensusMetrics,
@@ -99,7 +103,15 @@ impl Consensus {
         room: Arc<Notify>,
         metrics: ConsensusMetrics,
     ) -> Self {
-        Self { replica, clock, outputs, deadline: watch::Sender::new(None), room, metrics }
+        Self {
+            replica,
+            clock,
+            outputs,
+            waiting: VecDeque::new(),
+            deadline: watch::Sender::new(None),
+            room,
+            metrics,
+        }
     }
 
     fn now(&self) -> Now {
@@ -122,22 +134,41 @@ impl Consensus {
         rejected
     }
 
-    fn hand_on(&self, output: Output, ctx: &mut Context<Self>) {
+    /// Passes an output to the effect pipeline. Outputs leave in the order of the steps that made
+    /// them, whatever waits.
+    fn hand_on(&mut self, output: Output, ctx: &mut Context<Self>) {
         if output.is_empty() {
+            return;
+        }
+        if !self.waiting.is_empty() {
+            self.waiting.push_back(output);
             return;
         }
         match self.outputs.try_send(output) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(_)) => tracing::debug!("output left over at stop"),
             Err(mpsc::error::TrySendError::Full(output)) => {
-                // The log is slower than the core: no further message is handled until it is in.
-                let outputs = self.outputs.clone();
-                let wait = async move {
-                    let _stopping = outputs.send(output).await;
-                };
-                ctx.wait(wait.into_actor(self));
+                self.waiting.push_back(output);
+                self.wait_for_outlet(ctx);
             }
         }
+    }
+
+    /// The log is slower than the core: no further message is handled until it has what waits.
+    fn wait_for_outlet(&self, ctx: &mut Context<Self>) {
+        let reserve = self.outputs.clone().reserve_owned().into_actor(self);
+        ctx.wait(reserve.map(|permit, consensus, ctx| {
+            let Ok(permit) = permit else {
+                tracing::debug!("outputs left over at stop");
+                return consensus.waiting.clear();
+            };
+            if let Some(output) = consensus.waiting.pop_front() {
+                permit.send(output);
+            }
+            if !consensus.waiting.is_empty() {
+                consensus.wait_for_outlet(ctx);
+            }
+        }));
     }
 
     /// Publishes where the replica stands.

@@ -11,6 +11,11 @@ use crate::pbft::resend::Resend;
 use crate::pbft::wal::WalEntry;
 use crate::types::Timestamp;
 
+/// While so many batches are proposed and not yet executed, one that is not full waits for the next
+/// of them: under load the batches grow, not their number, and each of them costs every replica a
+/// dozen messages whatever is in it.
+const PARTIAL_BATCHES: u64 = 4;
+
 impl Replica {
     /// Proposes batches while there are any that are full or have waited long enough.
     pub(super) fn try_propose(&mut self, now: Now, out: &mut Output) {
@@ -29,7 +34,11 @@ impl Replica {
         }
         let (count, bytes) = self.pool.pending();
         let full = count >= self.settings.batch_max_requests || bytes >= self.settings.batch_max_bytes;
-        Some(if full { Duration::ZERO } else { oldest + self.settings.batch_delay })
+        if full {
+            return Some(Duration::ZERO);
+        }
+        let ahead = self.accepted.0 - self.executed.sequence.0;
+        (ahead < PARTIAL_BATCHES).then_some(oldest + self.settings.batch_delay)
     }
 
     fn may_propose(&self) -> bool {
