@@ -162,8 +162,12 @@ impl Shared {
         settings.batch_delay = consensus.batch_delay;
         settings.batch_max_requests = usize::try_from(consensus.batch_max_requests)?;
         settings.batch_max_bytes = usize::try_from(consensus.batch_max_bytes)?;
+        settings.bundle_delay = consensus.bundle_delay;
+        settings.inflight_max_bytes = usize::try_from(consensus.inflight_max_bytes)?;
         settings.resend_initial = consensus.resend_interval;
+        settings.resend_max = consensus.resend_max_interval;
         settings.request_resend = consensus.request_resend_interval;
+        settings.request_resend_max = consensus.request_resend_max_interval;
         settings.fetch_interval = consensus.fetch_interval;
         settings.pool_max_requests = usize::try_from(consensus.pool_max_requests)?;
         settings.pool_max_bytes = usize::try_from(consensus.pool_max_bytes)?;

@@ -17,10 +17,11 @@ mod readings;
 mod replay;
 mod screen;
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use clap::Args;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -119,28 +120,35 @@ async fn show(args: &DemoArgs) -> anyhow::Result<()> {
     let dir = dir.context("cannot make a temporary directory")?;
     let options = LocalNetworkOptions::new(dir.path().join("network"), args.replicas)?;
     let mut network = LocalNetwork::create(options)?;
+    let screen = Screen::new(args.json);
     let told = tokio::select! {
-        told = tell(args, &mut network) => told.map(Some),
+        told = tell(args, &mut network, &screen) => told.map(Some),
         interrupted = interrupted() => interrupted.map(|()| None),
+    };
+    let ended = match told {
+        Ok(Some(told)) => conclude(args, told, &network, &screen).await,
+        Ok(None) => Err(anyhow!("interrupted; nothing is left behind")),
+        Err(error) => Err(error.context(Failed)),
     };
     // A second Ctrl-C is for replicas that do not stop; dropping them kills them.
     let stopped = tokio::select! {
-        stopped = network.stop_all() => stopped,
+        stopped = network.stop_all() => stopped.context(Failed),
         interrupted = interrupted() => interrupted,
     };
     drop(network);
-    match told.and_then(|told| stopped.map(|()| told)) {
-        Ok(told) => {
-            dir.close().context("cannot remove the demo's directory")?;
-            told.context("interrupted; nothing was left behind")
-        }
-        Err(error) if output::is_closed_pipe(&error) => Err(error),
-        Err(error) => {
-            let kept = dir.keep();
-            Err(error.context(format!("the demo failed; its files are left in {}", kept.display())))
-        }
+    let result = ended.and(stopped);
+    if result.as_ref().is_err_and(|error| error.is::<Failed>() && !output::is_closed_pipe(error)) {
+        let kept = dir.keep();
+        return result.with_context(|| format!("the files, with the replicas' logs, are left in {}", kept.display()));
     }
+    dir.close().context("cannot remove the demo's directory")?;
+    result
 }
+
+/// The demo found that something does not work: its files may say why.
+#[derive(Debug, thiserror::Error)]
+#[error("the demo failed")]
+struct Failed;
 
 async fn interrupted() -> anyhow::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -148,28 +156,36 @@ async fn interrupted() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the story came to.
+struct Told {
+    summary: Summary,
+    /// Whether every check held.
+    held: bool,
+    clients: Vec<ClientId>,
+}
+
 /// The story.
-async fn tell(args: &DemoArgs, network: &mut LocalNetwork) -> anyhow::Result<()> {
+async fn tell(args: &DemoArgs, network: &mut LocalNetwork, screen: &Screen) -> anyhow::Result<Told> {
     let clock = SystemClock::new();
-    let screen = Screen::new(args.json);
     let readings = Reading::load(args.readings.into())?;
     screen.say(format_args!(
         "LedgerMQ: {} hourly readings of a weather station, from MQTT to proof",
         count(readings.len())
     ))?;
-    start_replicas(network, &screen).await?;
-    let (stations, expected) = start_gateways(network, readings, &screen).await?;
+    start_replicas(network, screen).await?;
+    let (stations, expected) = start_gateways(network, readings, screen).await?;
     let clients: Vec<ClientId> = stations.iter().map(|station| station.client.clone()).collect();
-    let (replayed, height) = publish(network, stations, &screen).await?;
-    let audited = verify(network, &clients, expected, &screen).await?;
-    let lie_refused = lie(network, &audited, &screen)?;
+    let replayed = publish(network, stations, screen).await?;
+    let blocks = agree(network, &replayed, screen).await?;
+    let audited = verify(network, &clients, expected, screen).await?;
+    let lie_refused = lie(network, &audited, screen)?;
 
     let messages = replayed.finals.len();
     let summary = Summary {
         messages,
         items: messages * ITEMS,
         items_written: audited.items,
-        blocks: height.0,
+        blocks: blocks.0,
         replicas: network.replicas(),
         bundles_verified: audited.verified,
         bundles_failed: audited.failed,
@@ -177,15 +193,26 @@ async fn tell(args: &DemoArgs, network: &mut LocalNetwork) -> anyhow::Result<()>
         final_ms: Spread::of(replayed.finals),
         seconds: tenths(clock.monotonic().as_secs_f64()),
     };
-    let held = audited.fault_count == 0 && lie_refused;
-    summarize(&summary, held, &screen)?;
+    Ok(Told { summary, held: audited.fault_count == 0 && lie_refused, clients })
+}
+
+/// Sums up; leaves the network running for a while, if that is asked for.
+async fn conclude(
+    args: &DemoArgs,
+    told: Told,
+    network: &LocalNetwork,
+    screen: &Screen,
+) -> anyhow::Result<()> {
+    let Told { summary, held, clients } = told;
+    summarize(&summary, held, screen)?;
     if args.json {
         output::json(&summary)?;
     }
     if args.keep {
-        keep(network, &clients, &screen).await?;
+        keep(network, &clients, screen)?;
+        interrupted().await?;
     }
-    ensure!(held, "not every check held");
+    ensure!(held, anyhow!("not every check held").context(Failed));
     Ok(())
 }
 
@@ -247,44 +274,51 @@ async fn start_gateways(
     Ok((stations, expected))
 }
 
-/// Publishes everything; gives the ledger's height after it.
 async fn publish(
     network: &mut LocalNetwork,
     stations: Vec<Station>,
     screen: &Screen,
-) -> anyhow::Result<(Replayed, Height)> {
+) -> anyhow::Result<Replayed> {
     screen.say("\n3. The readings: temperature and humidity, signed, encrypted, published with QoS 1")?;
     let clock = SystemClock::new();
     let replayed = replay::replay(network, stations, screen).await?;
-    let seconds = clock.monotonic().as_secs_f64();
     let messages = replayed.finals.len();
     screen.say(format_args!(
         "   {} messages are final, {} each second, in {}",
         count(messages),
-        count(per_second(messages, seconds)),
+        count(per_second(messages, clock.monotonic())),
         plural(replayed.blocks.len(), "block")
     ))?;
+    Ok(replayed)
+}
+
+/// Checks that all replicas have one ledger; gives its height.
+async fn agree(
+    network: &mut LocalNetwork,
+    replayed: &Replayed,
+    screen: &Screen,
+) -> anyhow::Result<Height> {
     let height = replayed.blocks.last().copied().context("nothing was published")?;
     network.reached(height).await?;
-    let (mut blocks, mut at) = (std::collections::BTreeSet::new(), height);
+    let mut heads = BTreeSet::new();
     for replica in 0..network.replicas() {
         let status = network.status(replica).await?;
-        blocks.insert((status.height, status.block));
-        at = at.max(status.height);
+        heads.insert((status.height, status.block));
     }
-    ensure!(blocks.len() == 1, "the replicas do not have the same ledger: {blocks:?}");
-    let hash = blocks.first().map(|(_, hash)| hash.short()).unwrap_or_default();
-    screen.say(format_args!(
-        "   {} the same block {at}: {hash}…",
-        if network.replicas() == 1 { "the replica has".to_owned() } else { format!("all {} replicas have", network.replicas()) }
-    ))?;
-    Ok((replayed, at))
+    ensure!(heads.len() == 1, "the replicas do not have the same ledger: {heads:?}");
+    let (height, block) = heads.pop_first().context("there is no replica")?;
+    let who = match network.replicas() {
+        1 => "the replica has".to_owned(),
+        n => format!("all {n} replicas have the same"),
+    };
+    screen.say(format_args!("   {who} block {height}: {}…", block.short()))?;
+    Ok(height)
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-fn per_second(messages: usize, seconds: f64) -> usize {
+fn per_second(messages: usize, time: Duration) -> usize {
     // A number to look at; floats hold it exactly enough.
-    (messages as f64 / seconds.max(0.001)).round() as usize
+    (messages as f64 / time.as_secs_f64().max(0.001)).round() as usize
 }
 
 async fn verify(
@@ -374,31 +408,29 @@ fn summarize(summary: &Summary, held: bool, screen: &Screen) -> anyhow::Result<(
     Ok(())
 }
 
-/// Says where everything is, and waits for Ctrl-C.
-async fn keep(network: &LocalNetwork, clients: &[ClientId], screen: &Screen) -> anyhow::Result<()> {
-    let program = std::env::args_os().next().map_or_else(|| "ledgermq".into(), PathBuf::from);
-    let (program, dir) = (program.display(), network.dir());
+/// Says where everything is.
+fn keep(network: &LocalNetwork, clients: &[ClientId], screen: &Screen) -> anyhow::Result<()> {
     screen.say("\nThe network runs until you press Ctrl-C; then its files are removed, too.")?;
-    for (at, node) in network.files().nodes.iter().enumerate() {
-        let api = network.api_url(at);
+    for (replica, node) in network.files().nodes.iter().enumerate() {
+        let api = network.api_url(replica);
         screen.say(format_args!(
-            "   replica {at}   API {api}/v1/status   metrics {api}/metrics   MQTT 127.0.0.1:{}",
+            "   replica {replica}   API {api}/v1/status   metrics {api}/metrics   MQTT 127.0.0.1:{}",
             node.ports.mqtt
         ))?;
     }
+    let program = std::env::args_os().next().map_or_else(|| "ledgermq".into(), PathBuf::from);
+    let (program, dir) = (program.display(), network.dir());
     let genesis = network.files().genesis.display();
-    let records = format!("{}/v1/records?client={}&limit=3", network.api_url(0), clients[0]);
     screen.say("Try, from another terminal:")?;
-    screen.say(format_args!("   curl '{records}'"))?;
+    for client in clients {
+        screen.say(format_args!("   curl '{}/v1/records?client={client}&limit=3'", network.api_url(0)))?;
+    }
     screen.say(format_args!("   {program} client list --network {}", dir.display()))?;
     for bundle in [HOTTEST, FORGED] {
-        screen.say(format_args!("   {program} verify {} --genesis {genesis}", shown(&dir.join(bundle))))?;
+        let bundle = dir.join(bundle);
+        screen.say(format_args!("   {program} verify {} --genesis {genesis}", bundle.display()))?;
     }
-    Ok(interrupted().await?)
-}
-
-fn shown(path: &Path) -> impl std::fmt::Display + '_ {
-    path.display()
+    Ok(())
 }
 
 /// A day, for a person.
