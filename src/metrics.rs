@@ -111,9 +111,28 @@ metrics! {
     /// The bounded queues between the parts of a node.
     QueueMetrics {
         length: IntGaugeVec("ledgermq_queue_length", ["queue"])
-            "Entries waiting in a queue now.";
+            "Entries waiting in a queue now, by queue: see the table below.";
         full: IntCounterVec("ledgermq_queue_full_total", ["queue"])
             "Times that a queue was full when something was to enter it.";
+    }
+}
+
+/// The metrics of one queue, looked up once.
+#[derive(Debug, Clone)]
+pub struct QueueGauge {
+    /// Entries waiting.
+    pub length: IntGauge,
+    /// Times that it was full.
+    pub full: IntCounter,
+}
+
+impl QueueMetrics {
+    /// The metrics of the queue of this name.
+    pub fn queue(&self, name: &'static str) -> QueueGauge {
+        QueueGauge {
+            length: self.length.with_label_values(&[name]),
+            full: self.full.with_label_values(&[name]),
+        }
     }
 }
 
@@ -130,8 +149,8 @@ metrics! {
             "Height of the last block that the replica executed.";
         pool_requests: IntGauge("ledgermq_consensus_pool_requests")
             "Requests that wait to be ordered.";
-        pool_bytes: IntGauge("ledgermq_consensus_pool_bytes")
-            "Bytes of the requests that wait to be ordered.";
+        inflight_bytes: IntGauge("ledgermq_consensus_inflight_bytes")
+            "Bytes of the requests that are ordered and not yet stable.";
         batches: IntCounter("ledgermq_consensus_batches_total")
             "Batches executed.";
         batch_requests: Histogram("ledgermq_consensus_batch_requests", COUNT_BUCKETS)
@@ -145,11 +164,11 @@ metrics! {
         messages_rejected: IntCounterVec("ledgermq_consensus_messages_rejected_total", ["reason"])
             "PBFT messages that were not taken, by reason.";
         resent: IntCounter("ledgermq_consensus_resent_total")
-            "PBFT messages and request bundles sent again.";
+            "PBFT messages sent again because they may have been lost.";
         fetches: IntCounterVec("ledgermq_consensus_fetches_total", ["what"])
-            "Fetches from other nodes, by what was missing: requests, blocks.";
+            "Fetches from other nodes, by what was missing: requests, blocks, certificates.";
         evidence: IntCounterVec("ledgermq_consensus_evidence_total", ["kind"])
-            "Proofs that a node lied, by kind. Anything above 0 needs a person.";
+            "Proofs that a node lied, by the kind of message that it contradicted itself in. Anything above 0 needs a person.";
     }
 }
 
@@ -162,6 +181,8 @@ metrics! {
             "Milliseconds that one write and sync of the log took.";
         log_size_bytes: IntGauge("ledgermq_storage_log_size_bytes")
             "Bytes of all files of the log.";
+        log_queued_bytes: IntGauge("ledgermq_storage_log_queued_bytes")
+            "Bytes appended to the log and not yet durable.";
         commit_ms: Histogram("ledgermq_storage_commit_ms", LATENCY_BUCKETS_MS)
             "Milliseconds that committing one executed batch to the ledger took.";
         checkpoint_ms: Histogram("ledgermq_storage_checkpoint_ms", LATENCY_BUCKETS_MS)

@@ -15,13 +15,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, MessageResult, WrapFuture as _};
+use actix::{
+    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, MessageResult, WrapFuture as _,
+};
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::fatal::Vital;
 use super::storage::BatchExecuted;
+use super::tally::ConsensusTally;
 use crate::clock::SharedClock;
 use crate::ledger::{Certificate, VerifiedRequest};
-use crate::metrics::ConsensusMetrics;
 use crate::pbft::{Input, Now, Output, Rejected, Replica, Source, Status, Verified};
 use crate::types::{Hash, Timestamp};
 
@@ -29,10 +32,21 @@ use crate::types::{Hash, Timestamp};
 /// gossip that waits too long is not passed on, and votes are sent again.
 const MAILBOX: usize = 4_096;
 
-/// Orders a request that this node admitted; false if the pool has no room now.
+/// Orders a request that this node admitted.
 #[derive(Debug, Message)]
-#[rtype(result = "bool")]
+#[rtype(result = "Submission")]
 pub struct SubmitRequest(pub Arc<VerifiedRequest>);
+
+/// What became of a [`SubmitRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, actix::MessageResponse)]
+pub enum Submission {
+    /// In the pool.
+    Taken,
+    /// In the pool before, or executed not long ago: it may have no result of its own any more.
+    Known,
+    /// The pool has no room now.
+    NoRoom,
+}
 
 /// Requests of other nodes, verified.
 #[derive(Debug, Message)]
@@ -85,12 +99,13 @@ pub struct Consensus {
     replica: Replica,
     clock: SharedClock,
     outputs: mpsc::Sender<Output>,
-    /// Outputs of the message at hand (two for each request of a bundle at most) that found no room;
-    /// the next message waits for them.
-    waiting: VecDeque<Output>,
+    /// Outputs that found no room in `outputs`, oldest first. While there are any, no message is
+    /// handled, so these are what one handler made.
+    backlog: VecDeque<Output>,
     deadline: watch::Sender<Option<Duration>>,
     room: Arc<Notify>,
-    metrics: ConsensusMetrics,
+    tally: ConsensusTally,
+    _vital: Vital,
 }
 
 impl Consensus {
@@ -101,17 +116,11 @@ impl Consensus {
         clock: SharedClock,
         outputs: mpsc::Sender<Output>,
         room: Arc<Notify>,
-        metrics: ConsensusMetrics,
+        tally: ConsensusTally,
+        vital: Vital,
     ) -> Self {
-        Self {
-            replica,
-            clock,
-            outputs,
-            waiting: VecDeque::new(),
-            deadline: watch::Sender::new(None),
-            room,
-            metrics,
-        }
+        let (backlog, deadline) = (VecDeque::new(), watch::Sender::new(None));
+        Self { replica, clock, outputs, backlog, deadline, room, tally, _vital: vital }
     }
 
     fn now(&self) -> Now {
@@ -134,52 +143,46 @@ impl Consensus {
         rejected
     }
 
-    /// Passes an output to the effect pipeline. Outputs leave in the order of the steps that made
-    /// them, whatever waits.
     fn hand_on(&mut self, output: Output, ctx: &mut Context<Self>) {
         if output.is_empty() {
             return;
         }
-        if !self.waiting.is_empty() {
-            self.waiting.push_back(output);
+        self.tally.output(&output, self.clock.monotonic());
+        if !self.backlog.is_empty() {
+            // None overtakes another: votes and executions have an order.
+            self.backlog.push_back(output);
             return;
         }
         match self.outputs.try_send(output) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(_)) => tracing::debug!("output left over at stop"),
             Err(mpsc::error::TrySendError::Full(output)) => {
-                self.waiting.push_back(output);
-                self.wait_for_outlet(ctx);
+                self.tally.outputs_full();
+                self.backlog.push_back(output);
+                self.wait_for_room(ctx);
             }
         }
     }
 
-    /// The log is slower than the core: no further message is handled until it has what waits.
-    fn wait_for_outlet(&self, ctx: &mut Context<Self>) {
-        let reserve = self.outputs.clone().reserve_owned().into_actor(self);
-        ctx.wait(reserve.map(|permit, consensus, ctx| {
-            let Ok(permit) = permit else {
-                tracing::debug!("outputs left over at stop");
-                return consensus.waiting.clear();
+    /// The log is slower than the core: no further message is handled until all outputs are in.
+    fn wait_for_room(&self, ctx: &mut Context<Self>) {
+        let outputs = self.outputs.clone();
+        let room = async move { outputs.reserve_owned().await };
+        ctx.wait(room.into_actor(self).map(|room, consensus, ctx| {
+            let (Ok(room), Some(output)) = (room, consensus.backlog.pop_front()) else {
+                return consensus.backlog.clear();
             };
-            if let Some(output) = consensus.waiting.pop_front() {
-                permit.send(output);
-            }
-            if !consensus.waiting.is_empty() {
-                consensus.wait_for_outlet(ctx);
+            room.send(output);
+            if !consensus.backlog.is_empty() {
+                consensus.wait_for_room(ctx);
             }
         }));
     }
 
     /// Publishes where the replica stands.
     fn report(&self) {
-        let status = self.replica.status();
-        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        self.metrics.view.set(number(status.view.0));
-        self.metrics.sequence.set(number(status.executed.0));
-        self.metrics.stable_sequence.set(number(status.stable.0));
-        self.metrics.height.set(number(status.height.0));
-        self.metrics.pool_requests.set(number(status.pending as u64));
+        self.tally.status(&self.replica.status());
+        self.tally.outputs(self.outputs.max_capacity() - self.outputs.capacity() + self.backlog.len());
     }
 }
 
@@ -191,25 +194,6 @@ impl Actor for Consensus {
         let alarm = alarm(self.deadline.subscribe(), Arc::clone(&self.clock), ctx.address());
         tokio::spawn(alarm);
         self.advance(Input::Tick, ctx);
-    }
-}
-
-/// The value of the metric's label for a reason.
-const fn label(rejected: &Rejected) -> &'static str {
-    match rejected {
-        Rejected::Own => "own",
-        Rejected::Duplicate => "duplicate",
-        Rejected::BelowWatermark { .. } => "below_watermark",
-        Rejected::AboveWatermark { .. } => "above_watermark",
-        Rejected::OtherView { .. } => "other_view",
-        Rejected::NotPrimary => "not_primary",
-        Rejected::NotBackup => "not_backup",
-        Rejected::InvalidBatch(_) => "invalid_batch",
-        Rejected::Equivocation => "equivocation",
-        Rejected::PoolFull => "pool_full",
-        Rejected::WrongNode => "wrong_node",
-        Rejected::NotWanted => "not_wanted",
-        Rejected::OutOfOrder { .. } => "out_of_order",
     }
 }
 
@@ -239,14 +223,24 @@ async fn alarm(
 }
 
 impl Handler<SubmitRequest> for Consensus {
-    type Result = bool;
+    type Result = Submission;
 
-    fn handle(&mut self, SubmitRequest(request): SubmitRequest, ctx: &mut Self::Context) -> bool {
+    fn handle(&mut self, SubmitRequest(request): SubmitRequest, ctx: &mut Self::Context) -> Submission {
         if !self.replica.has_room(request.bytes().len()) {
-            return false;
+            return Submission::NoRoom;
         }
-        let rejected = self.advance(Input::Request { request, source: Source::Admitted }, ctx);
-        rejected != Some(Rejected::PoolFull)
+        let digest = request.digest();
+        match self.advance(Input::Request { request, source: Source::Admitted }, ctx) {
+            None => {
+                self.tally.entered(digest, self.clock.monotonic());
+                Submission::Taken
+            }
+            Some(Rejected::PoolFull) => Submission::NoRoom,
+            Some(rejected) => {
+                tracing::debug!(digest = %digest.short(), %rejected, "own request not taken");
+                Submission::Known
+            }
+        }
     }
 }
 
@@ -266,11 +260,12 @@ impl Handler<PeerMessage> for Consensus {
     type Result = bool;
 
     fn handle(&mut self, PeerMessage(message): PeerMessage, ctx: &mut Self::Context) -> bool {
+        self.tally.received(message.content());
         match self.advance(Input::Message(message), ctx) {
             None => true,
             Some(rejected) => {
                 tracing::trace!(%rejected, "message ignored");
-                self.metrics.messages_rejected.with_label_values(&[label(&rejected)]).inc();
+                self.tally.rejected(&rejected);
                 rejected.propagates()
             }
         }

@@ -47,7 +47,8 @@ impl Downlink {
     /// Publishes bytes that prove themselves.
     pub async fn publish(&self, client: &ClientId, topic: &topics::Downlink, payload: Bytes) {
         let Some(broker) = self.broker.get() else { return };
-        if let Err(error) = broker.publish(client, &topic.topic(client), payload, DownlinkQos::AtLeastOnce).await
+        if let Err(error) =
+            broker.publish(client, &topic.topic(client), payload, DownlinkQos::AtLeastOnce).await
         {
             tracing::debug!(%client, %error, "reply not sent; the client asks again");
         }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::consensus::{BlocksSynced, CertificateFetched, PeerRequests};
-use super::storage::{ApplyBlocks, ExecuteBatch, Storage, StorageOrder};
+use super::storage::{Applied, ApplyBlocks, ExecuteBatch, Storage, StorageOrder};
 use super::verifier::{RequestVerifier, Workers};
 use super::{Fatal, Feeder};
 use crate::crypto::SecretKey;
@@ -95,12 +95,15 @@ pub struct Effects {
     pub fatal: Fatal,
 }
 
-/// Starts the pipeline; it ends when the sender of `outputs` is gone and all was carried out.
-pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) -> tokio::task::JoinHandle<()> {
+/// Starts the pipeline; it ends when the sender of `outputs` is gone and all was carried out, or
+/// when the node stops: then nothing more is promised to anybody.
+pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) {
     let (syncing, mut synced) = mpsc::channel::<(Option<Position>, Vec<Effect>)>(SYNCING);
     let log = effects.log.clone();
     let (marks, fatal) = (Arc::clone(&effects.marks), effects.fatal.clone());
+    let vital = fatal.vital("the way from Consensus to the log");
     tokio::spawn(async move {
+        let _vital = vital;
         while let Some(output) = outputs.recv().await {
             let position = match append(&log, &marks, &output).await {
                 Ok(position) => position,
@@ -112,7 +115,9 @@ pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) -> tokio::ta
         }
     });
     let runner = Arc::new(Runner::new(effects));
+    let vital = runner.parts.fatal.vital("the carrying out of Consensus' effects");
     tokio::spawn(async move {
+        let _vital = vital;
         while let Some((position, effects)) = synced.recv().await {
             if let Some(position) = position
                 && let Err(error) = runner.parts.log.synced(position).await
@@ -120,10 +125,13 @@ pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) -> tokio::ta
                 return runner.parts.fatal.stop(anyhow::Error::new(error).context("syncing the log"));
             }
             for effect in effects {
+                if runner.parts.fatal.is_stopping() {
+                    return;
+                }
                 runner.carry_out(effect).await;
             }
         }
-    })
+    });
 }
 
 async fn append(
@@ -134,14 +142,15 @@ async fn append(
     if output.wal.is_empty() {
         return Ok(None);
     }
-    let entries: Vec<_> =
-        output.wal.iter().map(|entry| Entry { kind: EntryKind::Pbft, bytes: entry.encode() }).collect();
-    let count = entries.len() as u64;
-    let last = log.append(entries).await?;
-    for (entry, position) in output.wal.iter().zip(last.0 + 1 - count..) {
-        marks.note(entry.sequence(), Position(position));
+    // Noted before they are there, at the lowest position that they can get: a cut of the log in
+    // between must know of them.
+    let lowest = log.last().next();
+    for entry in &output.wal {
+        marks.note(entry.sequence(), lowest);
     }
-    Ok(Some(last))
+    let entries =
+        output.wal.iter().map(|entry| Entry { kind: EntryKind::Pbft, bytes: entry.encode() }).collect();
+    log.append(entries).await.map(Some)
 }
 
 /// Carries out effects, one after the other; what takes long goes on beside.
@@ -243,7 +252,10 @@ impl Runner {
             tracing::info!(%above, %upto, "behind: fetching blocks");
             let mut above = above;
             for node in from {
-                while let Some(applied) = runner.fetch_some_blocks(node, above).await {
+                while let Some(applied) = runner.fetch_some_blocks(node, above).await
+                    // Who sends what was there already could keep this busy for ever.
+                    && applied > above
+                {
                     above = applied;
                 }
             }
@@ -251,7 +263,8 @@ impl Runner {
         });
     }
 
-    /// Fetches and applies the blocks above a height; the height reached, or none if there were none.
+    /// Fetches and applies the blocks above a height; the height reached, or none if there were
+    /// none, or not only good ones.
     async fn fetch_some_blocks(&self, node: NodeId, above: Height) -> Option<Height> {
         let request = PeerRequest::FetchBlocks { from: above.next(), max: FETCH_BLOCKS };
         let answer = self.parts.network.request(node, request).await;
@@ -271,15 +284,14 @@ impl Runner {
                 return None;
             }
         };
-        let last = blocks.last()?;
-        let (height, timestamp) = (last.block().header.height, last.block().header.timestamp);
-        let certificate = last.certificate().clone();
-        match self.parts.storage.send(ApplyBlocks(blocks)).await.ok()? {
-            Ok(_) => {
-                self.parts.synced.put(BlocksSynced { certificate, timestamp }).await;
-                Some(height)
-            }
-            Err(error) => {
+        let reached = blocks.last()?.block().header.height;
+        let Applied { synced, error } = self.parts.storage.send(ApplyBlocks(blocks)).await.ok()?;
+        if let Some(synced) = synced {
+            self.parts.synced.put(synced).await;
+        }
+        match error {
+            None => Some(reached),
+            Some(error) => {
                 tracing::warn!(%node, %error, "a node sent blocks that do not fit");
                 None
             }
@@ -322,5 +334,22 @@ fn log_fruitless(node: NodeId, answer: &Result<PeerResponse, RequestError>) {
     match answer {
         Ok(_) => tracing::debug!(%node, "the node has nothing of what was asked for"),
         Err(error) => tracing::debug!(%node, %error, "fetch failed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_needed_from_the_first_entry_of_the_first_sequence_that_is_not_settled() {
+        let marks = WalMarks::default();
+        for (sequence, position) in [(1, 10), (2, 20), (3, 15), (3, 40)] {
+            marks.note(SeqNum(sequence), Position(position));
+        }
+        assert_eq!(marks.needed_from(SeqNum(1)), Some(Position(10)));
+        assert_eq!(marks.needed_from(SeqNum(2)), Some(Position(15)));
+        assert_eq!(marks.needed_from(SeqNum(3)), Some(Position(15)));
+        assert_eq!(marks.needed_from(SeqNum(4)), None);
     }
 }

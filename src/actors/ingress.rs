@@ -3,7 +3,7 @@
 //! ```text
 //! {id}/key      ask ──▶ forbidden (KEM key)        transport ──▶ key/success, key/fail
 //! {id}/{stream} registered? ─▶ key? ─▶ decrypt ─▶ Verifier ─▶ PUBACK once it is in the log
-//! FinalMessage  marker in the log ─▶ datas, success or error
+//! TellFinal     marker in the log ─▶ datas, success or error
 //! ```
 //!
 //! The order of checks is PROTOCOL.md section 6's. What a broker promised is checked again here,
@@ -17,7 +17,9 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
 
 use super::downlink::Downlink;
-use super::key_ring::KeyRing;
+use super::fatal::Vital;
+use super::finals::TellFinal;
+use super::node_keys::NodeKeys;
 use super::rate::PerMinute;
 use super::verifier::{LogRecord, Verification, VerifyMessage};
 use super::view::{LedgerView, RegisteredClient};
@@ -25,7 +27,9 @@ use super::{ClientChanged, Fatal, FinalMessage, FinalVerdict};
 use crate::broker::{Closing, Standing, Uplink, UplinkVerdict};
 use crate::clock::SharedClock;
 use crate::device::codes::{ErrorCode, ForbiddenReason, KeyFailCode, UnauthReason};
-use crate::device::control::{Ack, ErrorReply, Forbidden, KeyFail, KeySuccess, KeyTransport, SignedControl, Unauth};
+use crate::device::control::{
+    Ack, ErrorReply, Forbidden, KeyFail, KeySuccess, KeyTransport, SignedControl, Unauth,
+};
 use crate::device::handshake::KeyUplink;
 use crate::device::ids::Nonce;
 use crate::device::telemetry::{Content, Envelope, Limits, Reference, TelemetryError, Wire};
@@ -77,7 +81,7 @@ pub struct IngressParts {
     /// What was accepted.
     pub admission: Arc<super::admission::Admission>,
     /// Payload keys.
-    pub keys: KeyRing,
+    pub keys: NodeKeys,
     /// The way to clients.
     pub downlink: Downlink,
     /// The next in line.
@@ -97,9 +101,15 @@ pub struct IngressParts {
 /// The actor; see the module.
 pub struct Ingress {
     parts: IngressParts,
+    /// PUBLISHes of strangers.
     strangers: PerMinute,
+    /// Replies to strangers.
+    stranger_replies: PerMinute,
+    /// Replies to registered clients that proved nothing. Counted apart, so that nobody can keep
+    /// them from getting theirs by inventing names.
     unverified: PerMinute,
     streams: HashSet<(ClientId, Stream)>,
+    _vital: Vital,
 }
 
 /// Something to tell a client.
@@ -112,13 +122,20 @@ enum Reply {
     Error(ErrorReply),
 }
 
+/// What a client is told at once, if anything.
+type Answer = Option<Box<Reply>>;
+
 impl Ingress {
     /// Ingress with nothing acknowledged yet.
     pub fn new(parts: IngressParts) -> Self {
+        let IngressLimits { unregistered_messages_per_minute, unverified_replies_per_minute, .. } =
+            parts.limits;
         Self {
-            strangers: PerMinute::new(parts.limits.unregistered_messages_per_minute),
-            unverified: PerMinute::new(parts.limits.unverified_replies_per_minute),
+            strangers: PerMinute::of_strangers(unregistered_messages_per_minute),
+            stranger_replies: PerMinute::of_strangers(unverified_replies_per_minute),
+            unverified: PerMinute::of_registered(unverified_replies_per_minute),
             streams: HashSet::new(),
+            _vital: parts.fatal.vital("Ingress"),
             parts,
         }
     }
@@ -144,13 +161,23 @@ impl Ingress {
         Reply::Unauth(Unauth { reason, server_time: self.now() })
     }
 
-    /// A reply to something that proved nothing, unless there were too many.
-    fn limited(&mut self, client: &ClientId, reply: Reply) -> Option<Reply> {
-        let allowed = self.unverified.allow(client, self.parts.clock.now());
+    /// A reply to something of a registered client that proved nothing, unless there were too many.
+    fn limited(&mut self, client: &ClientId, reply: Reply) -> Answer {
+        let allowed = self.unverified.allow(client, self.now());
+        self.if_allowed(allowed, reply)
+    }
+
+    /// The same for a stranger.
+    fn limited_unauth(&mut self, client: &ClientId, reason: UnauthReason) -> Answer {
+        let allowed = self.stranger_replies.allow(client, self.now());
+        self.if_allowed(allowed, self.unauth(reason))
+    }
+
+    fn if_allowed(&self, allowed: bool, reply: Reply) -> Answer {
         if !allowed {
             self.parts.metrics.replies_suppressed.inc();
         }
-        allowed.then_some(reply)
+        allowed.then(|| Box::new(reply))
     }
 
     fn last_seq(&self, client: &ClientId, registered: &RegisteredClient) -> MessageSeq {
@@ -165,7 +192,7 @@ impl Ingress {
         nonce: Option<Nonce>,
     ) -> Option<Reply> {
         let (now, last_seq) = (self.now(), self.last_seq(client, registered));
-        let last_epoch = self.parts.keys.last_epoch(client);
+        let last_epoch = self.parts.keys.payload.last_epoch(client);
         let kem = match self.parts.keys.offer(now) {
             Ok(kem) => kem,
             Err(error) => {
@@ -186,12 +213,7 @@ impl Ingress {
     }
 
     /// A message on `{id}/key`.
-    fn on_key(
-        &mut self,
-        client: &ClientId,
-        registered: &RegisteredClient,
-        payload: &[u8],
-    ) -> Option<Reply> {
+    fn on_key(&mut self, client: &ClientId, registered: &RegisteredClient, payload: &[u8]) -> Answer {
         match KeyUplink::parse(payload) {
             Ok(KeyUplink::Ask { nonce }) => {
                 let reply = self.forbidden(client, registered, ForbiddenReason::NoKey, nonce)?;
@@ -210,7 +232,7 @@ impl Ingress {
         client: &ClientId,
         registered: &RegisteredClient,
         message: &SignedControl<'_>,
-    ) -> Option<Reply> {
+    ) -> Answer {
         let claimed = message.unverified::<KeyTransport>();
         if claimed.as_ref().is_some_and(|claimed| !claimed.kem_kid.is_of(&self.parts.node)) {
             // Another node's; on a broker that several share, that one answers.
@@ -226,8 +248,9 @@ impl Ingress {
             }
         };
         let now = self.now();
-        Some(match self.parts.keys.accept(client, &transport, now) {
+        Some(Box::new(match self.parts.keys.accept(client, &transport, now) {
             Ok(accepted) => {
+                self.note_payload_keys();
                 self.parts.metrics.key_transports.with_label_values(&["accepted"]).inc();
                 Reply::KeySuccess(KeySuccess {
                     kid: accepted.kid,
@@ -242,11 +265,15 @@ impl Ingress {
                 self.parts.metrics.key_transports.with_label_values(&[code.as_str()]).inc();
                 self.key_fail(client, nonce, code, format!("the payload key was not taken: {code}"))
             }
-        })
+        }))
+    }
+
+    fn note_payload_keys(&self) {
+        self.parts.metrics.payload_keys.set(i64::try_from(self.parts.keys.payload.len()).unwrap_or(i64::MAX));
     }
 
     fn key_fail(&self, client: &ClientId, nonce: Option<Nonce>, code: KeyFailCode, detail: String) -> Reply {
-        let last_epoch = self.parts.keys.last_epoch(client);
+        let last_epoch = self.parts.keys.payload.last_epoch(client);
         Reply::KeyFail(KeyFail { nonce, code, detail, last_epoch, server_time: self.now() })
     }
 
@@ -257,12 +284,17 @@ impl Ingress {
         registered: &Arc<RegisteredClient>,
         stream: &Stream,
         payload: &[u8],
-    ) -> Result<VerifyMessage, Option<Reply>> {
+    ) -> Result<VerifyMessage, Answer> {
         let content = match Wire::decode(payload, &self.parts.limits.telemetry) {
             Ok(Wire::Encrypted(envelope)) => self.decrypt(client, registered, stream, &envelope)?,
             Ok(Wire::Plaintext(content)) if registered.settings.plaintext => content,
             Ok(Wire::Plaintext(content)) => {
-                return Err(self.refuse(client, stream, content.reference(), &TelemetryError::EncryptionRequired));
+                return Err(self.refuse(
+                    client,
+                    stream,
+                    content.reference(),
+                    &TelemetryError::EncryptionRequired,
+                ));
             }
             Err(error) => return Err(self.refuse(client, stream, Reference::default(), &error)),
         };
@@ -281,16 +313,17 @@ impl Ingress {
         registered: &RegisteredClient,
         stream: &Stream,
         envelope: &Envelope,
-    ) -> Result<Content, Option<Reply>> {
+    ) -> Result<Content, Answer> {
         let kid = envelope.kid();
-        let key = self.parts.keys.find(client, &kid, self.parts.clock.now()).map_err(|reason| {
+        let key = self.parts.keys.payload.key(client, &kid, self.parts.clock.now()).cloned();
+        let key = key.map_err(|reason| {
             let reply = self.forbidden(client, registered, reason, None);
             reply.and_then(|reply| self.limited(client, reply))
         })?;
         let content = envelope
             .decrypt(&key, &self.parts.network, client, stream)
             .map_err(|error| self.refuse(client, stream, envelope.reference(), &error))?;
-        self.parts.keys.note_used(client, &kid);
+        self.parts.keys.payload.count(client, &kid);
         Ok(content)
     }
 
@@ -301,7 +334,7 @@ impl Ingress {
         stream: &Stream,
         reference: Reference,
         error: &TelemetryError,
-    ) -> Option<Reply> {
+    ) -> Answer {
         let code = error.code();
         self.parts.metrics.messages.with_label_values(&[code.as_str()]).inc();
         let reply = self.error(stream.clone(), reference, code, error.to_string());
@@ -404,17 +437,16 @@ impl Ingress {
         if !self.strangers.allow(&client, self.parts.clock.now()) {
             return ready(UplinkVerdict::Disconnect);
         }
-        let reply = self.unauth(reason);
-        let reply = self.limited(&client, reply);
+        let reply = self.limited_unauth(&client, reason);
         self.answer(client, reply)
     }
 
     /// Acknowledges the PUBLISH and sends a reply.
-    fn answer(&self, client: ClientId, reply: Option<Reply>) -> ResponseFuture<UplinkVerdict> {
+    fn answer(&self, client: ClientId, reply: Answer) -> ResponseFuture<UplinkVerdict> {
         let downlink = self.parts.downlink.clone();
         Box::pin(async move {
             if let Some(reply) = reply {
-                send(&downlink, &client, reply).await;
+                send(&downlink, &client, *reply).await;
             }
             UplinkVerdict::Accepted
         })
@@ -502,27 +534,24 @@ impl Handler<Refusal> for Ingress {
             self.parts.metrics.security_events.with_label_values(&[code.as_str()]).inc();
         }
         let reply = self.error(stream, reference, code, detail);
-        let reply = if is_signed { Some(reply) } else { self.limited(&client, reply) };
+        let reply = if is_signed { Some(Box::new(reply)) } else { self.limited(&client, reply) };
         let downlink = self.parts.downlink.clone();
         Box::pin(async move {
             if let Some(reply) = reply {
-                send(&downlink, &client, reply).await;
+                send(&downlink, &client, *reply).await;
             }
         })
     }
 }
 
-impl Handler<FinalMessage> for Ingress {
+impl Handler<TellFinal> for Ingress {
     type Result = ();
 
-    fn handle(&mut self, message: FinalMessage, _: &mut Self::Context) {
-        let FinalMessage { client, seq, verdict, .. } = &message;
-        if !self.parts.admission.settle(client, *seq, verdict.clone()) {
-            // Decided before, for instance by blocks from other nodes.
-            return;
-        }
+    fn handle(&mut self, TellFinal { message, place }: TellFinal, _: &mut Self::Context) {
         let reply = self.final_reply(&message);
-        let (downlink, log, fatal) = (self.parts.downlink.clone(), self.parts.log.clone(), self.parts.fatal.clone());
+        let (downlink, log, fatal) =
+            (self.parts.downlink.clone(), self.parts.log.clone(), self.parts.fatal.clone());
+        // As many at once as there are places.
         tokio::spawn(async move {
             // In the log before anything that the client sends after the ack: so a restart knows
             // that this message is done. Nobody has to wait for the disk.
@@ -531,6 +560,7 @@ impl Handler<FinalMessage> for Ingress {
                 return fatal.stop(anyhow::Error::new(error).context("writing the log"));
             }
             send(&downlink, &message.client, reply).await;
+            drop(place);
         });
     }
 }
@@ -543,12 +573,11 @@ impl Handler<GreetStranger> for Ingress {
             Some(registered) if registered.revoked.is_some() => UnauthReason::Revoked,
             _ => UnauthReason::NotRegistered,
         };
-        let reply = self.unauth(reason);
-        let reply = self.limited(&client, reply);
+        let reply = self.limited_unauth(&client, reason);
         let downlink = self.parts.downlink.clone();
         Box::pin(async move {
             if let Some(reply) = reply {
-                send(&downlink, &client, reply).await;
+                send(&downlink, &client, *reply).await;
             }
         })
     }
@@ -558,7 +587,8 @@ impl Handler<ClientChanged> for Ingress {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, ClientChanged(client): ClientChanged, _: &mut Self::Context) -> Self::Result {
-        self.parts.keys.forget(&client);
+        self.parts.keys.payload.forget(&client);
+        self.note_payload_keys();
         let broker = self.parts.downlink.broker().cloned();
         Box::pin(async move {
             let Some(broker) = broker else { return };

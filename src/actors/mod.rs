@@ -14,27 +14,37 @@
 //! | --- | --- | --- | --- |
 //! | mailbox of Ingress | uplinks of all connections, final messages | 1,024 | the broker's sessions wait |
 //! | Verifier's worker pool | signature checks that run | one per core and one | Ingress and Network wait |
+//! | `accepted` | messages accepted and not final | 32,768 | no further one is accepted: clients wait, then are disconnected |
+//! | `ahead_kib` | KiB of accepted messages without a place in the pool | 65,536 | the same |
 //! | mailbox of Policy | verified messages | 1,024 | Verifier waits |
 //! | mailbox of Consensus | requests, votes, results | 4,096 | Policy waits; gossip is ignored (votes are sent again) |
-//! | outputs of the core | steps whose entries go to the log | 256 | Consensus waits |
-//! | mailbox of Storage | batches, certificates, questions | 1,024 | effects wait |
-//! | feeder of results to Consensus | executed batches | 1,024 | cannot be: the window is 256 |
-//! | feeder of finals to Ingress | this node's final messages | 65,536 | cannot be: the request pool is smaller |
+//! | `outputs` | steps of the core whose entries go to the log | 256 | Consensus waits |
+//! | `storage_orders` | batches, certificates | 1,024 | effects wait |
+//! | mailbox of Storage | the same, fetched blocks, questions | 1,024 | effects wait |
+//! | `executed` | executed batches, to Consensus | 1,024 | cannot be: the core executes one at a time |
+//! | `fetched_*` | what other nodes sent, to Consensus | 64 each | fetching waits |
+//! | `finals` | this node's final messages, to Ingress | 32,768 | cannot be: as many may be accepted |
+//! | changed clients | clients whose sessions are to be closed | one entry a client | a set: it is there already |
 //!
-//! Consensus and Storage are fail-stop ([`Fatal`]): the process ends, the log restores it.
+//! Those with a name are metrics: `ledgermq_queue_length` and `ledgermq_queue_full_total`.
+//!
+//! All of them are fail-stop ([`Fatal`], [`fatal::Vital`]): the process ends, the log restores it.
 
 pub mod admission;
+pub mod changed;
 pub mod consensus;
 pub mod downlink;
 pub mod effects;
 pub mod fatal;
 pub mod feeder;
+pub mod finals;
 pub mod ingress;
-pub mod key_ring;
 pub mod network;
+pub mod node_keys;
 pub mod policy;
 pub mod rate;
 pub mod storage;
+pub mod tally;
 pub mod upkeep;
 pub mod verifier;
 pub mod view;
@@ -47,9 +57,8 @@ pub use feeder::{Feeder, Mouth, feeder};
 use crate::ledger::Rejection;
 use crate::types::{ClientId, Hash, Height, MessageSeq, Stream};
 
-/// A message that this node admitted is final: its client is told.
-#[derive(Debug, Clone, Message)]
-#[rtype(result = "()")]
+/// A message that this node admitted, and what became of it.
+#[derive(Debug, Clone)]
 pub struct FinalMessage {
     /// Whose it is.
     pub client: ClientId,
@@ -66,7 +75,7 @@ pub struct FinalMessage {
 }
 
 /// What became of an admitted message.
-#[derive(Debug, Clone, PartialEq, Eq, actix::MessageResponse)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FinalVerdict {
     /// These items are on the ledger.
     Written {

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use actix::{Actor, Addr, Context, Handler, Message};
 use tokio::sync::mpsc;
 
+use super::Fatal;
 use super::consensus::{Consensus, LookUpRequests, PeerMessage, PeerRequests};
+use super::fatal::Vital;
 use super::verifier::RequestVerifier;
 use crate::ledger::{Block, Certificate, ReplicaSetKeys};
 use crate::network::{
@@ -49,14 +51,18 @@ pub struct Judge {
 /// The actor; see the module.
 pub struct Network {
     judge: Judge,
+    _vital: Vital,
 }
 
 impl Network {
     /// Starts the actor and the task that feeds it, on the current arbiter.
-    pub fn start_with(judge: Judge, mut events: mpsc::Receiver<NetworkEvent>) -> Addr<Self> {
-        let network = Self { judge }.start();
+    pub fn start_with(judge: Judge, mut events: mpsc::Receiver<NetworkEvent>, fatal: &Fatal) -> Addr<Self> {
+        let network = Self { judge, _vital: fatal.vital("Network") }.start();
         let feed = network.clone();
+        // Ends when the swarm does, which nothing restarts.
+        let vital = fatal.vital("the connection with other nodes");
         tokio::spawn(async move {
+            let _vital = vital;
             while let Some(event) = events.recv().await {
                 if feed.send(PeerEvent(event)).await.is_err() {
                     return;
@@ -95,8 +101,8 @@ impl Handler<PeerEvent> for Network {
 
 impl Judge {
     async fn gossip(self, id: GossipId, data: Vec<u8>, from: NodeId) {
-        let message = Envelope::decode(&data)
-            .and_then(|envelope| envelope.signed.verify(&self.keys, &self.network_id));
+        let message =
+            Envelope::decode(&data).and_then(|envelope| envelope.signed.verify(&self.keys, &self.network_id));
         let verdict = match message {
             Ok(message) => match self.consensus.send(PeerMessage(message)).await {
                 Ok(true) => Verdict::Accept,
@@ -122,6 +128,10 @@ impl Judge {
     }
 
     async fn bundle(&self, from: NodeId, bundle: SignedBundle) -> PeerResponse {
+        // Before any work: whoever may connect could make this node verify signatures for nothing.
+        if !self.keys.replicas().contains(&from) {
+            return PeerResponse::Busy;
+        }
         if bundle.node != from || bundle.verify(&self.network_id).is_err() {
             tracing::warn!(%from, "a bundle that its sender did not sign");
             return PeerResponse::Busy;

@@ -3,17 +3,23 @@
 //! A message without a picked item is final here: its client is told at once. Messages are decided
 //! one after the other, in the order in which they were admitted; while the request pool is full,
 //! the actor waits for room, and everything before it with it.
+//!
+//! A request that Consensus knows already, which happens after a restart, may have been executed
+//! when nobody listened. It is asked for again now and then until the message is final: the core
+//! forgets executed requests after a while, and executing one again tells its fate.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, ActorFutureExt as _, Context, Handler, Message, Recipient, ResponseActFuture, WrapFuture as _};
+use actix::{Actor, AtomicResponse, Context, Handler, Message, Recipient, WrapFuture as _};
 use tokio::sync::Notify;
 
-use super::consensus::SubmitRequest;
+use super::consensus::{Submission, SubmitRequest};
+use super::fatal::Vital;
+use super::finals::Finals;
 use super::verifier::Admitted;
-use super::{Feeder, FinalMessage, FinalVerdict};
-use crate::ledger::{AdmittedMessage, VerifiedRequest};
+use super::{FinalMessage, FinalVerdict};
+use crate::ledger::{AdmittedMessage, RequestError, VerifiedRequest};
 use crate::metrics::IngressMetrics;
 use crate::policy::{WritePolicy, pick};
 use crate::types::NodeId;
@@ -23,6 +29,9 @@ const MAILBOX: usize = 1_024;
 
 /// Room in the request pool is looked for again after this time even if nobody announced it.
 const ROOM_CHECK: Duration = Duration::from_millis(50);
+
+/// How long until a request that Consensus knew already is submitted once more.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// A verified message that is in the log.
 #[derive(Debug, Message)]
@@ -35,8 +44,9 @@ pub struct Policy {
     policy: WritePolicy,
     consensus: Recipient<SubmitRequest>,
     room: Arc<Notify>,
-    finals: Feeder<FinalMessage>,
+    finals: Finals,
     metrics: IngressMetrics,
+    _vital: Vital,
 }
 
 impl Policy {
@@ -46,20 +56,21 @@ impl Policy {
         policy: WritePolicy,
         consensus: Recipient<SubmitRequest>,
         room: Arc<Notify>,
-        finals: Feeder<FinalMessage>,
+        finals: Finals,
         metrics: IngressMetrics,
+        vital: Vital,
     ) -> Self {
-        Self { node, policy, consensus, room, finals, metrics }
+        Self { node, policy, consensus, room, finals, metrics, _vital: vital }
     }
 
     /// The request to write what the policy picks; none if it picks nothing.
-    fn request(&self, admitted: &Admitted) -> Option<VerifiedRequest> {
+    fn request(&self, admitted: &Admitted) -> Result<Option<VerifiedRequest>, RequestError> {
         let message = &admitted.message;
         let picked = pick(message.items(), |_| self.policy);
         self.metrics.items.inc_by(message.items().len() as u64);
         self.metrics.items_picked.inc_by(picked.len() as u64);
         if picked.is_empty() {
-            return None;
+            return Ok(None);
         }
         let signed = message.signed();
         let parts = AdmittedMessage {
@@ -69,10 +80,7 @@ impl Policy {
             client_key: signed.client_key(),
             items: message.item_bytes(),
         };
-        // The Verifier bounds what a request can be, so this is no error that a client can cause.
-        VerifiedRequest::from_admitted(self.node, parts, &picked)
-            .inspect_err(|error| tracing::error!(%error, "verified message makes no request"))
-            .ok()
+        VerifiedRequest::from_admitted(self.node, parts, &picked).map(Some)
     }
 }
 
@@ -85,34 +93,67 @@ impl Actor for Policy {
 }
 
 impl Handler<ApplyPolicy> for Policy {
-    type Result = ResponseActFuture<Self, ()>;
+    // Atomic: while this one waits for room, the mailbox is not read.
+    type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, ApplyPolicy(admitted): ApplyPolicy, _: &mut Self::Context) -> Self::Result {
-        let request = self.request(&admitted).map(Arc::new);
+        let request = self.request(&admitted);
+        let message = final_unwritten(&admitted);
         let (consensus, room, finals) = (self.consensus.clone(), Arc::clone(&self.room), self.finals.clone());
         let work = async move {
             match request {
-                Some(request) => submit(&consensus, &room, request).await,
-                None => finals.put(final_unwritten(&admitted)).await,
+                Ok(Some(request)) => {
+                    let request = Arc::new(request);
+                    if submit(&consensus, &room, Arc::clone(&request)).await == Some(Submission::Known) {
+                        // As many as there are messages that are not final.
+                        tokio::spawn(ask_again(consensus, finals, message, request));
+                    }
+                }
+                Ok(None) => finals.tell(message),
+                // The Verifier bounds what a request can be, so no client can cause this. The message
+                // stays pending: its client was promised an answer that is true.
+                Err(error) => tracing::error!(client = %message.client, seq = message.seq.0, %error,
+                    "a verified message makes no request"),
             }
+            drop(admitted);
         };
-        Box::pin(work.into_actor(self).map(|(), _, _| ()))
+        AtomicResponse::new(Box::pin(work.into_actor(self)))
     }
 }
 
-/// Submits a request, waiting for room in the pool.
+/// Submits a request again and again while its message is not final.
+async fn ask_again(
+    consensus: Recipient<SubmitRequest>,
+    finals: Finals,
+    message: FinalMessage,
+    request: Arc<VerifiedRequest>,
+) {
+    loop {
+        tokio::time::sleep(ASK_AGAIN).await;
+        if !finals.is_pending(&message) {
+            return;
+        }
+        match consensus.send(SubmitRequest(Arc::clone(&request))).await {
+            Ok(Submission::Known | Submission::NoRoom) => {}
+            Ok(Submission::Taken) | Err(_) => return,
+        }
+    }
+}
+
+/// Submits a request, waiting for room in the pool; nothing if the node stops.
 pub(crate) async fn submit(
     consensus: &Recipient<SubmitRequest>,
     room: &Notify,
     request: Arc<VerifiedRequest>,
-) {
+) -> Option<Submission> {
     loop {
         let announced = room.notified();
         match consensus.send(SubmitRequest(Arc::clone(&request))).await {
-            Ok(false) => {
+            Ok(Submission::NoRoom) => {
                 let _checked_again = tokio::time::timeout(ROOM_CHECK, announced).await;
             }
-            Ok(true) | Err(_) => return,
+            Ok(submission) => return Some(submission),
+            Err(_) => return None,
         }
     }
 }

@@ -2,27 +2,38 @@
 //!
 //! ```text
 //! ExecuteBatch ─▶ State::execute ─▶ store.commit ─▶ BatchExecuted ─▶ Consensus (signs CHECKPOINT)
-//! Certify      ─▶ store.put_certificate ─▶ FinalMessage ─▶ Ingress (acks); waiting admins
+//! Certify      ─▶ store.put_certificate ─▶ Finals ─▶ Ingress (acks); waiting admins
 //! ApplyBlocks  ─▶ the same, for blocks that other nodes certified while this one was behind
+//! TakeUp       ─▶ messages of before a restart: what the ledger has of them
 //! ```
 //!
-//! The actor is fail-stop: an error of the store ends the node, and the log restores it. What is
+//! The actor is fail-stop: an error of the store, or a result that differs from what a quorum
+//! certified, ends the node; until it has ended, the actor touches neither state nor store. What is
 //! derived (the record index) is written by a task behind execution (`actors/upkeep.rs`), which
 //! also makes the store durable at intervals and then cuts the log.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use tokio::sync::oneshot;
 
+use super::changed::ChangedClients;
+use super::consensus::BlocksSynced;
+use super::fatal::Vital;
+use super::finals::Finals;
+use super::tally::StorageTally;
 use super::view::{LedgerView, RegisteredClient};
-use super::{ClientChanged, Fatal, Feeder, FinalMessage, FinalVerdict};
+use super::{Fatal, Feeder, FinalMessage, FinalVerdict};
+use crate::clock::SharedClock;
+use crate::crypto::HashKind;
 use crate::crypto::VerifyingKey;
 use crate::ledger::operation::Operation;
 use crate::ledger::request::{Asked, VerifiedRequest};
 use crate::ledger::{
-    Block, Certificate, CertifiedBlock, CheckpointContent, Executed, Outcome, Rejection, State,
+    self, AdminOperation, Block, BlockError, Certificate, CertifiedBlock, CheckpointContent, Executed,
+    Outcome, Rejection, Request, State, WindowEntry, WriteRequest,
 };
 use crate::pbft::message::Batch;
 use crate::store::LedgerStore;
@@ -65,43 +76,58 @@ pub struct BatchExecuted(pub CheckpointContent);
 
 /// Applies blocks that others certified, in order from the next height.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<CheckpointContent, ApplyError>")]
+#[rtype(result = "Applied")]
 pub struct ApplyBlocks(pub Vec<CertifiedBlock>);
 
-/// Why fetched blocks were not applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// Not the next block, not certified, or not what its certificate says.
-    #[error("block {height} does not follow from this ledger: {reason}")]
-    BadBlock {
-        /// Its height.
-        height: Height,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The store failed; the node is stopping.
-    #[error("the store failed")]
-    Store,
+/// What became of fetched blocks. Those before a bad one count: a batch that waits for execution
+/// may be among them and is not executed any more, so Consensus must hear of them in any case.
+#[derive(Debug, Default, actix::MessageResponse)]
+pub struct Applied {
+    /// Of the last block that the ledger has now; none if none was applied.
+    pub synced: Option<BlocksSynced>,
+    /// Why the rest was not applied.
+    pub error: Option<BlockError>,
 }
 
-/// Asks what the ledger has of a message.
+/// Asks what the ledger has of a message that was final before the last restart; nothing while
+/// that is not final.
 #[derive(Debug, Message)]
-#[rtype(result = "FinalVerdict")]
+#[rtype(result = "Option<FinalVerdict>")]
 pub struct LookUpMessage {
     /// Its client.
     pub client: ClientId,
     /// Its seq.
     pub seq: MessageSeq,
+    /// BLAKE3 of its header.
+    pub header: Hash,
 }
+
+/// A message of before a restart, with whatever verdict: if the ledger knows its fate, its client
+/// is told as soon as that is final, and the answer is true. Its request must not be the only way
+/// to learn it: what was executed before the restart is not executed again.
+#[derive(Debug, Message)]
+#[rtype(result = "bool")]
+pub struct TakeUp(pub FinalMessage);
 
 /// Announces that an admin's operation is about to be ordered; `answer` gets its fate when it is final.
 #[derive(Debug, Message)]
-#[rtype(result = "bool")]
+#[rtype(result = "Awaited")]
 pub struct AwaitAdmin {
-    /// The digest of the request.
-    pub digest: Hash,
+    /// The operation.
+    pub operation: AdminOperation,
     /// Takes the outcome.
     pub answer: oneshot::Sender<AdminOutcome>,
+}
+
+/// What becomes of an [`AwaitAdmin`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, actix::MessageResponse)]
+pub enum Awaited {
+    /// The answer comes when the operation is final: submit it.
+    Waiting,
+    /// The ledger has this or a later operation of that admin already.
+    Stale(Rejection),
+    /// Too many wait.
+    TooMany,
 }
 
 /// What became of an admin's operation.
@@ -126,123 +152,141 @@ struct Awaiting {
 }
 
 /// Where the actor's results go.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct StorageOutlets {
     /// Executed batches, to Consensus.
     pub executed: Feeder<BatchExecuted>,
     /// Final messages, to Ingress.
-    pub finals: Feeder<FinalMessage>,
+    pub finals: Finals,
     /// Changed clients, to Ingress.
-    pub clients: Feeder<ClientChanged>,
+    pub clients: ChangedClients,
+}
+
+/// What the actor works with.
+pub struct StorageParts {
+    /// This node.
+    pub node: NodeId,
+    /// The store.
+    pub store: Arc<dyn LedgerStore>,
+    /// What readers see.
+    pub view: Arc<LedgerView>,
+    /// Where results go.
+    pub outlets: StorageOutlets,
+    /// Measures the store.
+    pub clock: SharedClock,
+    /// Counters.
+    pub tally: StorageTally,
+    /// Stops the node.
+    pub fatal: Fatal,
 }
 
 /// The actor; see the module.
 pub struct Storage {
-    node: NodeId,
+    parts: StorageParts,
     state: State,
-    store: Arc<dyn LedgerStore>,
-    view: Arc<LedgerView>,
-    outlets: StorageOutlets,
     awaiting: BTreeMap<SeqNum, Awaiting>,
-    admins: HashMap<Hash, oneshot::Sender<AdminOutcome>>,
-    fatal: Fatal,
+    admins: HashMap<Hash, Vec<oneshot::Sender<AdminOutcome>>>,
+    /// State and store are not to be used any more.
+    failed: bool,
+    _vital: Vital,
 }
 
 impl Storage {
-    /// Storage of node `node`, going on from `state`, which the store holds.
-    pub fn new(
-        node: NodeId,
-        state: State,
-        store: Arc<dyn LedgerStore>,
-        view: Arc<LedgerView>,
-        outlets: StorageOutlets,
-        fatal: Fatal,
-    ) -> Self {
+    /// Storage that goes on from `state`, which the store holds.
+    pub fn new(parts: StorageParts, state: State) -> Self {
         for (client, _) in state.clients() {
-            publish_client(&view, &state, client);
+            publish_client(&parts.view, &state, client);
         }
         let executed = state.checkpoint();
-        view.update_progress(|progress| {
+        let certified_height = parts.store.certified_height();
+        parts.view.update_progress(|progress| {
             progress.executed = executed;
-            progress.certified_height = store.certified_height();
+            progress.certified_height = certified_height;
         });
-        Self {
-            node,
-            state,
-            store,
-            view,
-            outlets,
-            awaiting: BTreeMap::new(),
-            admins: HashMap::new(),
-            fatal,
-        }
+        parts.tally.certified(certified_height);
+        let _vital = parts.fatal.vital("Storage");
+        Self { parts, state, awaiting: BTreeMap::new(), admins: HashMap::new(), failed: false, _vital }
+    }
+
+    /// Stops the node; from here on the actor does nothing.
+    fn fail(&mut self, reason: impl Into<anyhow::Error>, what: &'static str) {
+        self.failed = true;
+        self.parts.fatal.stop(reason.into().context(what));
     }
 
     fn execute(&mut self, sequence: SeqNum, batch: &Batch, requests: &[Arc<VerifiedRequest>]) {
         let executed = self.state.execute(sequence, batch, requests);
-        let awaiting = self.own_outcomes(requests, &executed);
         if !self.keep(&executed) {
             return;
         }
+        let awaiting = self.own_outcomes(requests, &executed);
         self.note_changes(requests.iter().map(|request| request.asked()));
+        self.parts.tally.executed(executed.outcomes.iter().map(|(_, outcome)| outcome));
         self.awaiting.insert(sequence, awaiting);
-        self.outlets.executed.put_now(BatchExecuted(executed.checkpoint));
+        self.parts.outlets.executed.put_now(BatchExecuted(executed.checkpoint));
     }
 
     /// Writes what was executed to the store and tells readers; false if the node has to stop.
     fn keep(&mut self, executed: &Executed) -> bool {
+        let started = self.parts.clock.monotonic();
         let head = self.state.head();
-        if let Err(error) = self.store.commit(head, executed.block.as_ref(), &executed.changes) {
-            self.fatal.stop(anyhow::Error::new(error).context("writing a block"));
+        if let Err(error) = self.parts.store.commit(head, executed.block.as_ref(), &executed.changes) {
+            self.fail(error, "writing a block");
             return false;
         }
-        self.view.update_progress(|progress| progress.executed = executed.checkpoint);
+        self.parts.tally.stored(executed.block.is_some(), self.since(started));
+        self.parts.view.update_progress(|progress| progress.executed = executed.checkpoint);
         true
+    }
+
+    fn since(&self, started: Duration) -> Duration {
+        self.parts.clock.monotonic().saturating_sub(started)
     }
 
     /// What this node has to tell about `requests` once they are final.
     fn own_outcomes(&mut self, requests: &[Arc<VerifiedRequest>], executed: &Executed) -> Awaiting {
         let mut awaiting = Awaiting::default();
         for (request, (digest, outcome)) in requests.iter().zip(&executed.outcomes) {
-            if request.node() != self.node {
+            if request.node() != self.parts.node {
                 continue;
             }
             match request.asked() {
-                Asked::Write(_, telemetry) => awaiting.messages.push(FinalMessage {
-                    client: telemetry.header.client.clone(),
-                    stream: telemetry.header.stream.clone(),
-                    seq: telemetry.header.seq,
-                    header: telemetry.hash,
-                    items: telemetry.header.count,
-                    verdict: self.verdict(outcome),
-                }),
+                Asked::Write(_, telemetry) => {
+                    let verdict = self.verdict(outcome);
+                    awaiting.messages.extend(verdict.map(|verdict| final_message(telemetry, verdict)));
+                }
                 Asked::Admin(_) => {
-                    let waiting = self.admins.remove(digest).zip(admin_outcome(outcome));
-                    awaiting.admins.extend(waiting);
+                    let waiting = self.admins.remove(digest).unwrap_or_default();
+                    let outcome = admin_outcome(outcome);
+                    awaiting.admins.extend(waiting.into_iter().zip(outcome.into_iter().cycle()));
                 }
             }
         }
         awaiting
     }
 
-    fn verdict(&self, outcome: &Outcome) -> FinalVerdict {
+    /// None if the block cannot be read, and the node stops.
+    fn verdict(&mut self, outcome: &Outcome) -> Option<FinalVerdict> {
         match outcome {
             Outcome::Written { height, items, block, .. } => {
-                FinalVerdict::Written { items: items.clone(), height: *height, block: *block }
+                Some(FinalVerdict::Written { items: items.clone(), height: *height, block: *block })
             }
             Outcome::AlreadyWritten { height, items } => self.written(items.clone(), *height),
-            Outcome::Rejected(rejection) => FinalVerdict::Rejected(*rejection),
-            Outcome::AdminExecuted { .. } => FinalVerdict::NotWritten,
+            Outcome::Rejected(rejection) => Some(FinalVerdict::Rejected(*rejection)),
+            Outcome::AdminExecuted { .. } => None,
         }
     }
 
-    fn written(&self, items: Vec<u32>, height: Height) -> FinalVerdict {
-        match self.store.header(height) {
-            Ok(Some(header)) => FinalVerdict::Written { items, height, block: header.hash() },
-            Ok(None) => FinalVerdict::NotWritten,
+    fn written(&mut self, items: Vec<u32>, height: Height) -> Option<FinalVerdict> {
+        match self.parts.store.header(height) {
+            Ok(Some(header)) => Some(FinalVerdict::Written { items, height, block: header.hash() }),
+            Ok(None) => {
+                self.fail(anyhow::anyhow!("the ledger store lacks the header of block {height}"), "reading");
+                None
+            }
             Err(error) => {
-                self.fatal.stop(anyhow::Error::new(error).context("reading a header"));
-                FinalVerdict::NotWritten
+                self.fail(error, "reading a header");
+                None
             }
         }
     }
@@ -252,8 +296,8 @@ impl Storage {
         for asked in asked {
             match asked {
                 Asked::Write(_, telemetry) => {
-                    if let Some(client) = self.view.client(&telemetry.header.client) {
-                        client.note_written(telemetry.header.seq);
+                    if let Some(client) = self.parts.view.client(&telemetry.header.client) {
+                        client.note_written(self.state.highest(&telemetry.header.client));
                     }
                 }
                 Asked::Admin(operation) => self.note_client(operation.action.client()),
@@ -262,63 +306,71 @@ impl Storage {
     }
 
     fn note_client(&self, client: &ClientId) {
-        publish_client(&self.view, &self.state, client);
-        self.outlets.clients.put_now(ClientChanged(client.clone()));
+        publish_client(&self.parts.view, &self.state, client);
+        self.parts.outlets.clients.note(client.clone());
     }
 
-    /// What blocks from other nodes tell this node's clients and readers.
-    fn note_applied(&mut self, block: &Block) {
-        let header = &block.header;
-        let hash = header.hash();
+    /// What blocks from other nodes tell this node's clients, admins and readers.
+    fn note_applied(&mut self, block: &Block, executed: &Executed) {
         let mut awaiting = Awaiting::default();
-        for operation in &block.operations {
+        let mut written = executed.outcomes.iter().map(|(_, outcome)| outcome);
+        for (operation, index) in block.operations.iter().zip(0_u32..) {
             match operation {
-                Operation::Admin(operation) => self.note_client(operation.action.client()),
-                Operation::Write { request, written } => {
-                    let Ok(telemetry) = crate::device::Header::decode(&request.header) else { continue };
-                    if let Some(client) = self.view.client(&telemetry.client) {
-                        client.note_written(telemetry.seq);
-                    }
-                    if request.node == self.node {
-                        awaiting.messages.push(FinalMessage {
-                            header: crate::device::Header::hash_of(&request.header),
-                            items: telemetry.count,
-                            client: telemetry.client,
-                            stream: telemetry.stream,
-                            seq: telemetry.seq,
-                            verdict: FinalVerdict::Written {
-                                items: written.clone(),
-                                height: header.height,
-                                block: hash,
-                            },
-                        });
-                    }
+                Operation::Admin(operation) => {
+                    self.note_client(operation.action.client());
+                    let digest = self.digest_of(operation);
+                    let outcome = AdminOutcome::Executed { height: block.header.height, operation: index };
+                    let waiting = self.admins.remove(&digest).unwrap_or_default();
+                    awaiting.admins.extend(waiting.into_iter().map(|answer| (answer, outcome.clone())));
+                }
+                Operation::Write { request, .. } => {
+                    awaiting.messages.extend(self.note_written(request, written.next()));
                 }
             }
         }
-        self.awaiting.insert(header.sequence, awaiting);
+        self.awaiting.insert(block.header.sequence, awaiting);
+    }
+
+    /// What a write of a fetched block means for this node's client, if it is one of its messages
+    /// that are not final.
+    fn note_written(&mut self, request: &WriteRequest, outcome: Option<&Outcome>) -> Option<FinalMessage> {
+        let header = telemetry_of(request)?;
+        if let Some(client) = self.parts.view.client(&header.header.client) {
+            client.note_written(header.header.seq);
+        }
+        if request.node != self.parts.node {
+            return None;
+        }
+        let verdict = self.verdict(outcome?)?;
+        Some(final_message(&header, verdict)).filter(|message| self.parts.outlets.finals.is_pending(message))
+    }
+
+    /// The digest of this node's request to execute an operation.
+    fn digest_of(&self, operation: &AdminOperation) -> Hash {
+        let request = Request::Admin { node: self.parts.node, operation: operation.clone() };
+        HashKind::Request.hash(&crate::codec::encode(&request))
     }
 
     fn certify(&mut self, certificate: &Certificate) {
         let sequence = certificate.content.sequence;
-        if let Err(error) = self.store.put_certificate(certificate) {
-            self.fatal.stop(anyhow::Error::new(error).context("writing a certificate"));
-            return;
+        if let Err(error) = self.parts.store.put_certificate(certificate) {
+            return self.fail(error, "writing a certificate");
         }
+        let certified_height = self.parts.store.certified_height();
+        self.parts.tally.certified(certified_height);
+        self.parts.view.update_progress(|progress| {
+            progress.certified = progress.certified.max(sequence);
+            progress.certified_height = certified_height;
+        });
         let later = self.awaiting.split_off(&sequence.next());
         for awaiting in std::mem::replace(&mut self.awaiting, later).into_values() {
             for message in awaiting.messages {
-                self.outlets.finals.put_now(message);
+                self.parts.outlets.finals.tell(message);
             }
             for (answer, outcome) in awaiting.admins {
                 let _gave_up = answer.send(outcome);
             }
         }
-        let certified_height = self.store.certified_height();
-        self.view.update_progress(|progress| {
-            progress.certified = progress.certified.max(sequence);
-            progress.certified_height = certified_height;
-        });
     }
 
     /// Moves the head over batches that made no block; nothing else changed.
@@ -327,30 +379,129 @@ impl Storage {
             return;
         }
         if let Err(error) = self.state.skip_to(content) {
-            return self.fatal.stop(error);
+            return self.fail(error, "moving over batches without effect");
         }
         let checkpoint = self.state.checkpoint();
         self.keep(&Executed { checkpoint, block: None, outcomes: Vec::new(), changes: Vec::new() });
     }
 
-    fn apply(&mut self, blocks: &[CertifiedBlock]) -> Result<CheckpointContent, ApplyError> {
+    fn apply(&mut self, blocks: &[CertifiedBlock]) -> Applied {
+        let mut applied = Applied::default();
         for certified in blocks {
             let (block, certificate) = (certified.block(), certified.certificate());
-            let height = block.header.height;
-            if height <= self.state.head().height {
+            if block.header.height <= self.state.head().height {
                 continue;
             }
-            let executed = self
-                .state
-                .apply(certified)
-                .map_err(|error| ApplyError::BadBlock { height, reason: error.to_string() })?;
+            let executed = match self.state.apply(certified) {
+                Ok(executed) => executed,
+                // The state is as it was: somebody sent the wrong block.
+                Err(ledger::ApplyError::Block(error)) => {
+                    applied.error = Some(error);
+                    break;
+                }
+                // The state is not to be used any more.
+                Err(error @ ledger::ApplyError::Diverged { .. }) => {
+                    self.fail(error, "applying fetched blocks");
+                    break;
+                }
+            };
             if !self.keep(&executed) {
-                return Err(ApplyError::Store);
+                break;
             }
-            self.note_applied(block);
+            self.note_applied(block, &executed);
             self.certify(certificate);
+            let timestamp = block.header.timestamp;
+            applied.synced = Some(BlocksSynced { certificate: certificate.clone(), timestamp });
         }
-        Ok(self.state.checkpoint())
+        if self.failed { Applied::default() } else { applied }
+    }
+
+    /// What the ledger has of a message of this node, and the height that it rests on.
+    fn fate(&mut self, message: &FinalMessage) -> Option<(FinalVerdict, Height)> {
+        let entry = self.state.written(&message.client, message.seq)?;
+        let WindowEntry { header, written, height } = entry.clone();
+        if header != message.header {
+            return Some((FinalVerdict::Rejected(Rejection::SeqReused), height));
+        }
+        self.written(written.iter().collect(), height).map(|verdict| (verdict, height))
+    }
+
+    /// See [`TakeUp`].
+    fn take_up(&mut self, mut message: FinalMessage) -> bool {
+        let Some((verdict, height)) = self.fate(&message) else { return false };
+        if let FinalVerdict::Written { items, .. } = &verdict
+            && items.len() < message.items as usize
+        {
+            // Another node wrote a part of it; whether that is all that the policy picks here is
+            // for execution to find out.
+            return false;
+        }
+        message.verdict = verdict;
+        if height <= self.parts.store.certified_height() {
+            self.parts.outlets.finals.tell(message);
+            return true;
+        }
+        // Final with the next certificate at or above its block.
+        let header = self.parts.store.header(height).ok().flatten();
+        let sequence = header.map_or(self.state.head().sequence, |header| header.sequence);
+        self.awaiting.entry(sequence).or_default().messages.push(message);
+        true
+    }
+
+    /// See [`LookUpMessage`].
+    fn look_up(&mut self, asked: LookUpMessage) -> Option<FinalVerdict> {
+        let LookUpMessage { client, seq, header } = asked;
+        let record = self.state.client(&client).copied();
+        if let Some(last_seq) = record.and_then(|record| record.revoked).filter(|last| seq > *last) {
+            return Some(FinalVerdict::Rejected(Rejection::Revoked { last_seq }));
+        }
+        let entry = self.state.written(&client, seq).cloned();
+        let Some(WindowEntry { header: written_header, written, height }) = entry else {
+            return Some(FinalVerdict::NotWritten);
+        };
+        if written_header != header {
+            return Some(FinalVerdict::Rejected(Rejection::SeqReused));
+        }
+        if height > self.parts.store.certified_height() {
+            return None;
+        }
+        self.written(written.iter().collect(), height)
+    }
+
+    fn await_admin(&mut self, AwaitAdmin { operation, answer }: AwaitAdmin) -> Awaited {
+        if let Some(last) = self.state.admin_sequence(&operation.admin)
+            && operation.sequence <= last
+        {
+            return Awaited::Stale(Rejection::StaleAdminSequence { last });
+        }
+        self.admins.retain(|_, answers| {
+            answers.retain(|answer| !answer.is_closed());
+            !answers.is_empty()
+        });
+        if self.admins.values().map(Vec::len).sum::<usize>() >= MAX_WAITING_ADMINS {
+            return Awaited::TooMany;
+        }
+        let digest = self.digest_of(&operation);
+        self.admins.entry(digest).or_default().push(answer);
+        Awaited::Waiting
+    }
+}
+
+/// The telemetry header of a write that is in a block.
+fn telemetry_of(write: &WriteRequest) -> Option<ledger::Telemetry> {
+    let header = crate::device::Header::decode(&write.header).ok()?;
+    Some(ledger::Telemetry { header, hash: crate::device::Header::hash_of(&write.header) })
+}
+
+fn final_message(telemetry: &ledger::Telemetry, verdict: FinalVerdict) -> FinalMessage {
+    let header = &telemetry.header;
+    FinalMessage {
+        client: header.client.clone(),
+        stream: header.stream.clone(),
+        seq: header.seq,
+        header: telemetry.hash,
+        items: header.count,
+        verdict,
     }
 }
 
@@ -370,9 +521,17 @@ fn publish_client(view: &LedgerView, state: &State, client: &ClientId) {
     match VerifyingKey::parse(&record.key) {
         Ok(key) => view.put_client(
             client.clone(),
-            RegisteredClient::new(key, record.settings, record.registered, record.revoked, state.highest(client)),
+            RegisteredClient::new(
+                key,
+                record.settings,
+                record.registered,
+                record.revoked,
+                state.highest(client),
+            ),
         ),
-        Err(error) => tracing::error!(%client, %error, "registered key does not parse; the client cannot send"),
+        Err(error) => {
+            tracing::error!(%client, %error, "registered key does not parse; the client cannot send")
+        }
     }
 }
 
@@ -388,6 +547,9 @@ impl Handler<StorageOrder> for Storage {
     type Result = ();
 
     fn handle(&mut self, order: StorageOrder, _: &mut Self::Context) {
+        if self.failed {
+            return;
+        }
         match order {
             // A batch that blocks from other nodes brought already is not executed twice.
             StorageOrder::Execute(ExecuteBatch { sequence, batch, requests }) => {
@@ -402,10 +564,10 @@ impl Handler<StorageOrder> for Storage {
 }
 
 impl Handler<ApplyBlocks> for Storage {
-    type Result = Result<CheckpointContent, ApplyError>;
+    type Result = Applied;
 
-    fn handle(&mut self, ApplyBlocks(blocks): ApplyBlocks, _: &mut Self::Context) -> Self::Result {
-        self.apply(&blocks)
+    fn handle(&mut self, ApplyBlocks(blocks): ApplyBlocks, _: &mut Self::Context) -> Applied {
+        if self.failed { Applied::default() } else { self.apply(&blocks) }
     }
 }
 
@@ -413,23 +575,26 @@ impl Handler<LookUpMessage> for Storage {
     type Result = actix::MessageResult<LookUpMessage>;
 
     fn handle(&mut self, message: LookUpMessage, _: &mut Self::Context) -> Self::Result {
-        let entry = self.state.written(&message.client, message.seq);
-        actix::MessageResult(match entry {
-            Some(entry) => self.written(entry.written.iter().collect(), entry.height),
-            None => FinalVerdict::NotWritten,
-        })
+        actix::MessageResult(self.look_up(message))
+    }
+}
+
+impl Handler<TakeUp> for Storage {
+    type Result = bool;
+
+    fn handle(&mut self, TakeUp(message): TakeUp, _: &mut Self::Context) -> bool {
+        self.take_up(message)
     }
 }
 
 impl Handler<AwaitAdmin> for Storage {
-    type Result = bool;
+    type Result = Awaited;
 
-    fn handle(&mut self, message: AwaitAdmin, _: &mut Self::Context) -> bool {
-        self.admins.retain(|_, answer| !answer.is_closed());
-        let room = self.admins.len() < MAX_WAITING_ADMINS;
-        if room {
-            self.admins.insert(message.digest, message.answer);
-        }
-        room
+    fn handle(&mut self, message: AwaitAdmin, _: &mut Self::Context) -> Awaited {
+        self.await_admin(message)
     }
 }
+
+#[cfg(test)]
+#[path = "storage_tests.rs"]
+mod tests;

@@ -1,9 +1,10 @@
 //! Upkeep of what is derived or must become durable, behind execution: the record index, the
 //! store's checkpoints, and the cutting of the log.
 //!
-//! Order matters at a checkpoint: first the positions that are still needed are taken, then the
-//! store is made durable, and only then the log is cut there. So whatever the log loses is in the
-//! store for good.
+//! Order matters at a checkpoint: first the positions that are still needed are taken, then what
+//! was accepted, and when that is on disk the store hears of it and is made durable, and only then
+//! the log is cut. So whatever the log loses is in the store for good, and the store names no
+//! message that a power cut took from the log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +15,10 @@ use super::Fatal;
 use super::admission::Admission;
 use super::effects::WalMarks;
 use super::view::LedgerView;
-use crate::ledger::Block;
-use crate::store::log::Holder;
+use crate::clock::SharedClock;
+use crate::metrics::{QueueGauge, StorageMetrics};
+use crate::store::log::{Holder, Position};
 use crate::store::{LedgerStore, Log, StoreError};
-use crate::types::Height;
-
-/// Blocks that are indexed together, at most.
-const INDEX_BATCH: usize = 64;
 
 /// How often the index is brought up to date.
 const INDEX_INTERVAL: Duration = Duration::from_millis(50);
@@ -42,13 +40,27 @@ pub struct Upkeep {
     pub interval: Duration,
     /// The same, after so many bytes of log.
     pub bytes: u64,
+    /// Measures checkpoints.
+    pub clock: SharedClock,
+    /// Counters.
+    pub metrics: StorageMetrics,
+    /// Shows how many messages are accepted and not final.
+    pub accepted: QueueGauge,
     /// Stops the node.
     pub fatal: Fatal,
+}
+
+/// What of the log is still needed, read before a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Needed {
+    consensus: Position,
+    ingress: Position,
 }
 
 impl Upkeep {
     /// Indexes blocks behind execution until `stop` changes.
     pub async fn index(self, mut stop: watch::Receiver<bool>) {
+        let _vital = self.fatal.vital("the writing of the record index");
         let mut interval = tokio::time::interval(INDEX_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -56,34 +68,34 @@ impl Upkeep {
                 _ = interval.tick() => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }
-            let parts = self.clone();
-            let done = tokio::task::spawn_blocking(move || parts.index_behind()).await;
-            if let Ok(Err(error)) = done {
-                return self.fatal.stop(anyhow::Error::new(error).context("writing the record index"));
+            let (parts, stop) = (self.clone(), stop.clone());
+            match tokio::task::spawn_blocking(move || parts.index_behind(&stop)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    return self.fatal.stop(anyhow::Error::new(error).context("writing the record index"));
+                }
+                Err(_) => return,
             }
         }
     }
 
-    /// Indexes every block that is executed and not yet in the index.
-    fn index_behind(&self) -> Result<(), StoreError> {
-        let executed = self.view.progress().executed.height;
-        loop {
-            let from = self.store.indexed_height().next();
-            let upto = Height(executed.0.min(from.0 + INDEX_BATCH as u64 - 1));
-            let mut blocks: Vec<Block> = Vec::new();
-            for height in from.0..=upto.0 {
-                blocks.extend(self.store.block(Height(height))?);
-            }
-            if blocks.is_empty() {
-                return Ok(());
-            }
-            self.store.index(&blocks)?;
+    /// Indexes every block that is executed and not yet in the index, one at a time: a block may
+    /// have many megabytes.
+    fn index_behind(&self, stop: &watch::Receiver<bool>) -> Result<(), StoreError> {
+        let mut next = self.store.indexed_height().next();
+        while next <= self.view.progress().executed.height && !*stop.borrow() {
+            let Some(block) = self.store.block(next)? else { break };
+            self.store.index(&[block])?;
+            self.metrics.indexed_height.set(number(next.0));
+            next = next.next();
         }
+        Ok(())
     }
 
     /// Makes the store durable and cuts the log, again and again until `stop` changes, and once
     /// more then.
     pub async fn checkpoint(self, mut stop: watch::Receiver<bool>) {
+        let _vital = self.fatal.vital("the saving of the ledger");
         let mut at_bytes = self.log.stats().bytes;
         let mut waited = Duration::ZERO;
         let step = Duration::from_millis(250).min(self.interval);
@@ -93,17 +105,13 @@ impl Upkeep {
                 _ = stop.wait_for(|stop| *stop) => true,
             };
             waited += step;
+            self.measure();
             let bytes = self.log.stats().bytes;
             let due = waited >= self.interval || bytes - at_bytes >= self.bytes;
             if (due && bytes != at_bytes) || stopping {
                 (at_bytes, waited) = (bytes, Duration::ZERO);
-                let parts = self.clone();
-                match tokio::task::spawn_blocking(move || parts.make_durable()).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => {
-                        return self.fatal.stop(anyhow::Error::new(error).context("making the ledger durable"));
-                    }
-                    Err(_) => return,
+                if let Err(error) = self.save().await {
+                    return self.fatal.stop(error.context("making the ledger durable"));
                 }
             }
             if stopping {
@@ -112,18 +120,51 @@ impl Upkeep {
         }
     }
 
-    fn make_durable(&self) -> Result<(), StoreError> {
+    fn measure(&self) {
+        let stats = self.log.stats();
+        self.metrics.log_size_bytes.set(number(stats.disk_bytes));
+        self.metrics.log_queued_bytes.set(number(stats.queued_bytes));
+        self.metrics.indexed_height.set(number(self.store.indexed_height().0));
+        self.accepted.length.set(number(self.admission.pending_count() as u64));
+    }
+
+    /// One checkpoint.
+    async fn save(&self) -> anyhow::Result<()> {
+        let needed = self.needed();
+        let accepted = self.admission.take_changed();
+        // All of these are in the log by now, and not later than here.
+        self.log.synced(self.log.last()).await?;
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+        let took = tokio::task::spawn_blocking(move || {
+            let started = clock.monotonic();
+            store.put_admissions(&accepted)?;
+            store.make_durable()?;
+            Ok::<_, StoreError>(clock.monotonic().saturating_sub(started))
+        });
+        let took = took.await??;
+        self.metrics.checkpoint_ms.observe(took.as_secs_f64() * 1000.0);
+        self.log.set_low_mark(Holder::Consensus, needed.consensus);
+        self.log.set_low_mark(Holder::Ingress, needed.ingress);
+        self.log.cut(self.log.low_mark());
+        Ok(())
+    }
+
+    fn needed(&self) -> Needed {
         // Everything appended after this point is kept, so it is read before what is needed.
         let end = self.log.last().next();
         let progress = self.view.progress();
         let settled = progress.executed.sequence.min(progress.certified);
-        let consensus = self.marks.needed_from(settled).unwrap_or(end);
-        let ingress = self.admission.needed_from().unwrap_or(end);
-        self.store.put_admissions(&self.admission.take_changed())?;
-        self.store.make_durable()?;
-        self.log.set_low_mark(Holder::Consensus, consensus);
-        self.log.set_low_mark(Holder::Ingress, ingress);
-        self.log.cut(self.log.low_mark());
-        Ok(())
+        Needed {
+            consensus: self.marks.needed_from(settled).unwrap_or(end).min(end),
+            ingress: self.admission.needed_from().unwrap_or(end).min(end),
+        }
     }
 }
+
+fn number(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+#[path = "upkeep_tests.rs"]
+mod tests;

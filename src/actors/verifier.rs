@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
 use bincode::{Decode, Encode};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::admission::{Admission, Standing};
+use super::admission::{Admission, Place, Standing};
+use super::fatal::Vital;
 use super::policy::ApplyPolicy;
-use super::storage::LookUpMessage;
+use super::storage::{LookUpMessage, TakeUp};
 use super::{Fatal, FinalMessage, FinalVerdict};
 use crate::clock::SharedClock;
 use crate::codec;
@@ -26,6 +27,8 @@ use crate::crypto::VerifyingKey;
 use crate::device::codes::ErrorCode;
 use crate::device::telemetry::{Content, Limits, Message as Telemetry, Reference, TelemetryError};
 use crate::ledger::{MAX_REQUEST_BYTES, Request, VerifiedRequest};
+use crate::metrics::QueueGauge;
+use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{Entry, EntryKind, MAX_ENTRY_BYTES, Position};
 use crate::store::{Log, LogError};
 use crate::types::{ClientId, MessageSeq, NetworkId, PublicKey, Stream, Timestamp};
@@ -139,8 +142,51 @@ impl LogRecord {
 pub struct Admitted {
     /// The message.
     pub message: Telemetry,
-    /// When it arrived, on the monotonic clock.
-    pub received: Duration,
+    /// Its part of what may be [`Ahead`]; free again when Policy is done with it.
+    _share: Option<Share>,
+}
+
+/// How many KiB of accepted messages may wait for the request pool, unpacked: 64 MiB. While there
+/// are so many, no further one is accepted, and clients wait.
+const AHEAD_KIB: usize = 64 * 1024;
+
+/// Room for accepted messages on their way to the request pool.
+#[derive(Debug, Clone)]
+pub struct Ahead {
+    room: Arc<Semaphore>,
+    gauge: QueueGauge,
+}
+
+#[derive(Debug)]
+struct Share {
+    _kib: OwnedSemaphorePermit,
+    taken: i64,
+    gauge: QueueGauge,
+}
+
+impl Ahead {
+    /// All of the room; `gauge` shows how much is taken, in KiB.
+    pub fn new(gauge: QueueGauge) -> Self {
+        Self { room: Arc::new(Semaphore::new(AHEAD_KIB)), gauge }
+    }
+
+    /// Waits for room for a message of so many bytes.
+    async fn share(&self, bytes: usize) -> Option<Share> {
+        let kib = u32::try_from((bytes / 1024 + 1).min(AHEAD_KIB)).ok()?;
+        if self.room.available_permits() < kib as usize {
+            self.gauge.full.inc();
+        }
+        let permit = Arc::clone(&self.room).acquire_many_owned(kib).await.ok()?;
+        let taken = i64::from(kib);
+        self.gauge.length.add(taken);
+        Some(Share { _kib: permit, taken, gauge: self.gauge.clone() })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.gauge.length.sub(self.taken);
+    }
 }
 
 /// A bounded pool of workers for signature checks.
@@ -214,10 +260,16 @@ pub struct VerifierParts {
     pub log: Log,
     /// The next in line.
     pub policy: Recipient<ApplyPolicy>,
-    /// Knows what became of messages before a restart.
+    /// Knows what became of messages that were final before a restart.
     pub storage: Recipient<LookUpMessage>,
+    /// Knows what became of those that were not.
+    pub take_up: Recipient<TakeUp>,
     /// The workers.
     pub workers: Workers,
+    /// Room ahead.
+    pub ahead: Ahead,
+    /// How long a message may wait before it is accepted; what is accepted is finished.
+    pub patience: Duration,
     /// The clock.
     pub clock: SharedClock,
     /// Stops the node.
@@ -227,12 +279,14 @@ pub struct VerifierParts {
 /// The actor; see the module.
 pub struct Verifier {
     parts: VerifierParts,
+    _vital: Vital,
 }
 
 impl Verifier {
     /// The actor with its parts.
     pub fn new(parts: VerifierParts) -> Self {
-        Self { parts }
+        let _vital = parts.fatal.vital("Verifier");
+        Self { parts, _vital }
     }
 }
 
@@ -247,18 +301,18 @@ impl VerifierParts {
     async fn verify(self, verify: VerifyMessage) -> Verification {
         let received = verify.received;
         let (parts, now) = (self.clone(), self.clock.now());
-        let Some(judged) = self.workers.run(move || parts.judge(verify, now)).await else {
+        // A client that was disconnected comes back with the same message: who waits too long for
+        // a worker must leave the queue, or it would grow with every try.
+        let judged = self.workers.run(move || parts.judge(verify, now));
+        let Ok(Some(judged)) = tokio::time::timeout(self.patience, judged).await else {
             return Verification::Unavailable;
         };
         match judged {
             Judged::Admit(message, record) => self.admit(*message, record, received).await,
             Judged::Standing(standing, message) => self.repeat(standing, *message).await,
-            Judged::Refused(error, reference, is_signed) => Verification::Refused {
-                code: error.code(),
-                detail: error.to_string(),
-                reference,
-                is_signed,
-            },
+            Judged::Refused(error, reference, is_signed) => {
+                Verification::Refused { code: error.code(), detail: error.to_string(), reference, is_signed }
+            }
         }
     }
 
@@ -310,37 +364,52 @@ impl VerifierParts {
                 is_signed: true,
             };
         }
+        let Ok(Some((place, share))) = tokio::time::timeout(self.patience, self.room(request_bytes)).await
+        else {
+            return Verification::Unavailable;
+        };
         let header = message.header();
-        let (client, seq, count) = (header.client.clone(), header.seq, header.count);
         let hash = message.signed().hash();
-        let standing = self.admission.admit(&client, seq, hash, count, self.log.last().next());
+        let admission = AdmissionRecord {
+            client: header.client.clone(),
+            seq: header.seq,
+            header: hash,
+            items: header.count,
+        };
+        let standing = self.admission.admit(&admission, self.log.last().next(), received, place);
         if standing != Standing::New {
             // Another copy of it was faster.
-            let stream = header.stream.clone();
-            let verdict = FinalVerdict::NotWritten;
+            let AdmissionRecord { client, seq, header: hash, items } = admission;
+            let (stream, verdict) = (header.stream.clone(), FinalVerdict::NotWritten);
             return self
-                .repeat(standing, FinalMessage { client, stream, seq, header: hash, items: count, verdict })
+                .repeat(standing, FinalMessage { client, stream, seq, header: hash, items, verdict })
                 .await;
         }
         // From here on the message is this node's to finish, even if its client goes away: the
-        // rest is not dropped with the future that waits for it.
-        let rest = tokio::spawn(async move { self.log_and_hand_on(message, &record, received).await });
+        // rest is not dropped with the future that waits for it. Bounded by the places.
+        let admitted = Arc::new(Admitted { message, _share: Some(share) });
+        let rest = tokio::spawn(async move { self.log_and_hand_on(&admission, admitted, &record).await });
         rest.await.unwrap_or(Verification::Unavailable)
     }
-}
 
-impl VerifierParts {
+    /// Waits for a place among the messages that are not final, and for room ahead.
+    async fn room(&self, bytes: usize) -> Option<(Place, Share)> {
+        let place = self.admission.place().await?;
+        Some((place, self.ahead.share(bytes).await?))
+    }
+
     async fn log_and_hand_on(
         self,
-        message: Telemetry,
+        admission: &AdmissionRecord,
+        admitted: Arc<Admitted>,
         record: &LogRecord,
-        received: Duration,
     ) -> Verification {
         let position = match self.log.append(vec![record.entry()]).await {
             Ok(position) => position,
             Err(error) => return self.log_failed(error),
         };
-        if self.policy.send(ApplyPolicy(Arc::new(Admitted { message, received }))).await.is_err() {
+        self.admission.logged(&admission.client, admission.seq, position);
+        if self.policy.send(ApplyPolicy(admitted)).await.is_err() {
             return Verification::Unavailable;
         }
         match self.log.synced(position).await {
@@ -350,38 +419,49 @@ impl VerifierParts {
     }
 
     fn log_failed(&self, error: LogError) -> Verification {
-        if !matches!(error, LogError::Closed) {
-            self.fatal.stop(anyhow::Error::new(error).context("writing the log"));
-        }
+        self.fatal.stop(anyhow::Error::new(error).context("writing the log"));
         Verification::Unavailable
+    }
+
+    /// A message that was sent again while it is on its way: what PUBACK says must be true, too.
+    async fn pending(&self, logged: Option<Position>) -> Verification {
+        let Some(position) = logged else { return Verification::Unavailable };
+        match self.log.synced(position).await {
+            Ok(()) => Verification::Pending,
+            Err(error) => self.log_failed(error),
+        }
     }
 
     /// The answer to a message that is not new.
     async fn repeat(&self, standing: Standing, mut message: FinalMessage) -> Verification {
         let (code, detail) = match standing {
-            Standing::Pending | Standing::New => return Verification::Pending,
+            Standing::Pending { logged } => return self.pending(logged).await,
+            Standing::New => return Verification::Unavailable,
             Standing::Final(verdict) => {
                 message.verdict = verdict;
                 return Verification::Known(message);
             }
             Standing::Settled => {
-                let look_up = LookUpMessage { client: message.client.clone(), seq: message.seq };
-                return match self.storage.send(look_up).await {
-                    Ok(verdict) => {
+                let (client, seq, header) = (message.client.clone(), message.seq, message.header);
+                return match self.storage.send(LookUpMessage { client, seq, header }).await {
+                    Ok(Some(verdict)) => {
                         message.verdict = verdict;
                         Verification::Known(message)
                     }
+                    Ok(None) => Verification::Pending,
                     Err(_) => Verification::Unavailable,
                 };
             }
-            Standing::Reused => (ErrorCode::SeqReused, "this seq was used for another message; take the next one"),
+            Standing::Reused => {
+                (ErrorCode::SeqReused, "this seq was used for another message; take the next one")
+            }
             Standing::TooOld => (ErrorCode::SeqTooOld, "this seq is more than 256 below the highest"),
         };
         let reference = Reference { seq: Some(message.seq), header: Some(message.header) };
         Verification::Refused { code, detail: detail.to_owned(), reference, is_signed: true }
     }
 
-    /// Verifies a message of the own log again and hands it on; its client has its PUBACK.
+    /// Takes up a message of the own log, which is pending again; its client has its PUBACK.
     async fn resume(self, resume: ResumeMessage) {
         let ResumeMessage { position, message: logged } = resume;
         let (client, parts) = (logged.client.clone(), self.clone());
@@ -389,23 +469,35 @@ impl VerifierParts {
         let message = match verified {
             Some(Ok(message)) => message,
             Some(Err(error)) => {
+                // Its client is never told `success` and keeps its copy; the log keeps this one.
                 tracing::error!(%client, position = position.0, %error, "an accepted message of the log does not verify");
                 return;
             }
             None => return,
         };
-        let (header, hash) = (message.header(), message.signed().hash());
-        self.admission.reopen(&client, header.seq, hash, header.count, position);
-        let received = self.clock.monotonic();
-        let _stopping = self.policy.send(ApplyPolicy(Arc::new(Admitted { message, received }))).await;
+        let header = message.header();
+        let known = TakeUp(FinalMessage {
+            client,
+            stream: header.stream.clone(),
+            seq: header.seq,
+            header: message.signed().hash(),
+            items: header.count,
+            verdict: FinalVerdict::NotWritten,
+        });
+        if let Ok(false) = self.take_up.send(known).await {
+            let bytes = message.item_bytes().iter().map(Vec::len).sum();
+            let admitted = Admitted { message, _share: self.ahead.share(bytes).await };
+            let _stopping = self.policy.send(ApplyPolicy(Arc::new(admitted))).await;
+        }
     }
 
     fn reverify(&self, logged: &LoggedMessage) -> Result<Telemetry, TelemetryError> {
         let key = VerifyingKey::parse(&logged.key).map_err(|_| TelemetryError::BadSignature)?;
         let content = Content::decode(&logged.content)?;
         let verified = content.verify(&key, &self.network, &logged.client, &logged.stream)?;
-        // It was in time when it was accepted.
-        verified.check_body(&Limits { ahead_ms: u64::MAX, ..self.limits }, Timestamp::MAX)
+        // It was in time and within the limits when it was accepted.
+        let body_bytes = self.limits.body_bytes.max(MAX_RECORD_BYTES);
+        verified.check_body(&Limits { ahead_ms: u64::MAX, body_bytes, ..self.limits }, Timestamp::MAX)
     }
 }
 

@@ -4,7 +4,8 @@
 //! messages, no wills, no shared subscriptions, no anonymous sessions, no topic aliases; uplink goes to
 //! the gatekeeper (see [`super::hooks`]), downlink to the one client whose topic it is.
 //!
-//! Two things rmqtt leaves to its user. It has no call to stop: [`EmbeddedBroker::stop`] ends the
+//! Three things rmqtt leaves to its user. It takes any number of silent connections: the door (see
+//! [`super::door`]) stands in front of it. It has no call to stop: [`EmbeddedBroker::stop`] ends the
 //! listener and closes every session itself. And a client that vanishes between CONNECT and CONNACK
 //! leaves a session that nobody runs: [`housekeeping`] removes those.
 
@@ -26,9 +27,11 @@ use rmqtt::session::SessionState;
 use rmqtt::types::{ConnectInfo, Disconnect, FitterType, From as Sender, Id, ListenerConfig, Publish, QoS};
 use tokio::task::JoinHandle;
 
+use super::door::{self, Door, Guests};
 use super::registry::Registry;
 use super::{Broker, BrokerError, BrokerSettings, Closing, DownlinkQos, Gatekeeper, Standing, hooks};
 use crate::clock::SharedClock;
+use crate::device::topics;
 use crate::types::ClientId;
 
 /// rmqtt's name for this process; there is no cluster of brokers.
@@ -56,7 +59,7 @@ const STOP_POLL: Duration = Duration::from_millis(10);
 pub struct EmbeddedBroker {
     shared: Arc<Shared>,
     address: SocketAddr,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 /// What the broker's parts have in common.
@@ -65,6 +68,7 @@ pub(super) struct Shared {
     pub(super) gatekeeper: Arc<dyn Gatekeeper>,
     pub(super) registry: Registry,
     pub(super) clock: SharedClock,
+    pub(super) guests: Arc<Guests>,
     pub(super) downlink_dropped: AtomicU64,
     context: ServerContext,
     stopped: AtomicBool,
@@ -80,8 +84,12 @@ impl EmbeddedBroker {
         gatekeeper: Arc<dyn Gatekeeper>,
         clock: SharedClock,
     ) -> Result<Self, BrokerError> {
+        let entrance = door::bind(settings.listen).map_err(|error| listen_error(&settings, &error))?;
+        let address = entrance.local_addr().map_err(|error| listen_error(&settings, &error))?;
         let listener = bind(&settings)?;
-        let address = listener.local_addr().map_err(|error| listen_error(&settings, &error))?;
+        let inner = listener.local_addr().map_err(|error| listen_error(&settings, &error))?;
+        let guests = Arc::<Guests>::default();
+        let door = Door::new(&settings, inner, Arc::clone(&guests));
         let context = ServerContext::new()
             .node_id(NODE)
             .busy_check_enable(false)
@@ -93,6 +101,7 @@ impl EmbeddedBroker {
             gatekeeper,
             registry: Registry::default(),
             clock,
+            guests,
             downlink_dropped: AtomicU64::new(0),
             context: context.clone(),
             stopped: AtomicBool::new(false),
@@ -105,9 +114,10 @@ impl EmbeddedBroker {
                 tracing::error!(%error, "the mqtt listener ended");
             }
         });
+        let door = tokio::spawn(door.run(entrance));
         let tidy = tokio::spawn(housekeeping(Arc::clone(&shared)));
         tracing::info!(%address, "mqtt broker listening");
-        Ok(Self { shared, address, tasks: [serve, tidy] })
+        Ok(Self { shared, address, tasks: [door, serve, tidy] })
     }
 
     /// Number of connections, those still shaking hands included.
@@ -132,6 +142,9 @@ impl Broker for EmbeddedBroker {
         qos: DownlinkQos,
     ) -> Result<(), BrokerError> {
         self.shared.check_running()?;
+        if !topics::may_subscribe(client, topic) {
+            return Err(BrokerError::ForeignTopic { client: client.clone(), topic: topic.to_owned() });
+        }
         let packet = Packet {
             dup: false,
             retain: false,
@@ -326,12 +339,10 @@ impl Fitter for StrangerFitter {
 fn bind(settings: &BrokerSettings) -> Result<Listener, BrokerError> {
     Builder::new()
         .name("mqtt")
-        .laddr(settings.listen)
-        // A restarted node must not wait for the old connections' TIME_WAIT.
-        .reuseaddr(Some(true))
+        .laddr(door::inner_address())
         .nodelay(true)
         .allow_anonymous(false)
-        .max_connections(usize::try_from(settings.max_sessions).unwrap_or(usize::MAX))
+        .max_connections(usize::try_from(settings.max_connections).unwrap_or(usize::MAX))
         .max_handshaking_limit(MAX_HANDSHAKES)
         .handshake_timeout(settings.handshake_timeout)
         .send_timeout(settings.send_timeout)

@@ -16,7 +16,6 @@
 //! Uplink is never routed: an accepted PUBLISH is answered with "no matching subscribers", which is a
 //! success on MQTT 5 and a plain PUBACK on 3.1.1.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -210,7 +209,8 @@ fn connect_request(info: &ConnectInfo, client: ClientId, shared: &Shared) -> Opt
         password: info.password().cloned(),
         clean_start,
         protocol,
-        remote: info.ipaddress().unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
+        // Who did not come through the door has no business here.
+        remote: shared.guests.remote(info.ipaddress()?)?,
     })
 }
 

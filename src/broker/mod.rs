@@ -15,6 +15,7 @@
 //! A broker holds its clients to PROTOCOL.md sections 2 and 3 (client ids, own topics, no wills, no
 //! retained messages). The node checks all of it again, since an external broker may not.
 
+mod door;
 mod embedded;
 mod hooks;
 mod registry;
@@ -151,7 +152,7 @@ pub trait Broker: Send + Sync + 'static {
     /// the client's queue (or was found to have no subscriber, which is not an error).
     ///
     /// # Errors
-    /// [`BrokerError::Stopped`] after [`Broker::stop`].
+    /// [`BrokerError::ForeignTopic`], and [`BrokerError::Stopped`] after [`Broker::stop`].
     async fn publish(
         &self,
         client: &ClientId,
@@ -195,6 +196,14 @@ pub enum BrokerError {
         address: SocketAddr,
         /// What the operating system said.
         reason: String,
+    },
+    /// A downlink message to a topic that is not the client's, which would reach somebody else.
+    #[error("{topic} is not a topic of {client}")]
+    ForeignTopic {
+        /// The client.
+        client: ClientId,
+        /// The topic.
+        topic: String,
     },
     /// The broker was stopped.
     #[error("the mqtt broker was stopped")]

@@ -11,6 +11,9 @@ pub struct BrokerSettings {
     /// Largest MQTT packet taken; a bigger one ends the connection. The default is 4 MiB of payload
     /// (PROTOCOL.md section 6) and room for the topic and properties.
     pub max_packet_bytes: u32,
+    /// Most connections at a time, those without a CONNECT included; one too many is closed at once.
+    /// Each takes three open files, so the limit of open files may allow fewer.
+    pub max_connections: u32,
     /// Most sessions at a time, connected or kept for an absent client. A CONNECT beyond it is told
     /// that the server is unavailable.
     pub max_sessions: u32,
@@ -24,7 +27,7 @@ pub struct BrokerSettings {
     pub max_queued_downlink: usize,
     /// How long a session outlives its connection; on MQTT 5 the client may ask for less.
     pub session_expiry: Duration,
-    /// How long a client may take from its first packet to the end of the handshake.
+    /// How long a client may take to its first bytes, and from there to the end of the handshake.
     pub handshake_timeout: Duration,
     /// How long the client's socket may refuse to take a packet before the connection is closed.
     pub send_timeout: Duration,
@@ -36,6 +39,7 @@ impl BrokerSettings {
         Self {
             listen,
             max_packet_bytes: 4 * 1024 * 1024 + 4 * 1024,
+            max_connections: 10_000,
             max_sessions: 10_000,
             max_strangers: 256,
             max_inflight: 256,

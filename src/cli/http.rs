@@ -1,6 +1,6 @@
 //! The API of a node, as the command line uses it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -10,16 +10,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
+use super::network_dir;
 use crate::api::Problem;
-use crate::config::Config;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longer than a node waits for an operation to be final.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The most nodes whose settings are looked for below `--network`: as many as a replica set can have.
-const MAX_NODES: usize = 100;
 
 /// Which network, and how to reach it
 #[derive(Debug, Clone, Args)]
@@ -36,11 +33,7 @@ pub(super) struct NetworkArgs {
 impl NetworkArgs {
     /// A path that was given, or else the one that `ledgermq init` gives a file of that name.
     pub(super) fn file(&self, given: Option<&PathBuf>, option: &str, name: &str) -> anyhow::Result<PathBuf> {
-        match (given, &self.network) {
-            (Some(path), _) => Ok(path.clone()),
-            (None, Some(dir)) => Ok(dir.join(name)),
-            (None, None) => bail!("give {option} FILE, or --network DIR as `ledgermq init` made it"),
-        }
+        network_dir::file(given, self.network.as_ref(), option, name)
     }
 
     /// A client of the nodes' API.
@@ -54,16 +47,9 @@ impl NetworkArgs {
     }
 }
 
-fn apis_below(dir: &std::path::Path) -> anyhow::Result<Vec<Url>> {
-    let settings = (0..MAX_NODES).map(|at| dir.join(format!("node-{at}")).join("node.toml"));
-    let apis: Vec<Url> = settings
-        .take_while(|path| path.is_file())
-        .map(|path| Ok(Url::parse(&format!("http://{}", Config::load(&path)?.api.listen))?))
-        .collect::<anyhow::Result<_>>()?;
-    if apis.is_empty() {
-        bail!("{} has no node-0/node.toml: give --api URL", dir.display());
-    }
-    Ok(apis)
+fn apis_below(dir: &Path) -> anyhow::Result<Vec<Url>> {
+    let nodes = network_dir::node_settings(dir)?;
+    nodes.iter().map(|node| Ok(Url::parse(&format!("http://{}", node.api.listen))?)).collect()
 }
 
 /// The nodes of a network; each request goes to the first that can be reached.

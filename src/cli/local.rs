@@ -279,6 +279,26 @@ impl LocalNetwork {
         self.child(replica)?.kill().await.with_context(|| format!("cannot kill replica {replica}"))
     }
 
+    /// Kills all replicas that run, as a power cut of the whole house would, and waits for their end.
+    ///
+    /// # Errors
+    /// The system does not do it.
+    pub async fn kill_all(&mut self) -> anyhow::Result<()> {
+        let running = self.running()?;
+        for replica in &running {
+            self.child(*replica)?.start_kill().with_context(|| format!("cannot kill replica {replica}"))?;
+        }
+        for replica in running {
+            self.kill(replica).await?;
+        }
+        Ok(())
+    }
+
+    /// The process id of a replica; none if it does not run.
+    pub fn pid(&self, replica: usize) -> Option<u32> {
+        self.processes[replica].as_ref()?.id()
+    }
+
     fn child(&mut self, replica: usize) -> anyhow::Result<&mut Child> {
         self.processes[replica].as_mut().with_context(|| format!("replica {replica} was never started"))
     }

@@ -8,9 +8,13 @@ mod client;
 mod demo;
 mod http;
 mod init;
+pub mod latency;
 pub mod local;
+mod network_dir;
 mod node;
 mod output;
+mod publish;
+pub mod readings;
 mod verify;
 
 use std::process::ExitCode;
@@ -47,6 +51,7 @@ enum Command {
     Node(node::NodeArgs),
     #[command(subcommand)]
     Client(client::ClientCommand),
+    Publish(publish::PublishArgs),
     Verify(verify::VerifyArgs),
 }
 
@@ -71,6 +76,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Init(args) => init::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Client(command) => client::run(command),
+        Command::Publish(args) => publish::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
 }

@@ -200,6 +200,8 @@ pub struct ConsensusConfig {
     pub batch_max_requests: u32,
     /// Bytes of all requests in a batch.
     pub batch_max_bytes: u32,
+    /// While so many batches are proposed and not executed, only full ones are proposed.
+    pub pipeline_batches: u32,
     /// How long the oldest request that this node admitted waits for others to share its bundle.
     #[serde(rename = "bundle_delay_ms", with = "millis")]
     pub bundle_delay: Duration,
@@ -234,6 +236,7 @@ impl Default for ConsensusConfig {
             batch_delay: Duration::from_millis(5),
             batch_max_requests: 512,
             batch_max_bytes: 8 << 20,
+            pipeline_batches: 4,
             bundle_delay: Duration::from_millis(2),
             resend_interval: Duration::from_millis(250),
             resend_max_interval: Duration::from_secs(2),

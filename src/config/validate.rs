@@ -101,6 +101,7 @@ impl Config {
         millis("consensus.batch_delay_ms", consensus.batch_delay, 0..=1000)?;
         within("consensus.batch_max_requests", consensus.batch_max_requests, 1..=1024)?;
         within("consensus.batch_max_bytes", consensus.batch_max_bytes, 64 << 10..=8 << 20)?;
+        within("consensus.pipeline_batches", consensus.pipeline_batches, 1..=256)?;
         millis("consensus.bundle_delay_ms", consensus.bundle_delay, 0..=1000)?;
         millis("consensus.resend_interval_ms", consensus.resend_interval, 10..=MINUTE_MS)?;
         let at_least = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(MINUTE_MS)..=MINUTE_MS;

@@ -35,6 +35,7 @@ impl Default for KeyTerms {
 pub struct KeyRing {
     terms: KeyTerms,
     clients: BTreeMap<ClientId, ClientKeys>,
+    held: usize,
 }
 
 #[derive(Debug, Default)]
@@ -52,10 +53,16 @@ struct HeldKey {
     messages_left: u64,
 }
 
+impl ClientKeys {
+    fn count(&self) -> usize {
+        usize::from(self.current.is_some()) + usize::from(self.previous.is_some())
+    }
+}
+
 impl KeyRing {
     /// No keys yet.
     pub const fn new(terms: KeyTerms) -> Self {
-        Self { terms, clients: BTreeMap::new() }
+        Self { terms, clients: BTreeMap::new(), held: 0 }
     }
 
     /// The last epoch that was accepted from a client; 0 if none.
@@ -75,13 +82,25 @@ impl KeyRing {
     ) -> Timestamp {
         let not_after = now.plus_ms(self.terms.lifetime_ms).min(Timestamp::MAX);
         let keys = self.clients.entry(client.clone()).or_default();
+        self.held -= keys.count();
         keys.previous = keys.current.take().map(|mut previous| {
             previous.not_after = previous.not_after.min(now.plus_ms(OLD_KEY_OVERLAP_MS));
             previous
         });
         keys.current = Some(HeldKey { kid, key, not_after, messages_left: self.terms.max_messages });
         keys.last_epoch = keys.last_epoch.max(epoch);
+        self.held += keys.count();
         not_after
+    }
+
+    /// How many keys are held, ended ones that were not replaced included.
+    pub const fn len(&self) -> usize {
+        self.held
+    }
+
+    /// Whether no key is held.
+    pub const fn is_empty(&self) -> bool {
+        self.held == 0
     }
 
     /// The number for `max_messages` of `key/success`.
@@ -120,6 +139,7 @@ impl KeyRing {
     /// Forgets the keys of a client that was revoked or registered anew; its epoch stays.
     pub fn forget(&mut self, client: &ClientId) {
         if let Some(keys) = self.clients.get_mut(client) {
+            self.held -= keys.count();
             keys.current = None;
             keys.previous = None;
         }
@@ -201,8 +221,13 @@ mod tests {
     #[test]
     fn epochs_outlive_keys() {
         let mut ring = ring();
-        assert_eq!(ring.last_epoch(&client()), 5);
+        assert_eq!((ring.last_epoch(&client()), ring.len()), (5, 1));
+        ring.insert(&client(), TWO, key(2), 4, NOW);
+        assert_eq!(ring.len(), 2);
+        ring.insert(&client(), THREE, key(3), 4, NOW);
+        assert_eq!(ring.len(), 2);
         ring.forget(&client());
+        assert!(ring.is_empty());
         assert_eq!(ring.key(&client(), &ONE, NOW), Err(ForbiddenReason::NoKey));
         assert_eq!(ring.last_epoch(&client()), 5);
         assert_eq!(ring.last_epoch(&ClientId::new("devices/other").unwrap()), 0);

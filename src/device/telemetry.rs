@@ -258,6 +258,11 @@ impl Content {
         Reference { seq, header: Some(Header::hash_of(&self.header)) }
     }
 
+    /// The header's bytes, as they came.
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
     /// Verifies the signature under the client's registered key, and that the header is for the
     /// topic it came on and for the envelope it came in.
     ///

@@ -390,8 +390,8 @@ mod tests {
         Entry::Message(Arc::new(Stored {
             seq: MessageSeq(seq),
             stream: Stream::new("env").unwrap(),
-            header: Hash([seq as u8; 32]),
-            content: vec![seq as u8; 100],
+            header: Hash([u8::try_from(seq).unwrap(); 32]),
+            content: vec![7; 100],
         }))
     }
 

@@ -13,7 +13,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A message is on disk before it is sent, and stays there until a node has acknowledged it; the next
+//! A message is on disk before it is sent (see [`Delivery::stored`]), and stays there until a node has acknowledged it; the next
 //! start sends it again. Its number is never used twice. [`Gateway::publish`] waits while the window of
 //! unacknowledged messages is full: that is how back-pressure reaches the caller.
 //!
@@ -245,8 +245,8 @@ impl Gateway {
         Ok(Self { publishes, closing, status: watch_status, unfinished: watch_unfinished })
     }
 
-    /// Publishes a JSON body (PROTOCOL.md section 6) on a stream. Resolves when the message is signed
-    /// and on disk; waits while the window of unacknowledged messages is full, and, for a client
+    /// Publishes a JSON body (PROTOCOL.md section 6) on a stream. Resolves when the message is signed and
+    /// has its number, so that one caller can have many on their way, in order. Waits while the window of unacknowledged messages is full, and, for a client
     /// without a past on this disk, until a node has said where its numbers go on.
     ///
     /// # Errors
@@ -314,21 +314,27 @@ pub struct Delivery {
     pub seq: MessageSeq,
     /// BLAKE3 of its header, as acks name it.
     pub header: Hash,
-    puback: oneshot::Receiver<()>,
+    stored: Fact,
+    puback: Fact,
     done: oneshot::Receiver<Result<Ack, PublishError>>,
 }
 
 impl Delivery {
-    /// Waits for the broker's PUBACK: with an embedded broker, the node has the message on disk. To be
-    /// awaited once; resolves at once thereafter.
+    /// Waits until the message is on this machine's disk: from then on it is sent until it is
+    /// acknowledged, whatever happens to this process.
     ///
     /// # Errors
-    /// [`PublishError::Closed`] if the gateway ended before.
+    /// [`PublishError::Closed`] if the gateway ended before; [`Self::done`] tells why.
+    pub async fn stored(&mut self) -> Result<(), PublishError> {
+        self.stored.wait().await
+    }
+
+    /// Waits for the broker's PUBACK: with an embedded broker, the node has the message on disk.
+    ///
+    /// # Errors
+    /// [`PublishError::Closed`] if the gateway ended before; [`Self::done`] tells why.
     pub async fn puback(&mut self) -> Result<(), PublishError> {
-        if self.puback.is_terminated() {
-            return Ok(());
-        }
-        (&mut self.puback).await.map_err(|_| PublishError::Closed)
+        self.puback.wait().await
     }
 
     /// Waits for the node's signed word: the history row is stored and, if the policy picked any item,
@@ -338,5 +344,24 @@ impl Delivery {
     /// [`PublishError`].
     pub async fn done(self) -> Result<Ack, PublishError> {
         self.done.await.unwrap_or(Err(PublishError::Closed))
+    }
+}
+
+/// Something that happens once, or never.
+#[derive(Debug)]
+enum Fact {
+    Awaited(oneshot::Receiver<()>),
+    Known(Result<(), PublishError>),
+}
+
+impl Fact {
+    async fn wait(&mut self) -> Result<(), PublishError> {
+        if let Self::Awaited(told) = self {
+            *self = Self::Known(told.await.map_err(|_| PublishError::Closed));
+        }
+        match self {
+            Self::Known(outcome) => outcome.clone(),
+            Self::Awaited(_) => Err(PublishError::Closed),
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::journal::{Entry, Journal, Remembered, Stored, Written};
 use super::link::{Dial, Epoch, Link, LinkEvent};
 use super::random::Random;
 use super::session::{Effect, Identity, Numbered, Session};
-use super::{Ack, Delivery, GatewayError, GatewayOptions, JournalError, PublishError, Refusal, Status};
+use super::{Ack, Delivery, Fact, GatewayError, GatewayOptions, JournalError, PublishError, Refusal, Status};
 use crate::crypto::VerifyingKey;
 use crate::device::compose::{Composed, Draft, compose};
 use crate::device::telemetry::{Limits, TelemetryError};
@@ -25,7 +25,8 @@ use crate::types::{MessageSeq, Stream};
 /// Events between connection and runner; the socket waits when it is full.
 const LINK_EVENTS: usize = 256;
 /// Room for every message there can be between signing and ack, so that the journal never waits.
-const WRITTEN: usize = SEQ_WINDOW as usize + 1;
+const WRITTEN: usize = 257;
+const _: () = assert!(WRITTEN as u64 > SEQ_WINDOW);
 /// How exactly deadlines are kept.
 const TICK: Duration = Duration::from_millis(50);
 /// First wait before connecting again; doubles, up to the longest.
@@ -57,8 +58,7 @@ pub(super) struct Told {
 
 /// Who waits for a message.
 struct Waiter {
-    /// Until the message is on disk.
-    accepted: Option<(oneshot::Sender<Result<Delivery, PublishError>>, Delivery)>,
+    stored: Option<oneshot::Sender<()>>,
     puback: Option<oneshot::Sender<()>>,
     done: oneshot::Sender<Result<Ack, PublishError>>,
 }
@@ -71,7 +71,8 @@ pub(super) struct Runner {
     waiters: HashMap<MessageSeq, Waiter>,
     told: Told,
     link: Option<Link>,
-    events: (mpsc::Sender<(Epoch, LinkEvent)>, mpsc::Receiver<(Epoch, LinkEvent)>),
+    told_by_link: mpsc::Sender<(Epoch, LinkEvent)>,
+    events: mpsc::Receiver<(Epoch, LinkEvent)>,
     epoch: Epoch,
     failures: u32,
     dial_at: Duration,
@@ -90,6 +91,7 @@ impl Runner {
         let identity = Identity { network, client, key: options.key.clone(), trusted };
         let session = Session::new(identity, random, remembered);
         told.unfinished.send_replace(session.unfinished());
+        let (told_by_link, events) = mpsc::channel(LINK_EVENTS);
         Ok(Self {
             options,
             session,
@@ -98,7 +100,8 @@ impl Runner {
             waiters: HashMap::new(),
             told,
             link: None,
-            events: mpsc::channel(LINK_EVENTS),
+            told_by_link,
+            events,
             epoch: 0,
             failures: 0,
             dial_at: Duration::ZERO,
@@ -127,9 +130,6 @@ impl Runner {
         };
         // Whoever has given up waiting is not told.
         for (_, waiter) in waiters.drain() {
-            if let Some((reply, _)) = waiter.accepted {
-                let _ = reply.send(Err(error.clone()));
-            }
             let _ = waiter.done.send(Err(error.clone()));
         }
         if let Some(closed) = closed {
@@ -157,7 +157,7 @@ impl Runner {
                     Some(Written::Failed(error)) => return Err(error),
                     None => return Err(JournalError::Ended { path: self.options.state.clone() }),
                 },
-                Some((epoch, event)) = self.events.1.recv() => self.on_link(epoch, event),
+                Some((epoch, event)) = self.events.recv() => self.on_link(epoch, event),
                 Some(Some((numbered, publish))) = publish => {
                     self.on_publish(numbered, publish).await;
                     Vec::new()
@@ -180,17 +180,19 @@ impl Runner {
             }
         };
         let Composed { header, header_hash, content } = composed;
-        let (puback, puback_told) = oneshot::channel();
-        let (done, done_told) = oneshot::channel();
-        let delivery =
-            Delivery { seq: header.seq, header: header_hash, puback: puback_told, done: done_told };
-        let accepted = Some((reply, delivery));
-        self.waiters.insert(header.seq, Waiter { accepted, puback: Some(puback), done });
-        let stored = Arc::new(Stored { seq: header.seq, stream, header: header_hash, content });
-        self.session.add(Arc::clone(&stored));
+        let seq = header.seq;
+        let ((stored_tell, stored), (puback_tell, puback)) = (oneshot::channel(), oneshot::channel());
+        let (done_tell, done) = oneshot::channel();
+        let waiter = Waiter { stored: Some(stored_tell), puback: Some(puback_tell), done: done_tell };
+        self.waiters.insert(seq, waiter);
+        let message = Arc::new(Stored { seq, stream, header: header_hash, content });
+        self.session.add(&message);
         self.told.unfinished.send_replace(self.session.unfinished());
         // If the writer has ended, its last word is on its way here.
-        let _ = self.journal.write(Entry::Message(stored)).await;
+        let _ = self.journal.write(Entry::Message(message)).await;
+        // Whoever does not wait any more has its message published all the same.
+        let (stored, puback) = (Fact::Awaited(stored), Fact::Awaited(puback));
+        let _ = reply.send(Ok(Delivery { seq, header: header_hash, stored, puback, done }));
     }
 
     async fn compose(
@@ -222,10 +224,8 @@ impl Runner {
     }
 
     fn on_durable(&mut self, seq: MessageSeq) -> Vec<Effect> {
-        if let Some((reply, delivery)) = self.waiters.get_mut(&seq).and_then(|waiter| waiter.accepted.take())
-        {
-            // Whoever does not wait any more has its message published all the same.
-            let _ = reply.send(Ok(delivery));
+        if let Some(stored) = self.waiters.get_mut(&seq).and_then(|waiter| waiter.stored.take()) {
+            let _ = stored.send(());
         }
         self.session.on_durable(seq, self.now())
     }
@@ -278,7 +278,7 @@ impl Runner {
         let endpoint = &endpoints[self.failures as usize % endpoints.len()];
         self.epoch += 1;
         let dial = Dial { client, account, token, endpoint, keep_alive: *keep_alive };
-        self.link = Some(Link::dial(self.epoch, dial, self.events.0.clone()));
+        self.link = Some(Link::dial(self.epoch, dial, self.told_by_link.clone()));
     }
 
     async fn perform(&mut self, effects: Vec<Effect>) {
@@ -330,7 +330,7 @@ impl Runner {
             return;
         }
         let gone = async {
-            while let Some((epoch, event)) = self.events.1.recv().await {
+            while let Some((epoch, event)) = self.events.recv().await {
                 if epoch == link.epoch && matches!(event, LinkEvent::Down { .. }) {
                     break;
                 }

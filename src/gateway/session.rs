@@ -163,12 +163,12 @@ impl Session {
     }
 
     /// Takes a message that was signed with the number of [`Self::next`]; it is sent once it is durable.
-    pub(super) fn add(&mut self, stored: Arc<Stored>) {
+    pub(super) fn add(&mut self, stored: &Arc<Stored>) {
         debug_assert_eq!(self.next, Some(stored.seq), "signed out of turn");
         self.next = Some(stored.seq.next());
         self.unused_above = None;
         self.outbox_bytes += stored.content.len();
-        let outgoing = Outgoing { stored: Arc::clone(&stored), durable: false, transfer: Transfer::Waiting };
+        let outgoing = Outgoing { stored: Arc::clone(stored), durable: false, transfer: Transfer::Waiting };
         self.outbox.insert(stored.seq, outgoing);
     }
 

@@ -132,7 +132,7 @@ fn sent(effects: &[Effect]) -> Vec<u64> {
 fn add_durable(session: &mut Session, seqs: std::ops::Range<u64>) -> Vec<Effect> {
     let mut effects = Vec::new();
     for seq in seqs {
-        session.add(stored(seq));
+        session.add(&stored(seq));
         effects.extend(session.on_durable(MessageSeq(seq), T0));
     }
     effects
@@ -160,8 +160,8 @@ fn a_last_seq_that_would_use_up_all_numbers_is_not_believed() {
 #[test]
 fn a_message_is_sent_only_after_it_is_durable() {
     let mut session = Node::new().ready(1);
-    session.add(stored(1));
-    session.add(stored(2));
+    session.add(&stored(1));
+    session.add(&stored(2));
     assert_eq!(session.on_durable(MessageSeq(2), T0), vec![], "its predecessor is not durable yet");
     assert_eq!(sent(&session.on_durable(MessageSeq(1), T0)), [1, 2]);
 }
@@ -250,7 +250,7 @@ fn the_outbox_never_spans_more_than_the_nodes_window() {
     let mut session = node.ready(1);
     for seq in 1..=SEQ_WINDOW {
         assert_eq!(session.next().unwrap().seq, MessageSeq(seq));
-        session.add(stored(seq));
+        session.add(&stored(seq));
     }
     assert_eq!(session.next(), None);
     node.ack(&mut session, &stored(2));
@@ -294,10 +294,10 @@ fn silence_is_counted_from_the_oldest_unanswered_message() {
     let mut session = Node::new().ready(1);
     assert_eq!(session.on_tick(T0 + 9 * SILENCE), vec![], "nothing is expected");
     let later = T0 + 9 * SILENCE;
-    session.add(stored(1));
+    session.add(&stored(1));
     session.on_durable(MessageSeq(1), later);
     session.on_puback(MessageSeq(1), later);
-    session.add(stored(2));
+    session.add(&stored(2));
     session.on_durable(MessageSeq(2), later + SILENCE / 2);
     assert_eq!(session.on_tick(later + SILENCE - Duration::from_millis(1)), vec![]);
     assert!(matches!(session.on_tick(later + SILENCE).last(), Some(Effect::Key(_))));
@@ -314,7 +314,7 @@ fn a_key_ends_with_its_messages_and_with_its_time() {
     assert_eq!(sent(&effects), [1, 2]);
     assert!(matches!(effects.last(), Some(Effect::Key(_))));
     let mut session = node.ready(1);
-    session.add(stored(1));
+    session.add(&stored(1));
     let effects = session.on_durable(MessageSeq(1), T0 + Duration::from_secs(3_601));
     assert!(matches!(&effects[..], [Effect::Status(Status::Handshaking), Effect::Key(_)]), "{effects:?}");
 }

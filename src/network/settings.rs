@@ -28,11 +28,12 @@ use crate::types::NodeId;
 pub const COMMAND_QUEUE: usize = 1024;
 
 /// Events on their way to the node: about a second of a busy cluster's gossip.
-pub const EVENT_QUEUE: usize = 4096;
+pub const EVENT_QUEUE: usize = 8192;
 
-/// Gossip of one peer that the node has not judged yet: an eighth of [`EVENT_QUEUE`], so that one
-/// flooding peer cannot take the place of the others.
-pub const UNJUDGED_GOSSIP_PER_PEER: usize = EVENT_QUEUE / 8;
+/// Gossip of one peer that the node has not judged yet: a quarter of [`EVENT_QUEUE`], so that one
+/// flooding peer cannot take the place of the others, and more than a full PBFT window (256) of
+/// PREPAREs, COMMITs and CHECKPOINTs with some of others that it passes on.
+pub const UNJUDGED_GOSSIP_PER_PEER: usize = EVENT_QUEUE / 4;
 
 /// Broadcasts that found no peer or full queues and are tried again. Few: PBFT re-sends by itself.
 pub const RETRY_QUEUE: usize = 256;

@@ -285,12 +285,7 @@ impl Task {
                 self.on_identified(peer_id, &info.protocol_version);
             }
             BehaviourEvent::Ping(event) => self.on_probed(event),
-            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
-                for (peer, address) in found {
-                    tracing::debug!(%peer, %address, "found by mDNS");
-                    self.dialer.learn(peer, vec![address]);
-                }
-            }
+            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_found(found),
             BehaviourEvent::Identify(_) | BehaviourEvent::Mdns(_) => {}
             BehaviourEvent::Limits(never) | BehaviourEvent::Blocked(never) => match never {},
         }

@@ -35,9 +35,7 @@ pub(super) fn build(
     let mut yamux = yamux::Config::default();
     yamux.set_max_num_streams(MAX_STREAMS);
 
-    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
-    let named = dns::tokio::Transport::system(tcp)
-        .map_err(|error| NetworkError::SetUp(format!("the system's DNS settings: {error}")))?;
+    let named = with_names();
     let private = named.and_then(move |socket, _| match swarm_key {
         Some(key) => key.handshake(socket).map_ok(Either::Left).map_err(std::io::Error::other).left_future(),
         None => futures::future::ok(Either::Right(socket)).right_future(),
@@ -48,6 +46,16 @@ pub(super) fn build(
         .multiplex(yamux)
         .timeout(HANDSHAKE_TIMEOUT)
         .boxed())
+}
+
+/// TCP that resolves names. A machine without DNS settings still reaches nodes by their IP
+/// addresses.
+fn with_names() -> dns::tokio::Transport<tcp::tokio::Transport> {
+    let tcp = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+    dns::tokio::Transport::system(tcp()).unwrap_or_else(|error| {
+        tracing::warn!(%error, "no DNS settings; node addresses with names will not work");
+        dns::tokio::Transport::custom(tcp(), dns::ResolverConfig::default(), dns::ResolverOpts::default())
+    })
 }
 
 /// libp2p listens with SO_REUSEPORT, so two nodes of one user would silently share a port and each

@@ -8,9 +8,7 @@ use async_trait::async_trait;
 
 use crate::actors::ingress::{GreetStranger, HandleUplink, Ingress};
 use crate::actors::view::LedgerView;
-use crate::broker::{
-    ConnectRequest, ConnectVerdict, Gatekeeper, Session, Standing, Uplink, UplinkVerdict,
-};
+use crate::broker::{ConnectRequest, ConnectVerdict, Gatekeeper, Session, Standing, Uplink, UplinkVerdict};
 use crate::clock::SharedClock;
 use crate::device::token;
 use crate::metrics::IngressMetrics;

@@ -20,23 +20,30 @@ use anyhow::Context as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::actors::admission::MAX_PENDING;
+use crate::actors::changed::ChangedClients;
 use crate::actors::consensus::Consensus;
 use crate::actors::downlink::Downlink;
 use crate::actors::effects::{self, Effects};
+use crate::actors::finals::{Finals, TellFinal};
 use crate::actors::ingress::{Ingress, IngressLimits, IngressParts};
-use crate::actors::key_ring::{KeyLifetimes, KeyRing};
 use crate::actors::network::{Judge, Network as NetworkActor};
+use crate::actors::node_keys::NodeKeys;
 use crate::actors::policy::Policy;
-use crate::actors::storage::{Storage, StorageOutlets};
+use crate::actors::storage::{Storage, StorageOutlets, StorageParts};
+use crate::actors::tally::{ConsensusTally, StorageTally};
 use crate::actors::upkeep::Upkeep;
-use crate::actors::verifier::{RequestVerifier, ResumeMessage, Verifier, VerifierParts, Workers};
+use crate::actors::verifier::{
+    Ahead, LoggedMessage, RequestVerifier, ResumeMessage, Verifier, VerifierParts, Workers,
+};
 use crate::actors::view::LedgerView;
 use crate::actors::{Fatal, FatalReceiver, Feeder, Mouth, fatal, feeder};
 use crate::api::Api;
 use crate::broker::{Broker, BrokerSettings, EmbeddedBroker};
 use crate::clock::{SharedClock, SystemClock};
-use crate::config::{Config, DefaultPolicy};
+use crate::config::{self, Config, DefaultPolicy};
 use crate::crypto::SecretKey;
+use crate::device::keyring::KeyTerms;
 use crate::device::telemetry::Limits;
 use crate::keyfile;
 use crate::ledger::{Genesis, ReplicaSetKeys};
@@ -44,17 +51,15 @@ use crate::metrics::Metrics;
 use crate::network::{Network, NetworkEvent, NetworkHandle, NetworkSettings, SwarmKey};
 use crate::pbft::{Replica, Settings};
 use crate::policy::WritePolicy;
+use crate::store::log::Position;
 use crate::types::NetworkId;
 use open::Opened;
 
 /// Results on their way to Consensus. The core has at most 256 batches in execution.
 const RESULTS: usize = 1_024;
 
-/// Final messages on their way to Ingress: more than the request pool of one node can hold.
-const FINALS: usize = 65_536;
-
-/// Changed clients on their way to Ingress: a block of 512 admin operations, many times.
-const CLIENT_CHANGES: usize = 8_192;
+/// Final messages on their way to Ingress: each keeps its place among the accepted ones.
+const FINALS: usize = MAX_PENDING;
 
 /// Orders from the core on their way to Storage: a window of batches and certificates.
 const STORAGE_ORDERS: usize = 1_024;
@@ -97,16 +102,17 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 async fn run_on(config: Config, runtime: Arc<tokio::runtime::Runtime>) -> anyhow::Result<()> {
     let (fatal, mut stop_reason) = fatal();
-    let shared = Shared::load(config, fatal, runtime)?;
-    let node = Node::start(shared).await?;
+    let shared = Shared::load(config, fatal.clone(), runtime)?;
+    // Parts that end because another could not be started are no failure of theirs.
+    let node = Node::start(shared).await.inspect_err(|_| fatal.stop_in_order())?;
     let result = node.wait(&mut stop_reason).await;
-    node.stop().await;
+    node.stop(&fatal).await;
     result
 }
 
 impl Shared {
     fn load(config: Config, fatal: Fatal, runtime: Arc<tokio::runtime::Runtime>) -> anyhow::Result<Self> {
-        let genesis = read_genesis(&config.genesis)?;
+        let genesis = config::read_genesis(&config.genesis)?;
         let key = keyfile::read(&config.node_key)?;
         let keys = Arc::new(ReplicaSetKeys::new(&genesis.replicas)?);
         Ok(Self {
@@ -131,7 +137,7 @@ impl Shared {
     }
 
     fn feeder<M>(&self, name: &'static str, capacity: usize) -> (Feeder<M>, Mouth<M>) {
-        feeder(name, capacity, self.fatal.clone())
+        feeder(name, capacity, self.metrics.queues.queue(name), self.fatal.clone())
     }
 
     async fn start_network(&self) -> anyhow::Result<(NetworkHandle, mpsc::Receiver<NetworkEvent>)> {
@@ -162,13 +168,14 @@ impl Shared {
         settings.batch_delay = consensus.batch_delay;
         settings.batch_max_requests = usize::try_from(consensus.batch_max_requests)?;
         settings.batch_max_bytes = usize::try_from(consensus.batch_max_bytes)?;
-        settings.bundle_delay = consensus.bundle_delay;
-        settings.inflight_max_bytes = usize::try_from(consensus.inflight_max_bytes)?;
         settings.resend_initial = consensus.resend_interval;
         settings.resend_max = consensus.resend_max_interval;
         settings.request_resend = consensus.request_resend_interval;
         settings.request_resend_max = consensus.request_resend_max_interval;
+        settings.pipeline_batches = u64::from(consensus.pipeline_batches);
+        settings.bundle_delay = consensus.bundle_delay;
         settings.fetch_interval = consensus.fetch_interval;
+        settings.inflight_max_bytes = usize::try_from(consensus.inflight_max_bytes)?;
         settings.pool_max_requests = usize::try_from(consensus.pool_max_requests)?;
         settings.pool_max_bytes = usize::try_from(consensus.pool_max_bytes)?;
         Ok(settings)
@@ -196,19 +203,6 @@ impl Shared {
     }
 }
 
-/// Reads and checks a genesis document.
-///
-/// # Errors
-/// It is not there, or is none.
-pub fn read_genesis(path: &std::path::Path) -> anyhow::Result<Genesis> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the genesis document {}", path.display()))?;
-    let genesis: Genesis = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a genesis document", path.display()))?;
-    genesis.check().with_context(|| format!("{} is not a genesis document", path.display()))?;
-    Ok(genesis)
-}
-
 /// A running node.
 struct Node {
     broker: Arc<EmbeddedBroker>,
@@ -225,8 +219,8 @@ struct Core {
     network: NetworkHandle,
     storage: Addr<Storage>,
     consensus: Addr<Consensus>,
-    finals: Feeder<crate::actors::FinalMessage>,
-    to_ingress: (Mouth<crate::actors::FinalMessage>, Mouth<crate::actors::ClientChanged>),
+    finals: Finals,
+    to_ingress: (Mouth<TellFinal>, ChangedClients),
 }
 
 impl Node {
@@ -234,7 +228,7 @@ impl Node {
         let shared = Arc::new(shared);
         let opener = Arc::clone(&shared);
         let opened = tokio::task::spawn_blocking(move || {
-            open::open(&opener.config, &opener.genesis, Arc::clone(&opener.clock))
+            open::open(&opener.config, &opener.genesis, Arc::clone(&opener.clock), &opener.metrics.storage)
         });
         let opened = opened.await??;
         let mut core = start_core(&shared, opened).await?;
@@ -245,9 +239,7 @@ impl Node {
         let (storage, consensus, store) =
             (core.storage.clone(), core.consensus.clone(), Arc::clone(&core.opened.store));
         let (ingress, verifier) = start_device_side(&shared, core, &downlink)?;
-        for (position, message) in accepted {
-            verifier.send(ResumeMessage { position, message }).await?;
-        }
+        tokio::spawn(resume(verifier, accepted));
         let gatekeeper = gatekeeper::NodeGatekeeper {
             network: shared.network_id,
             view: Arc::clone(&shared.view),
@@ -278,7 +270,10 @@ impl Node {
         });
         tokio::spawn(Arc::clone(&view).watch_health());
         let api = Api::start(&shared.config.api, view, Arc::clone(&shared.metrics)).with_context(|| {
-            format!("cannot listen for http on {}; set api.listen to a free address", shared.config.api.listen)
+            format!(
+                "cannot listen for http on {}; set api.listen to a free address",
+                shared.config.api.listen
+            )
         })?;
         tracing::info!(
             node = %shared.key.node_id(), network = %shared.network_id,
@@ -301,8 +296,10 @@ impl Node {
         Ok(())
     }
 
-    /// No new messages, no new requests, then a last save.
-    async fn stop(self) {
+    /// No new messages, no new requests, then a last save. What is on its way then is in the log,
+    /// as far as anybody was told of it, and goes on at the next start.
+    async fn stop(self, fatal: &Fatal) {
+        fatal.stop_in_order();
         self.broker.stop().await;
         self.api.stop().await;
         self.network.shutdown().await;
@@ -322,21 +319,30 @@ impl Node {
 /// Starts network, Storage, Consensus and the pipeline between them.
 async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<Core> {
     let (network, events) = shared.start_network().await?;
-    let replica = Replica::new(shared.replica_settings()?, opened.restored.take().context("a replica is restored once")?)?;
+    let replica = Replica::new(
+        shared.replica_settings()?,
+        opened.restored.take().context("a replica is restored once")?,
+    )?;
 
     let (executed, executed_mouth) = shared.feeder("executed", RESULTS);
-    let (finals, finals_mouth) = shared.feeder("finals", FINALS);
-    let (clients, clients_mouth) = shared.feeder("clients", CLIENT_CHANGES);
-    let outlets = StorageOutlets { executed, finals: finals.clone(), clients };
-    let state = opened.state.take().context("the ledger's state is used once")?;
-    let storage = Storage::new(
-        shared.key.node_id(),
-        state,
-        Arc::clone(&opened.store),
-        Arc::clone(&shared.view),
-        outlets,
-        shared.fatal.clone(),
+    let (to_ingress, finals_mouth) = shared.feeder("finals", FINALS);
+    let finals = Finals::new(
+        Arc::clone(&opened.admission),
+        to_ingress,
+        Arc::clone(&shared.clock),
+        shared.metrics.ingress.final_ms.clone(),
     );
+    let clients = ChangedClients::default();
+    let parts = StorageParts {
+        node: shared.key.node_id(),
+        store: Arc::clone(&opened.store),
+        view: Arc::clone(&shared.view),
+        outlets: StorageOutlets { executed, finals: finals.clone(), clients: clients.clone() },
+        clock: Arc::clone(&shared.clock),
+        tally: StorageTally::new(&shared.metrics.consensus, &shared.metrics.storage),
+        fatal: shared.fatal.clone(),
+    };
+    let storage = Storage::new(parts, opened.state.take().context("the ledger's state is used once")?);
     let storage = Storage::start_in_arbiter(&shared.arbiter().handle(), move |_| storage);
 
     let (outputs, outputs_queue) = mpsc::channel(effects::OUTPUTS);
@@ -345,15 +351,20 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         Arc::clone(&shared.clock),
         outputs,
         Arc::clone(&shared.room),
-        shared.metrics.consensus.clone(),
+        ConsensusTally::new(
+            shared.key.node_id(),
+            shared.metrics.consensus.clone(),
+            shared.metrics.queues.queue("outputs"),
+        ),
+        shared.fatal.vital("Consensus"),
     );
     let consensus = Consensus::start_in_arbiter(&shared.arbiter().handle(), move |_| consensus);
     executed_mouth.connect(consensus.clone());
 
-    let (to_storage, to_storage_mouth) = shared.feeder("storage orders", STORAGE_ORDERS);
-    let (requests, requests_mouth) = shared.feeder("fetched requests", FETCHED);
-    let (synced, synced_mouth) = shared.feeder("synced blocks", FETCHED);
-    let (certificates, certificates_mouth) = shared.feeder("fetched certificates", FETCHED);
+    let (to_storage, to_storage_mouth) = shared.feeder("storage_orders", STORAGE_ORDERS);
+    let (requests, requests_mouth) = shared.feeder("fetched_requests", FETCHED);
+    let (synced, synced_mouth) = shared.feeder("synced_blocks", FETCHED);
+    let (certificates, certificates_mouth) = shared.feeder("fetched_certificates", FETCHED);
     to_storage_mouth.connect(storage.clone());
     requests_mouth.connect(consensus.clone());
     synced_mouth.connect(consensus.clone());
@@ -385,8 +396,8 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         verifier,
         store: Arc::clone(&opened.store),
     };
-    NetworkActor::start_with(judge, events);
-    Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients_mouth) })
+    NetworkActor::start_with(judge, events, &shared.fatal);
+    Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients) })
 }
 
 /// Starts Policy, Verifier and Ingress.
@@ -408,6 +419,7 @@ fn start_device_side(
         Arc::clone(&shared.room),
         finals,
         shared.metrics.ingress.clone(),
+        shared.fatal.vital("Policy"),
     )
     .start();
     let limits = shared.message_limits();
@@ -417,24 +429,26 @@ fn start_device_side(
         admission: Arc::clone(&opened.admission),
         log: opened.log.clone(),
         policy: policy.recipient(),
-        storage: storage.recipient(),
+        storage: storage.clone().recipient(),
+        take_up: storage.recipient(),
         workers: shared.workers.clone(),
+        ahead: Ahead::new(shared.metrics.queues.queue("ahead_kib")),
+        patience: shared.config.mqtt.submit_timeout,
         clock: Arc::clone(&shared.clock),
         fatal: shared.fatal.clone(),
     })
     .start();
     let mqtt = &shared.config.mqtt;
-    let lifetimes = KeyLifetimes {
-        kem: mqtt.kem_lifetime,
-        payload: mqtt.payload_key_lifetime,
-        payload_messages: mqtt.payload_key_max_messages,
+    let terms = KeyTerms {
+        lifetime_ms: u64::try_from(mqtt.payload_key_lifetime.as_millis())?,
+        max_messages: mqtt.payload_key_max_messages,
     };
     let ingress = Ingress::new(IngressParts {
         network: shared.network_id,
         node,
         view: Arc::clone(&shared.view),
         admission: opened.admission,
-        keys: KeyRing::new(shared.network_id, node, lifetimes, shared.clock.now())?,
+        keys: NodeKeys::new(shared.network_id, node, mqtt.kem_lifetime, terms, shared.clock.now())?,
         downlink: downlink.clone(),
         verifier: verifier.clone().recipient(),
         log: opened.log,
@@ -449,10 +463,20 @@ fn start_device_side(
         fatal: shared.fatal.clone(),
     })
     .start();
-    let (finals_mouth, clients_mouth) = to_ingress;
+    let (finals_mouth, clients) = to_ingress;
     finals_mouth.connect(ingress.clone());
-    clients_mouth.connect(ingress.clone());
+    tokio::spawn(clients.deliver(ingress.clone().recipient()));
     Ok((ingress, verifier))
+}
+
+/// Finishes what was accepted before the restart, one after the other, while the node runs: the
+/// other nodes may have to come back before there is room for all of it.
+async fn resume(verifier: Addr<Verifier>, accepted: Vec<(Position, LoggedMessage)>) {
+    for (position, message) in accepted {
+        if verifier.send(ResumeMessage { position, message }).await.is_err() {
+            return;
+        }
+    }
 }
 
 fn start_upkeep(shared: &Arc<Shared>, core: &Core) -> (watch::Sender<bool>, Vec<JoinHandle<()>>) {
@@ -465,6 +489,9 @@ fn start_upkeep(shared: &Arc<Shared>, core: &Core) -> (watch::Sender<bool>, Vec<
         view: Arc::clone(&shared.view),
         interval: shared.config.storage.checkpoint_interval,
         bytes: shared.config.storage.checkpoint_bytes,
+        clock: Arc::clone(&shared.clock),
+        metrics: shared.metrics.storage.clone(),
+        accepted: shared.metrics.queues.queue("accepted"),
         fatal: shared.fatal.clone(),
     };
     let index = tokio::spawn(upkeep.clone().index(stop.clone()));

@@ -16,12 +16,19 @@ use crate::actors::effects::WalMarks;
 use crate::actors::verifier::{LogRecord, LoggedMessage};
 use crate::clock::SharedClock;
 use crate::config::Config;
+use crate::device;
 use crate::device::telemetry::Content;
 use crate::ledger::{Genesis, State};
+use crate::metrics::StorageMetrics;
 use crate::pbft::{Restored, WalEntry};
-use crate::store::log::{EntryKind, LogSettings, Position};
-use crate::store::{LedgerStore, Log, SledStore, StoreSettings};
-use crate::types::{ClientId, MessageSeq, NetworkId, SeqNum};
+use crate::store::ledger::AdmissionRecord;
+use crate::store::log::{EntryKind, LogSettings, Position, SyncReport};
+use crate::store::{LedgerStore, Log, SledStore, StoreError, StoreSettings};
+use crate::types::{ClientId, Height, MessageSeq, NetworkId, SeqNum};
+
+/// Recent blocks whose certificates are looked for at the start: those that are older had a day of
+/// running to be fetched. Bounds the time that a start takes.
+const CERTIFICATES_LOOKED_FOR: usize = 100_000;
 
 /// A node's memory, opened.
 pub(super) struct Opened {
@@ -37,21 +44,25 @@ pub(super) struct Opened {
     pub(super) admission: Arc<Admission>,
     /// What the replica goes on from, until it is built.
     pub(super) restored: Option<Restored>,
-    /// Accepted messages whose log entries are still there, oldest first.
+    /// Accepted messages whose clients were not told their fate, oldest first; pending in
+    /// `admission`.
     pub(super) accepted: Vec<(Position, LoggedMessage)>,
 }
 
 /// Opens store and log under the data directory. Blocks on the disk.
-pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> anyhow::Result<Opened> {
+pub(super) fn open(
+    config: &Config,
+    genesis: &Genesis,
+    clock: SharedClock,
+    metrics: &StorageMetrics,
+) -> anyhow::Result<Opened> {
     let network = genesis.network_id();
     let settings = StoreSettings { network, cache_bytes: config.storage.cache_bytes };
     let store = SledStore::open(&config.data_dir.join("ledger"), &settings)?;
     let state = load_state(&store, genesis).context("loading the ledger's state")?;
     let admission = Admission::restore(store.admissions()?);
 
-    let mut settings = LogSettings::new(network, clock);
-    settings.segment_bytes = config.storage.log_segment_bytes;
-    settings.max_queued_bytes = usize::try_from(config.storage.log_max_queued_bytes)?;
+    let settings = log_settings(config, network, clock, metrics)?;
     let (log, replay) = Log::open(&config.data_dir.join("log"), settings)?;
     if log.is_new() && state.head().sequence > SeqNum(0) {
         anyhow::bail!(
@@ -61,7 +72,7 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
         );
     }
     let marks = WalMarks::default();
-    let (mut entries, mut accepted) = (Vec::new(), Unfinished::new());
+    let (mut entries, mut accepted) = (Vec::new(), Accepted::default());
     for entry in replay {
         let (position, entry) = entry?;
         match entry.kind {
@@ -70,12 +81,14 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
                 marks.note(entry.sequence(), position);
                 entries.push(entry);
             }
-            EntryKind::AcceptedMessage => note_record(&mut accepted, position, &entry.bytes)?,
+            EntryKind::AcceptedMessage => accepted.note(position, &entry.bytes)?,
         }
     }
+    let accepted = accepted.into_admission(&admission);
     let certificate = store.certificate(store.certified_height())?;
     let (executed, timestamp) = (state.checkpoint(), state.head().timestamp);
-    let restored = Restored { executed, timestamp, certificate, entries };
+    let uncertified = uncertified(&store, executed.height)?;
+    let restored = Restored { executed, timestamp, certificate, uncertified, entries };
     tracing::info!(
         height = %state.head().height, sequence = %state.head().sequence,
         pbft_entries = restored.entries.len(), accepted = accepted.len(), "opened the ledger and the log"
@@ -87,26 +100,86 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
         marks: Arc::new(marks),
         admission: Arc::new(admission),
         restored: Some(restored),
-        accepted: accepted.into_values().collect(),
+        accepted,
     })
 }
 
-/// Accepted messages whose fate is not known, in the log's order.
-type Unfinished = BTreeMap<(ClientId, MessageSeq), (Position, LoggedMessage)>;
-
-fn note_record(unfinished: &mut Unfinished, position: Position, bytes: &[u8]) -> anyhow::Result<()> {
-    let record = LogRecord::decode(bytes).with_context(|| damaged(position))?;
-    match record {
-        LogRecord::Accepted(message) => {
-            let content = Content::decode(&message.content).with_context(|| damaged(position))?;
-            let seq = content.reference().seq.with_context(|| damaged(position))?;
-            unfinished.insert((message.client.clone(), seq), (position, message));
-        }
-        LogRecord::Final { client, seq } => {
-            unfinished.remove(&(client, seq));
+/// Heights whose blocks are here and whose certificates got lost, ascending.
+fn uncertified(store: &SledStore, head: Height) -> Result<Vec<Height>, StoreError> {
+    let mut missing = Vec::new();
+    for height in (1..=head.0).rev().take(CERTIFICATES_LOOKED_FOR).map(Height) {
+        if store.certificate(height)?.is_none() {
+            missing.push(height);
         }
     }
-    Ok(())
+    missing.reverse();
+    Ok(missing)
+}
+
+fn log_settings(
+    config: &Config,
+    network: NetworkId,
+    clock: SharedClock,
+    metrics: &StorageMetrics,
+) -> anyhow::Result<LogSettings> {
+    let mut settings = LogSettings::new(network, clock);
+    settings.segment_bytes = config.storage.log_segment_bytes;
+    settings.max_queued_bytes = usize::try_from(config.storage.log_max_queued_bytes)?;
+    let (bytes, sync_ms) = (metrics.log_bytes.clone(), metrics.log_sync_ms.clone());
+    settings.observer = Some(Box::new(move |report: &SyncReport| {
+        bytes.inc_by(report.bytes);
+        sync_ms.observe(report.took.as_secs_f64() * 1000.0);
+    }));
+    Ok(settings)
+}
+
+/// The accepted messages of the log.
+#[derive(Debug, Default)]
+struct Accepted {
+    /// Those whose fate is not known.
+    unfinished: BTreeMap<(ClientId, MessageSeq), (Position, AdmissionRecord, LoggedMessage)>,
+    /// Those whose clients were told.
+    finished: Vec<AdmissionRecord>,
+}
+
+impl Accepted {
+    fn note(&mut self, position: Position, bytes: &[u8]) -> anyhow::Result<()> {
+        let record = LogRecord::decode(bytes).with_context(|| damaged(position))?;
+        match record {
+            LogRecord::Accepted(message) => {
+                let admission = admission_record(&message).with_context(|| damaged(position))?;
+                let key = (admission.client.clone(), admission.seq);
+                self.unfinished.insert(key, (position, admission, message));
+            }
+            LogRecord::Final { client, seq } => {
+                let finished = self.unfinished.remove(&(client, seq));
+                self.finished.extend(finished.map(|(_, admission, _)| admission));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells `admission` of all of them: the store may have been saved before they came. Gives
+    /// those that are to be finished, in the order in which they were accepted.
+    fn into_admission(self, admission: &Admission) -> Vec<(Position, LoggedMessage)> {
+        for record in &self.finished {
+            admission.note_final(record);
+        }
+        let mut unfinished: Vec<_> = self.unfinished.into_values().collect();
+        unfinished.sort_by_key(|(position, ..)| *position);
+        let resume = |(position, record, message)| {
+            admission.resume(&record, position);
+            (position, message)
+        };
+        unfinished.into_iter().map(resume).collect()
+    }
+}
+
+fn admission_record(message: &LoggedMessage) -> anyhow::Result<AdmissionRecord> {
+    let content = Content::decode(&message.content)?;
+    let header = device::Header::decode(content.header())?;
+    let hash = device::Header::hash_of(content.header());
+    Ok(AdmissionRecord { client: message.client.clone(), seq: header.seq, header: hash, items: header.count })
 }
 
 fn damaged(position: Position) -> String {
@@ -114,8 +187,7 @@ fn damaged(position: Position) -> String {
 }
 
 fn read_wal(network: &NetworkId, position: Position, bytes: &[u8]) -> anyhow::Result<WalEntry> {
-    WalEntry::decode(network, bytes)
-        .with_context(|| damaged(position))
+    WalEntry::decode(network, bytes).with_context(|| damaged(position))
 }
 
 fn load_state(store: &SledStore, genesis: &Genesis) -> anyhow::Result<State> {

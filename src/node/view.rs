@@ -9,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::actors::consensus::{Consensus, ReadStatus, SubmitRequest};
 use crate::actors::policy::submit;
-use crate::actors::storage::{AdminOutcome, AwaitAdmin};
+use crate::actors::storage::{AdminOutcome, AwaitAdmin, Awaited};
 use crate::actors::view::{LedgerView, RegisteredClient};
 use crate::api::{
     ClientPage, ClientView, NodeView, PeerView, ReplicaView, Status, SubmitError, Submitted, ViewError,
@@ -84,7 +84,8 @@ impl ApiView {
     async fn look(&self, last_progress: &mut (crate::types::SeqNum, Duration)) -> Health {
         let answer = tokio::time::timeout(LOOP_ANSWERS_WITHIN, self.consensus.send(ReadStatus)).await;
         let Ok(Ok(status)) = answer else {
-            let stuck = format!("the consensus loop has not answered for {} s", LOOP_ANSWERS_WITHIN.as_secs());
+            let stuck =
+                format!("the consensus loop has not answered for {} s", LOOP_ANSWERS_WITHIN.as_secs());
             return Health { live: Err(stuck.clone()), ready: Err(stuck) };
         };
         let (progress, now) = (self.ledger.progress(), self.clock.monotonic());
@@ -94,11 +95,18 @@ impl ApiView {
         let connected = self.connected_replicas().await;
         let quorum = self.genesis.replicas.quorum();
         let ready = if connected < quorum {
-            Err(format!("connected to {connected} of {} replicas (itself included), {quorum} are needed", self.genesis.replicas.n()))
+            Err(format!(
+                "connected to {connected} of {} replicas (itself included), {quorum} are needed",
+                self.genesis.replicas.n()
+            ))
         } else if status.known > status.executed {
             Err(format!("catching up: executed {} of {}", status.executed, status.known))
         } else if now.saturating_sub(last_progress.1) > self.operation_timeout {
-            Err(format!("{} requests wait, and nothing became final for {} s", status.pending, self.operation_timeout.as_secs()))
+            Err(format!(
+                "{} requests wait, and nothing became final for {} s",
+                status.pending,
+                self.operation_timeout.as_secs()
+            ))
         } else {
             Ok(())
         };
@@ -113,7 +121,8 @@ impl ApiView {
     }
 
     fn inclusion(&self, height: Height, index: u32) -> Result<Option<Inclusion>, StoreError> {
-        let (Some(block), Some(certificate)) = (self.store.block(height)?, self.store.certificate(height)?) else {
+        let (Some(block), Some(certificate)) = (self.store.block(height)?, self.store.certificate(height)?)
+        else {
             return Ok(None);
         };
         let Ok(tree) = block.tree() else { return Ok(None) };
@@ -124,13 +133,16 @@ impl ApiView {
         let Some(write) = self.inclusion(height, operation)? else { return Ok(None) };
         let Operation::Write { request, .. } = &write.operation else { return Ok(None) };
         let header = crate::device::Header::decode(&request.header).ok();
-        let Some(client) = header.and_then(|header| self.ledger.client(&header.client)) else { return Ok(None) };
+        let Some(client) = header.and_then(|header| self.ledger.client(&header.client)) else {
+            return Ok(None);
+        };
         let (height, operation) = client.registered;
         let registration = self.inclusion(height, operation)?;
         Ok(registration.map(|registration| ProofBundle { registration, write }.encode()))
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn failed(error: StoreError) -> ViewError {
     ViewError::Failed(error.to_string())
 }
@@ -224,19 +236,19 @@ impl NodeView for ApiView {
     }
 
     async fn submit(&self, operation: AdminOperation) -> Result<Submitted, SubmitError> {
-        let request = Request::Admin { node: self.node, operation };
+        let request = Request::Admin { node: self.node, operation: operation.clone() };
         let request = VerifiedRequest::verify(&self.network_id, request)
             .map_err(|error| SubmitError::Invalid(error.to_string()))?;
         let (answer, outcome) = oneshot::channel();
-        let waits = AwaitAdmin { digest: request.digest(), answer };
-        match self.storage.send(waits).await {
-            Ok(true) => {}
-            Ok(false) => return Err(SubmitError::Overloaded),
+        match self.storage.send(AwaitAdmin { operation, answer }).await {
+            Ok(Awaited::Waiting) => {}
+            Ok(Awaited::Stale(rejection)) => return Err(SubmitError::Rejected(rejection.to_string())),
+            Ok(Awaited::TooMany) => return Err(SubmitError::Overloaded),
             Err(_) => return Err(SubmitError::Stopping),
         }
         let consensus: Recipient<SubmitRequest> = self.consensus.clone().recipient();
         let ordered = async {
-            submit(&consensus, &self.room, Arc::new(request)).await;
+            let _stopping_if_none = submit(&consensus, &self.room, Arc::new(request)).await;
             outcome.await
         };
         match tokio::time::timeout(self.operation_timeout, ordered).await {

@@ -54,11 +54,13 @@ pub(super) struct Checkpoints {
     claims: BTreeMap<NodeId, CheckpointContent>,
     /// The low watermark.
     pub(super) stable: SeqNum,
+    /// Blocks whose certificates got lost before a restart.
+    pub(super) uncertified: BTreeSet<Height>,
 }
 
 impl Checkpoints {
     pub(super) const fn new(stable: SeqNum) -> Self {
-        Self { slots: BTreeMap::new(), claims: BTreeMap::new(), stable }
+        Self { slots: BTreeMap::new(), claims: BTreeMap::new(), stable, uncertified: BTreeSet::new() }
     }
 
     pub(super) fn get(&self, sequence: SeqNum) -> Option<&Slot> {
@@ -185,6 +187,7 @@ impl Checkpoints {
 
     /// The block at `height` has its certificate, maybe that of a later batch that made no block.
     pub(super) fn close(&mut self, height: Height) {
+        self.uncertified.remove(&height);
         for own in self.open_mut().filter(|own| own.content.height == height) {
             own.made_block = false;
         }
@@ -196,11 +199,13 @@ impl Checkpoints {
         self.slots = self.slots.split_off(&self.low().next());
     }
 
-    /// Heights whose blocks were executed long ago and whose certificates are still missing.
+    /// Heights whose blocks were executed long ago and whose certificates are still missing,
+    /// ascending.
     pub(super) fn gaps(&self, attempts: u32, most: usize) -> Vec<Height> {
         let below = self.open().take_while(|(sequence, _)| *sequence <= self.stable);
         let given_up = below.filter(|(_, own)| own.resend.attempt >= attempts);
-        given_up.map(|(_, own)| own.content.height).take(most).collect()
+        let given_up: BTreeSet<Height> = given_up.map(|(_, own)| own.content.height).collect();
+        self.uncertified.union(&given_up).copied().take(most).collect()
     }
 }
 

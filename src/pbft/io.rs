@@ -100,8 +100,8 @@ pub enum Effect {
         from: Vec<NodeId>,
     },
     /// Execute a batch (1999, section 4.2: committed-local, in order of sequence numbers), then
-    /// say [`Input::Executed`]. Sequence numbers ascend without gaps, except over what
-    /// [`Effect::Skip`] and [`Input::BlocksSynced`] covered. An executor whose state is already
+    /// say [`Input::Executed`]; the next one comes after that. Sequence numbers ascend without
+    /// gaps, except over what [`Effect::Skip`] and [`Input::BlocksSynced`] covered. An executor whose state is already
     /// at or above `sequence` ignores it.
     Execute {
         /// Its sequence number.

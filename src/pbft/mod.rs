@@ -32,6 +32,9 @@ mod resend;
 mod restore;
 mod timers;
 
+#[cfg(test)]
+mod tests;
+
 pub use io::{Effect, Input, Now, Output, Rejected, Source};
 pub use message::{Batch, Envelope, MessageError, Signed, Verified};
 pub use replica::{Replica, SetupError, Status};

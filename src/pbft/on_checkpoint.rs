@@ -144,6 +144,7 @@ impl Replica {
                 let message = Verified::sign(key, network, Content::Checkpoint(content));
                 out.wal.push(WalEntry::Sent(message.signed().clone()));
                 slot.own = OwnCheckpoint::new(message.clone(), made_block, resend);
+                self.progress.status_told = now.monotonic;
                 self.broadcast(&message, out);
                 message
             }

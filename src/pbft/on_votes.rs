@@ -82,20 +82,20 @@ impl Replica {
         }
     }
 
-    /// Hands committed batches to execution, strictly in order (1999, section 4.2).
-    pub(super) fn try_execute(&mut self, out: &mut Output) {
-        loop {
-            let sequence = self.dispatched.next();
-            let slot = self.log.get(sequence, self.view).filter(|slot| slot.phase == Phase::Committed);
-            let Some(slot) = slot else { return };
-            let Some(proposal) = &slot.proposal else { return };
-            self.pool.executed(sequence, &slot.requests);
-            self.dispatched = sequence;
-            out.effects.push(Effect::Execute {
-                sequence,
-                batch: proposal.batch.clone(),
-                requests: slot.requests.clone(),
-            });
+    /// Hands the next committed batch to execution (1999, section 4.2), in order and one at a time:
+    /// so the CHECKPOINT of each is on disk before the next one changes the store, and no block can
+    /// outlive a crash of all replicas without the words that certify it.
+    pub(super) fn try_execute(&mut self, now: Now, out: &mut Output) {
+        if self.dispatched > self.executed.sequence {
+            return;
         }
+        let sequence = self.dispatched.next();
+        let slot = self.log.get(sequence, self.view).filter(|slot| slot.phase == Phase::Committed);
+        let Some(slot) = slot else { return };
+        let Some(proposal) = &slot.proposal else { return };
+        self.pool.executed(sequence, &slot.requests, now.monotonic);
+        self.dispatched = sequence;
+        let (batch, requests) = (proposal.batch.clone(), slot.requests.clone());
+        out.effects.push(Effect::Execute { sequence, batch, requests });
     }
 }

@@ -47,7 +47,8 @@ pub(super) struct Pool {
     /// The node whose request was taken last.
     served: Option<NodeId>,
     /// Digests of executed batches, for [`crate::pbft::settings::WINDOW`] sequence numbers.
-    executed: BTreeMap<SeqNum, Vec<Hash>>,
+    /// When they were executed stands with them.
+    executed: BTreeMap<SeqNum, (Duration, Vec<Hash>)>,
     remembered: BTreeSet<Hash>,
 }
 
@@ -158,10 +159,10 @@ impl Pool {
     }
 
     /// The batch of `sequence` was handed to execution: its requests are not taken again.
-    pub(super) fn executed(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>]) {
+    pub(super) fn executed(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>], now: Duration) {
         let digests: Vec<Hash> = requests.iter().map(|request| request.digest()).collect();
         self.remembered.extend(&digests);
-        self.executed.insert(sequence, digests);
+        self.executed.insert(sequence, (now, digests));
     }
 
     /// The batch of `sequence` was passed over without being executed here. Own requests are asked
@@ -204,8 +205,18 @@ impl Pool {
     /// Forgets the digests of batches at or below `sequence`.
     pub(super) fn forget_executed(&mut self, sequence: SeqNum) {
         let kept = self.executed.split_off(&sequence.next());
-        for digest in std::mem::replace(&mut self.executed, kept).into_values().flatten() {
-            self.remembered.remove(&digest);
+        for (_, digests) in std::mem::replace(&mut self.executed, kept).into_values() {
+            for digest in digests {
+                self.remembered.remove(&digest);
+            }
+        }
+    }
+
+    /// Forgets the digests of batches that were executed before `since`.
+    pub(super) fn forget_executed_before(&mut self, since: Duration) {
+        let old = self.executed.iter().take_while(|(_, (at, _))| *at < since);
+        if let Some(last) = old.map(|(sequence, _)| *sequence).last() {
+            self.forget_executed(last);
         }
     }
 

@@ -11,11 +11,6 @@ use crate::pbft::resend::Resend;
 use crate::pbft::wal::WalEntry;
 use crate::types::Timestamp;
 
-/// While so many batches are proposed and not yet executed, one that is not full waits for the next
-/// of them: under load the batches grow, not their number, and each of them costs every replica a
-/// dozen messages whatever is in it.
-const PARTIAL_BATCHES: u64 = 4;
-
 impl Replica {
     /// Proposes batches while there are any that are full or have waited long enough.
     pub(super) fn try_propose(&mut self, now: Now, out: &mut Output) {
@@ -37,8 +32,11 @@ impl Replica {
         if full {
             return Some(Duration::ZERO);
         }
-        let ahead = self.accepted.0 - self.executed.sequence.0;
-        (ahead < PARTIAL_BATCHES).then_some(oldest + self.settings.batch_delay)
+        // While enough batches are on their way, requests gather: each batch costs the same votes,
+        // signatures and syncs, however few requests it has, so under load they grow by themselves.
+        let on_their_way = self.accepted.0.saturating_sub(self.executed.sequence.0);
+        let wait = on_their_way >= self.settings.pipeline_batches;
+        (!wait).then(|| oldest + self.settings.batch_delay)
     }
 
     fn may_propose(&self) -> bool {

@@ -10,7 +10,7 @@ use crate::pbft::log::Log;
 use crate::pbft::message::{Content, Envelope, Verified};
 use crate::pbft::outbox::Outbox;
 use crate::pbft::pool::Pool;
-use crate::pbft::settings::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, Settings, WINDOW};
+use crate::pbft::settings::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, Settings};
 use crate::pbft::wal::Restored;
 use crate::types::{Hash, Height, NodeId, SeqNum, Timestamp, View};
 
@@ -127,7 +127,7 @@ impl Replica {
             started: false,
             restored_upto: SeqNum(0),
         };
-        replica.restore(restored.certificate, restored.entries)?;
+        replica.restore(restored)?;
         Ok(replica)
     }
 
@@ -151,7 +151,7 @@ impl Replica {
         }
         self.try_accept(now, &mut out);
         self.try_propose(now, &mut out);
-        self.try_execute(&mut out);
+        self.try_execute(now, &mut out);
         self.on_time(now, &mut out);
         self.assert_invariants();
         out
@@ -276,10 +276,16 @@ fn check(settings: &Settings) -> Result<(), SetupError> {
             "must leave room for the largest request, 8388608",
         );
     }
-    let timers = [settings.resend_initial, settings.request_resend, settings.fetch_interval];
-    if timers.iter().any(Duration::is_zero) || settings.status_interval.is_zero() {
-        return bad("resend, fetch and status intervals", "must be above 0");
+    let timers = [
+        settings.resend_initial,
+        settings.request_resend,
+        settings.request_expiry,
+        settings.request_memory,
+        settings.fetch_interval,
+        settings.status_interval,
+    ];
+    if timers.iter().any(Duration::is_zero) {
+        return bad("intervals of repeating, fetching, forgetting and status", "must be above 0");
     }
-    const { assert!(WINDOW > 0) };
     Ok(())
 }

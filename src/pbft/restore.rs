@@ -4,29 +4,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ledger::{Certificate, VerifiedRequest};
+use crate::ledger::VerifiedRequest;
 use crate::pbft::checkpoints::OwnCheckpoint;
 use crate::pbft::io::{Effect, Now, Output};
 use crate::pbft::log::{Phase, Proposal, Slot};
 use crate::pbft::message::{Content, PrePrepare, Signed, Verified};
 use crate::pbft::replica::{Replica, SetupError};
 use crate::pbft::resend::Resend;
-use crate::pbft::wal::WalEntry;
+use crate::pbft::wal::{Restored, WalEntry};
 use crate::types::{Hash, SeqNum, View};
 
 type Bodies = BTreeMap<Hash, Arc<VerifiedRequest>>;
 
 impl Replica {
-    pub(super) fn restore(
-        &mut self,
-        certificate: Option<Certificate>,
-        entries: Vec<WalEntry>,
-    ) -> Result<(), SetupError> {
+    pub(super) fn restore(&mut self, restored: Restored) -> Result<(), SetupError> {
         let mut bodies = Bodies::new();
-        if let Some(certificate) = certificate {
+        self.checkpoints.uncertified.extend(restored.uncertified);
+        if let Some(certificate) = restored.certificate {
             self.checkpoints.certified(certificate);
         }
-        for entry in entries {
+        for entry in restored.entries {
             if !matches!(entry, WalEntry::Body { .. }) {
                 self.restored_upto = self.restored_upto.max(entry.sequence());
             }
@@ -75,9 +72,7 @@ impl Replica {
                 slot.commits.insert(commit.digest, message);
             }
             Content::Checkpoint(content) => {
-                let before = SeqNum(content.sequence.0.saturating_sub(1));
-                let previous = self.checkpoints.get(before).and_then(|slot| slot.own.as_ref());
-                let made_block = previous.is_some_and(|previous| previous.content.height != content.height);
+                let made_block = self.checkpoints.uncertified.contains(&content.height);
                 let resend = Resend::overdue(&self.settings);
                 self.checkpoints.slot(content.sequence).own =
                     OwnCheckpoint::new(message.clone(), made_block, resend);
@@ -116,9 +111,15 @@ impl Replica {
         }
     }
 
-    /// What the first step does: a crash may have cut off a vote, or a certificate on its way to
-    /// the store.
+    /// What the first step does: a crash may have cut off a vote, a CHECKPOINT of the state that
+    /// the store had made durable by itself, or a certificate on its way to the store.
     pub(super) fn start(&mut self, now: Now, out: &mut Output) {
+        let executed = self.executed;
+        if executed.sequence > SeqNum(0) {
+            let made_block = self.checkpoints.uncertified.contains(&executed.height);
+            self.send_checkpoint(now, made_block, out);
+            self.recheck(executed.sequence, out);
+        }
         let certificates = self.checkpoints.certificates(self.executed.sequence).cloned();
         out.effects.extend(certificates.map(Effect::Certified));
         let slots: Vec<SeqNum> = self.log.iter().map(|(sequence, _)| sequence).collect();
@@ -131,7 +132,7 @@ impl Replica {
         let executed = self.executed.sequence;
         self.resume();
         for (sequence, slot) in self.log.iter().filter(|(sequence, _)| *sequence <= executed) {
-            self.pool.executed(sequence, &slot.requests);
+            self.pool.executed(sequence, &slot.requests, Duration::ZERO);
         }
         let certified = self.checkpoints.certificates(executed).last();
         self.cut(certified.map_or(SeqNum(0), |certificate| certificate.content.sequence));

@@ -9,8 +9,8 @@ use crate::crypto::SecretKey;
 use crate::ledger::{MAX_REQUEST_BYTES, ReplicaSet};
 use crate::types::NetworkId;
 
-/// Sequence numbers between the low and the high watermark (1999, section 4.2), and how long the
-/// digests of executed requests are remembered. Bounds the log of a replica.
+/// Sequence numbers between the low and the high watermark (1999, section 4.2), and how many
+/// batches the digests of executed requests are remembered for. Bounds the log of a replica.
 pub const WINDOW: u64 = 256;
 
 /// The most requests that a batch may have: 32 KiB of digests, so that a PRE-PREPARE stays far
@@ -38,6 +38,8 @@ pub struct Settings {
     pub batch_max_bytes: usize,
     /// How long the oldest request waits for others to share its batch.
     pub batch_delay: Duration,
+    /// While so many batches are proposed and not executed, only full ones are proposed.
+    pub pipeline_batches: u64,
     /// How long the oldest request of this node waits for others to share its bundle.
     pub bundle_delay: Duration,
     /// Pending requests taken from each admitting node; more are refused, so that none of them
@@ -60,6 +62,9 @@ pub struct Settings {
     /// A request of another node that is neither ordered nor sent again for this long is dropped:
     /// its node would have sent it again if it still waited for it.
     pub request_expiry: Duration,
+    /// How long an executed request is not taken again. Its node repeats it only if it passed the
+    /// execution over; it then learns the outcome from a second one, which changes nothing.
+    pub request_memory: Duration,
     /// How long a body may be missing before it is asked for: bundles often come just behind.
     pub fetch_delay: Duration,
     /// Time between two askings for the same bodies, blocks or certificates.
@@ -82,6 +87,7 @@ impl Settings {
             batch_max_requests: 512,
             batch_max_bytes: MAX_BATCH_BYTES,
             batch_delay: Duration::from_millis(5),
+            pipeline_batches: 4,
             bundle_delay: Duration::from_millis(2),
             pool_max_requests: 8192,
             pool_max_bytes: 64 << 20,
@@ -91,6 +97,7 @@ impl Settings {
             request_resend: Duration::from_secs(1),
             request_resend_max: Duration::from_secs(8),
             request_expiry: Duration::from_secs(60),
+            request_memory: Duration::from_secs(30),
             fetch_delay: Duration::from_millis(50),
             fetch_interval: Duration::from_millis(500),
             behind_delay: Duration::from_millis(500),

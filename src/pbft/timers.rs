@@ -38,7 +38,7 @@ impl Replica {
         ]
         .into_iter()
         .flatten()
-        .chain([self.progress.expired + self.settings.request_expiry / 4])
+        .chain([self.progress.expired + self.sweep_interval()])
         .chain(next_fetches)
         .chain(repeats)
         .min()
@@ -55,10 +55,15 @@ impl Replica {
             self.catch_up(now, out);
             self.fetch_certificates(time, out);
         }
-        if time >= self.progress.expired + self.settings.request_expiry / 4 {
+        if time >= self.progress.expired + self.sweep_interval() {
             self.progress.expired = time;
             self.pool.expire(time.saturating_sub(self.settings.request_expiry), &self.me);
+            self.pool.forget_executed_before(time.saturating_sub(self.settings.request_memory));
         }
+    }
+
+    fn sweep_interval(&self) -> Duration {
+        self.settings.request_expiry.min(self.settings.request_memory) / 4
     }
 
     fn next_bundle(&self) -> Option<Duration> {

@@ -19,7 +19,7 @@ use bincode::{Decode, Encode};
 use crate::codec::{self, CodecError};
 use crate::ledger::{Certificate, CheckpointContent, MAX_REQUEST_BYTES, RequestError, VerifiedRequest};
 use crate::pbft::message::{MAX_ENVELOPE_BYTES, Signed};
-use crate::types::{Hash, NetworkId, SeqNum, Timestamp, View};
+use crate::types::{Hash, Height, NetworkId, SeqNum, Timestamp, View};
 
 /// The longest entry: a body of the largest size, with tag and sequence number.
 pub const MAX_WAL_ENTRY_BYTES: usize = MAX_REQUEST_BYTES + 9;
@@ -136,6 +136,8 @@ pub struct Restored {
     pub timestamp: Timestamp,
     /// The highest certificate that the ledger store has, at or below `executed`.
     pub certificate: Option<Certificate>,
+    /// Heights of blocks in the ledger store that lack their certificates; any number of them.
+    pub uncertified: Vec<Height>,
     /// All entries that the log still has.
     pub entries: Vec<WalEntry>,
 }
@@ -143,6 +145,6 @@ pub struct Restored {
 impl Restored {
     /// The start of a replica whose log has no entries.
     pub const fn new(executed: CheckpointContent, timestamp: Timestamp) -> Self {
-        Self { executed, timestamp, certificate: None, entries: Vec::new() }
+        Self { executed, timestamp, certificate: None, uncertified: Vec::new(), entries: Vec::new() }
     }
 }

@@ -139,6 +139,14 @@ async fn downlink_reaches_its_client_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn downlink_to_anothers_topic_is_an_error() {
+    let world = World::new().await;
+    let qos = DownlinkQos::AtLeastOnce;
+    let sent = world.broker.publish(&id("devices/iot"), "devices/two/unauth", Bytes::new(), qos).await;
+    assert!(sent.unwrap_err().to_string().contains("devices/two/unauth"));
+}
+
+#[tokio::test]
 async fn downlink_waits_in_the_session_of_an_absent_client() {
     for level in [V311, V5] {
         let world = World::new().await;

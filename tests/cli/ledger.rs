@@ -11,7 +11,7 @@ use ledgermq::cli::{InitArgs, Initialized};
 use ledgermq::config::{ApiConfig, read_genesis};
 use ledgermq::crypto::{SecretKey, SignatureKind};
 use ledgermq::device::{self, Item, Value};
-use ledgermq::ledger::execute::Outcome;
+use ledgermq::ledger::Outcome;
 use ledgermq::ledger::request::AdmittedMessage;
 use ledgermq::ledger::{
     AdminOperation, Block, Certificate, CheckpointContent, Genesis, Header, Inclusion, ProofBundle, Request,

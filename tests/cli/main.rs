@@ -1,5 +1,7 @@
 //! The program as its users meet it: arguments, files, exit codes, and what it says.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod ledger;
 
 use std::fs;
@@ -53,6 +55,11 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["client", "register", "a/b", "--network", "net"], "--key <FILE>"),
         (&["client", "register", "a/b", "--public-key", "07"], "64 hex digits"),
         (&["client", "revoke", "a/b", "--reason", "lost"], "--last-seq <SEQ>"),
+        (&["publish", "a/b", "--key", "k", "--network", "net"], "<--csv <FILE>|--json-lines <FILE>>"),
+        (&["publish", "a/b", "--key", "k", "--csv", "x", "--json-lines", "y"], "cannot be used with"),
+        (&["publish", "a/b", "--key", "k", "--csv", "x", "--mqtt", "node"], "HOST:PORT"),
+        (&["publish", "a/b", "--key", "k", "--csv", "x", "--item", "a=b:c"], "\"c\" is no number"),
+        (&["publish", "a/b", "--key", "k", "--csv", "x", "--stream", "key"], "a stream is"),
         (&["verify", "bundle"], "--genesis <FILE>"),
         (&["verify", "--genesis", "genesis.json"], "BUNDLE"),
     ] {
@@ -64,12 +71,13 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
 #[test]
 fn help_teaches_every_command() {
     let dir = tempfile::tempdir().unwrap();
-    let commands: [&[&str]; 6] = [
+    let commands: [&[&str]; 7] = [
         &["init"],
         &["client", "new"],
         &["client", "register"],
         &["client", "list"],
         &["client", "revoke"],
+        &["publish"],
         &["verify"],
     ];
     for command in commands {
@@ -205,6 +213,30 @@ fn a_missing_piece_is_named_before_anything_is_sent() {
     assert!(err.contains("cannot connect") && err.contains("is the node running?"), "{err}");
     fs::set_permissions(dir.path().join("net/admin.key"), fs::Permissions::from_mode(0o644)).unwrap();
     let err = register(&["--network", "net"]);
+    assert!(err.contains("chmod 600"), "{err}");
+}
+
+#[test]
+fn publish_says_what_is_missing_before_it_connects() {
+    let dir = tempfile::tempdir().unwrap();
+    ledger::init(dir.path(), 1);
+    succeed(&dir, &["client", "new", "a/b", "--key", "b.key"]);
+    fs::write(dir.path().join("x.csv"), "when,temperature\n2026-01-01T00:00:00Z,5\n").unwrap();
+    let publish = |extra: &[&str]| {
+        fail(&dir, 1, &[&["publish", "a/b", "--key", "b.key", "--timeout", "1"], extra].concat())
+    };
+    let err = publish(&["--network", "net", "--csv", "nowhere.csv"]);
+    assert!(err.contains("cannot read nowhere.csv"), "{err}");
+    let err = publish(&["--network", "net", "--csv", "x.csv"]);
+    assert!(err.contains("name the time column; there are when, temperature"), "{err}");
+    let csv = ["--csv", "x.csv", "--time-column", "when"];
+    assert!(publish(&csv).contains("--genesis"));
+    let err = publish(&[&csv[..], &["--genesis", "net/genesis.json"]].concat());
+    assert!(err.contains("--mqtt HOST:PORT"), "{err}");
+    let err = publish(&[&csv[..], &["--network", "net"]].concat());
+    assert!(err.contains("cannot connect"), "{err}");
+    fs::set_permissions(dir.path().join("b.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let err = publish(&[&csv[..], &["--network", "net"]].concat());
     assert!(err.contains("chmod 600"), "{err}");
 }
 

@@ -92,7 +92,9 @@ async fn a_message_is_delivered_and_acknowledged() {
     assert_eq!(in_time(gateway.ready(PATIENCE)).await.unwrap(), world.node.key.node_id());
     let mut delivery = in_time(gateway.publish(&env(), body(36))).await.unwrap();
     assert_eq!(delivery.seq, MessageSeq(1));
+    in_time(delivery.stored()).await.unwrap();
     in_time(delivery.puback()).await.unwrap();
+    in_time(delivery.puback()).await.expect("a fact stays one");
     let header = delivery.header;
     let ack = in_time(delivery.done()).await.unwrap();
     assert_eq!((ack.seq, ack.header, ack.items), (MessageSeq(1), header, 1));

@@ -5,20 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ledgermq::crypto::SecretKey;
-use ledgermq::device;
-use ledgermq::device::item::{Item, Value};
 use ledgermq::ledger::{
-    AdminAction, AdminOperation, AdmittedMessage, Block, Certificate, CheckpointContent, ClientSettings,
-    Genesis, ReplicaSet, ReplicaSetKeys, Request, VerifiedRequest, genesis::GENESIS_VERSION,
+    Block, Certificate, CheckpointContent, Genesis, ReplicaSet, ReplicaSetKeys, VerifiedRequest,
+    genesis::GENESIS_VERSION,
 };
+use ledgermq::pbft::message::Content;
 use ledgermq::pbft::{Effect, Envelope, Input, Now, Rejected, Replica, Settings, Signed, Source};
-use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, SeqNum, Stream, Timestamp};
+use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, SeqNum, Timestamp, View};
 
+use crate::clients::{ADMIN_SEED, client};
 use crate::node::Node;
 use crate::rng::Rng;
 
-const START: Timestamp = Timestamp(1_767_225_600_000);
-const ADMIN_SEED: [u8; 32] = [99; 32];
+pub const START: Timestamp = Timestamp(1_767_225_600_000);
 
 /// What the network does to each message.
 #[derive(Debug, Clone, Copy)]
@@ -74,10 +73,11 @@ pub struct Cluster {
     seen: Vec<BTreeSet<Hash>>,
     pub evidence: Vec<(Signed, Signed)>,
     // What the first replica that got there has; all others must have the same.
-    batches: BTreeMap<SeqNum, Hash>,
-    contents: BTreeMap<SeqNum, CheckpointContent>,
-    blocks: BTreeMap<Height, Hash>,
-    checked: Vec<(usize, usize, usize)>,
+    pub batches: BTreeMap<SeqNum, Hash>,
+    pub contents: BTreeMap<SeqNum, CheckpointContent>,
+    pub blocks: BTreeMap<Height, Hash>,
+    /// The first message that each replica signed, by kind, view and sequence number.
+    pub promises: BTreeMap<(usize, &'static str, Option<View>, SeqNum), Content>,
 }
 
 impl Cluster {
@@ -125,7 +125,7 @@ impl Cluster {
             batches: BTreeMap::new(),
             contents: BTreeMap::new(),
             blocks: BTreeMap::new(),
-            checked: vec![(0, 0, 0); n],
+            promises: BTreeMap::new(),
         };
         for node in 0..n {
             cluster.schedule(Duration::ZERO, Event::Wake { node });
@@ -159,64 +159,6 @@ impl Cluster {
         self
     }
 
-    /// Every node's client is registered, in fair weather.
-    fn register_clients(&mut self) {
-        let admin = SecretKey::from_seed(&ADMIN_SEED);
-        for at in 0..self.nodes.len() {
-            let action = AdminAction::RegisterClient {
-                client: client(at),
-                key: device_key(at).public(),
-                settings: ClientSettings::default(),
-            };
-            let operation = AdminOperation::sign(self.network, &admin, at as u64 + 1, action);
-            let request = Request::Admin { node: self.keys[0].node_id(), operation };
-            let request = Arc::new(VerifiedRequest::verify(&self.network, request).unwrap());
-            self.step(0, Input::Request { request, source: Source::Admitted });
-        }
-        self.run_until(Duration::from_secs(1), "all clients are registered", |cluster| {
-            let n = cluster.nodes.len();
-            cluster.nodes.iter().all(|node| node.state.clients().count() == n && node.certificates.len() == 1)
-        });
-    }
-
-    /// The write request number `number` of the client of `node`.
-    pub fn request(&self, node: usize, number: u64) -> Arc<VerifiedRequest> {
-        self.write_request(node, client(node), number)
-    }
-
-    fn write_request(&self, node: usize, client: ClientId, number: u64) -> Arc<VerifiedRequest> {
-        let item = Item {
-            client: client.clone(),
-            device: "th-01".to_owned(),
-            service: "temperature".to_owned(),
-            num: 1,
-            event_time: START,
-            value: Value::Integer(number as i64),
-            unit: None,
-        };
-        let items = vec![item.encode()];
-        let header = device::Header {
-            client,
-            stream: Stream::new("env").unwrap(),
-            seq: MessageSeq(number),
-            event_time: START,
-            count: 1,
-            items_root: ledgermq::merkle::Tree::new(&items).unwrap().root(),
-            body_hash: Hash([0; 32]),
-            unused_above: None,
-        };
-        let header_bytes = header.encode();
-        let key = device_key(node);
-        let message = AdmittedMessage {
-            header: &header,
-            header_bytes: &header_bytes,
-            signature: device::header::sign(&self.network, &header_bytes, &key),
-            client_key: key.public(),
-            items: &items,
-        };
-        Arc::new(VerifiedRequest::from_admitted(self.keys[node].node_id(), message, &[0]).unwrap())
-    }
-
     /// A client that is not registered asks: its request is consumed and makes no block.
     pub fn ask_for_stranger(&mut self, node: usize, number: u64) -> &mut Self {
         let request = self.write_request(node, ClientId::new("not/registered").unwrap(), number);
@@ -236,8 +178,14 @@ impl Cluster {
             let survivors = self.rng.below(4) as usize;
             self.nodes[node].crash(survivors);
             self.seen[node].clear();
-            self.checked[node] = (0, 0, 0);
         }
+        self
+    }
+
+    /// Down, and its disk with it.
+    pub fn lose_disk(&mut self, node: usize) -> &mut Self {
+        self.crash(node);
+        self.nodes[node].lose_log();
         self
     }
 
@@ -290,8 +238,7 @@ impl Cluster {
         self.run_until(limit, "everything asked for is written everywhere and certified", |cluster| {
             cluster.reachable().all(|at| {
                 let node = &cluster.nodes[at];
-                cluster.asked.is_subset(&node.written)
-                    && node.blocks.keys().all(|height| node.certificates.contains_key(height))
+                cluster.asked.is_subset(&node.written) && node.uncertified().is_empty()
             })
         })
     }
@@ -312,7 +259,12 @@ impl Cluster {
     }
 
     pub fn fail(&self, what: &str) -> ! {
-        let status = |node: &Node| format!("{:?}", node.replica.as_ref().map(Replica::status));
+        let status = |node: &Node| {
+            let unwritten = self.asked.difference(&node.written).count();
+            let uncertified = node.uncertified();
+            let status = node.replica.as_ref().map(Replica::status);
+            format!("{unwritten} not written, {uncertified:?} not certified, {status:?}")
+        };
         let status: Vec<_> = self.nodes.iter().map(status).collect();
         panic!(
             "{what}\nat {:?}, seed {}\n{}\nrepeat with: SIM_SEED={} cargo test --test sim",
@@ -458,6 +410,7 @@ impl Cluster {
         let ask = |from: Vec<NodeId>, cluster: &Self| cluster.index_of(&from[0]);
         match effect {
             Effect::Broadcast(envelope) => {
+                self.check_promise(node, &envelope.signed.content);
                 for to in (0..n).filter(|to| *to != node) {
                     self.send(node, to, &envelope);
                 }
@@ -525,64 +478,4 @@ impl Cluster {
             }
         }
     }
-
-    // ---- what must always hold ----
-
-    /// Agreement and order: the same batch and the same result at each sequence number, the same
-    /// block at each height, and no operation in two blocks.
-    fn check(&mut self) {
-        for at in (0..self.nodes.len()).filter(|at| !self.faulty.contains(at)) {
-            let node = &self.nodes[at];
-            let sizes = (node.executed.len(), node.checkpoints.len(), node.blocks.len());
-            if self.checked[at] == sizes {
-                continue;
-            }
-            for (sequence, batch) in node.executed.iter().rev().take(8) {
-                let first = *self.batches.entry(*sequence).or_insert(*batch);
-                if first != *batch {
-                    self.fail(&format!("replicas disagree on batch {sequence}"));
-                }
-            }
-            for (sequence, content) in node.checkpoints.iter().rev().take(8) {
-                let first = *self.contents.entry(*sequence).or_insert(*content);
-                if first != *content {
-                    self.fail(&format!("replicas disagree on the result of {sequence}"));
-                }
-            }
-            for (height, block) in node.blocks.iter().rev().take(8) {
-                let hash = block.header.hash();
-                if *self.blocks.entry(*height).or_insert(hash) != hash {
-                    self.fail(&format!("replicas disagree on block {height}"));
-                }
-            }
-            self.checked[at] = sizes;
-        }
-    }
-
-    /// Over everything that is on the ledgers: whole, in order, and nothing twice.
-    pub fn check_ledgers(&self) -> &Self {
-        for at in self.reachable() {
-            let node = &self.nodes[at];
-            let mut seen = BTreeSet::new();
-            let mut previous = (Height(0), Hash(self.network.0), SeqNum(0), Timestamp(0));
-            for (height, block) in &node.blocks {
-                let header = &block.header;
-                assert_eq!((*height, header.previous), (previous.0.next(), previous.1), "chain at {at}");
-                assert!(header.sequence > previous.2 && header.timestamp > previous.3, "order at {at}");
-                previous = (*height, header.hash(), header.sequence, header.timestamp);
-                for written in crate::node::written(block) {
-                    assert!(seen.insert(written.clone()), "{written:?} twice at {at}");
-                }
-            }
-        }
-        self
-    }
-}
-
-fn client(node: usize) -> ClientId {
-    ClientId::new(format!("gateways/{node}")).unwrap()
-}
-
-fn device_key(node: usize) -> SecretKey {
-    SecretKey::from_seed(&[node as u8 + 101; 32])
 }

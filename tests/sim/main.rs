@@ -8,6 +8,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod adversary;
+mod checker;
+mod clients;
 mod cluster;
 mod node;
 mod rng;

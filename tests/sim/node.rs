@@ -21,6 +21,13 @@ pub fn written(block: &Block) -> impl Iterator<Item = (ClientId, MessageSeq)> {
     })
 }
 
+/// What the checker compares between replicas.
+pub enum Fact {
+    Executed(SeqNum, Hash),
+    Reached(CheckpointContent),
+    Block(Height, Hash),
+}
+
 /// How many sequence numbers lie between two moments at which the ledger store is made durable.
 const DURABLE_EVERY: u64 = 10;
 
@@ -57,11 +64,10 @@ pub struct Node {
     pub blocks: BTreeMap<Height, Block>,
     pub certificates: BTreeMap<Height, Certificate>,
     durable: Durable,
-    /// What it executed itself, for the checker.
-    pub executed: BTreeMap<SeqNum, Hash>,
+    /// What happened since the checker looked last.
+    pub news: Vec<Fact>,
     /// What the blocks here wrote.
     pub written: BTreeSet<(ClientId, MessageSeq)>,
-    pub checkpoints: BTreeMap<SeqNum, CheckpointContent>,
     /// Counts its lives: what is on its way to an earlier one is void.
     pub life: u64,
     pub blocks_fetched: usize,
@@ -92,9 +98,8 @@ impl Node {
             blocks: BTreeMap::new(),
             certificates: BTreeMap::new(),
             durable,
-            executed: BTreeMap::new(),
+            news: Vec::new(),
             written: BTreeSet::new(),
-            checkpoints: BTreeMap::new(),
             life: 0,
             blocks_fetched: 0,
             skips: 0,
@@ -127,6 +132,11 @@ impl Node {
         self.certificates = certificates;
     }
 
+    pub fn lose_log(&mut self) {
+        self.wal.clear();
+        self.synced = 0;
+    }
+
     pub fn restart(&mut self) {
         let decode = |bytes: &Vec<u8>| WalEntry::decode(&self.network, bytes).unwrap();
         let executed = self.state.checkpoint();
@@ -134,6 +144,7 @@ impl Node {
             executed,
             timestamp: self.state.head().timestamp,
             certificate: self.certificates.values().last().cloned(),
+            uncertified: self.uncertified(),
             entries: self.wal.iter().map(decode).collect(),
         };
         self.replica = Some(Replica::new(self.settings.clone(), restored).unwrap());
@@ -150,14 +161,15 @@ impl Node {
         }
         let mut done = self.state.execute(sequence, batch, requests);
         done.checkpoint.state.0[0] ^= u8::from(self.damaged);
-        self.executed.insert(sequence, batch.digest());
+        self.news.push(Fact::Executed(sequence, batch.digest()));
         self.store(done.checkpoint, done.block);
         Some(done.checkpoint)
     }
 
     fn store(&mut self, checkpoint: CheckpointContent, block: Option<Block>) {
-        self.checkpoints.insert(checkpoint.sequence, checkpoint);
+        self.news.push(Fact::Reached(checkpoint));
         if let Some(block) = block {
+            self.news.push(Fact::Block(block.header.height, block.header.hash()));
             self.written.extend(written(&block));
             self.blocks.insert(block.header.height, block);
         }
@@ -182,7 +194,7 @@ impl Node {
     pub fn skip(&mut self, content: &CheckpointContent) {
         self.state.skip_to(content).unwrap();
         self.skips += 1;
-        self.checkpoints.insert(content.sequence, *content);
+        self.news.push(Fact::Reached(*content));
     }
 
     pub fn put_certificate(&mut self, certificate: &Certificate) {
@@ -192,6 +204,11 @@ impl Node {
             assert_eq!(self.blocks[&height].header.hash(), certificate.content.block);
             self.certificates.insert(height, certificate.clone());
         }
+    }
+
+    /// Blocks that lack their certificates.
+    pub fn uncertified(&self) -> Vec<Height> {
+        self.blocks.keys().filter(|height| !self.certificates.contains_key(height)).copied().collect()
     }
 
     /// Blocks above `height` that have certificates, as a peer gets them.

@@ -97,6 +97,18 @@ impl Task {
         }
     }
 
+    /// mDNS found addresses of peers, each by itself.
+    pub(super) fn on_found(&mut self, found: Vec<(PeerId, Multiaddr)>) {
+        let mut by_peer: BTreeMap<PeerId, Vec<Multiaddr>> = BTreeMap::new();
+        for (peer, address) in found {
+            by_peer.entry(peer).or_default().push(address);
+        }
+        for (peer, addresses) in by_peer {
+            tracing::debug!(%peer, ?addresses, "found by mDNS");
+            self.dialer.learn(peer, addresses);
+        }
+    }
+
     pub(super) fn on_dial_failed(&mut self, connection: ConnectionId, error: &DialError) {
         let now = self.clock.monotonic();
         if let DialError::LocalPeerId { address } = error {

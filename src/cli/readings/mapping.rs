@@ -1,0 +1,352 @@
+//! Which column of a CSV file is what.
+
+use std::str::FromStr;
+
+use csv::StringRecord;
+
+use crate::device::body::Reading;
+use crate::device::{Value, rfc3339};
+use crate::types::Timestamp;
+
+/// Names of the time column, tried in this order if none is given.
+const TIME_COLUMNS: [&str; 5] = ["time", "timestamp", "eventTime", "datetime", "date"];
+
+/// Cells that mean "not measured", unless the options name others.
+const MISSING: [&str; 5] = ["", "NaN", "nan", "NA", "null"];
+
+/// What a whole number in the time column counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum TimeUnit {
+    /// Milliseconds since 1970.
+    #[default]
+    Ms,
+    /// Seconds since 1970.
+    S,
+}
+
+/// A column that becomes a data item: `COLUMN[=SERVICE[:NUM[:UNIT]]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemSpec {
+    /// The column's name.
+    pub column: String,
+    /// `serviceId`; the column's name if absent.
+    pub service: Option<String>,
+    /// `num`; the place among the items, from 1, if absent.
+    pub num: Option<u32>,
+    /// `unit`
+    pub unit: Option<String>,
+}
+
+impl FromStr for ItemSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (column, rest) = text.split_once('=').map_or((text, None), |(name, rest)| (name, Some(rest)));
+        let mut parts = rest.into_iter().flat_map(|rest| rest.splitn(3, ':'));
+        let mut part = || parts.next().filter(|part| !part.is_empty());
+        let (service, num, unit) = (part(), part(), part());
+        if column.is_empty() {
+            return Err("give COLUMN[=SERVICE[:NUM[:UNIT]]], such as temperature_c=temperature:1:Cel".into());
+        }
+        let num = num
+            .map(|num| num.parse().map_err(|_| format!("{num:?} is no number from 0 to 4294967295")))
+            .transpose()?;
+        Ok(Self {
+            column: column.into(),
+            service: service.map(str::to_owned),
+            num,
+            unit: unit.map(str::to_owned),
+        })
+    }
+}
+
+/// How to read a CSV file.
+#[derive(Debug, Clone, Default)]
+pub struct CsvOptions {
+    /// The time column; the first of `time`, `timestamp`, `eventTime`, `datetime`, `date` if absent.
+    pub time_column: Option<String>,
+    /// What a whole number in it counts.
+    pub time_unit: TimeUnit,
+    /// Take a time without a zone (`2025-01-01 00:00`) as UTC; an error otherwise.
+    pub assume_utc: bool,
+    /// `deviceId` of all items.
+    pub device: String,
+    /// The column that holds `deviceId` instead.
+    pub device_column: Option<String>,
+    /// The columns that become items; all others than time and device if empty.
+    pub items: Vec<ItemSpec>,
+    /// Cells that mean "not measured"; if empty, blank cells, `NaN`, `nan`, `NA` and `null`.
+    pub missing: Vec<String>,
+    /// `msg` of all messages.
+    pub msg: Option<String>,
+}
+
+/// The options, applied to the columns of one file.
+#[derive(Debug, Clone)]
+pub struct Mapping {
+    time: usize,
+    time_unit: TimeUnit,
+    assume_utc: bool,
+    device: Device,
+    columns: Vec<Column>,
+    missing: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+enum Device {
+    Named(String),
+    InColumn(usize),
+}
+
+#[derive(Debug, Clone)]
+struct Column {
+    at: usize,
+    service: String,
+    num: u32,
+    unit: Option<String>,
+}
+
+impl Mapping {
+    /// Finds the columns that the options name.
+    ///
+    /// # Errors
+    /// Which is missing, and which there are.
+    pub fn new(headers: &StringRecord, options: &CsvOptions) -> Result<Self, String> {
+        let time = match &options.time_column {
+            Some(name) => find(headers, name)?,
+            None => TIME_COLUMNS
+                .iter()
+                .find_map(|name| find(headers, name).ok())
+                .ok_or_else(|| format!("name the time column; there are {}", names(headers)))?,
+        };
+        let device = match &options.device_column {
+            Some(name) => Device::InColumn(find(headers, name)?),
+            None => Device::Named(options.device.clone()),
+        };
+        let columns = if options.items.is_empty() {
+            every_other(headers, time, &device)
+        } else {
+            (1..)
+                .zip(&options.items)
+                .map(|(num, spec)| named(headers, num, spec))
+                .collect::<Result<_, _>>()?
+        };
+        if columns.is_empty() {
+            return Err("there is no column besides time and device".into());
+        }
+        let missing = match options.missing.as_slice() {
+            [] => MISSING.map(str::to_owned).into(),
+            missing => missing.to_vec(),
+        };
+        let (time_unit, assume_utc) = (options.time_unit, options.assume_utc);
+        Ok(Self { time, time_unit, assume_utc, device, columns, missing })
+    }
+
+    /// The time and the items of a row; no items if nothing was measured.
+    ///
+    /// # Errors
+    /// What is wrong with the row.
+    pub fn readings(&self, row: &StringRecord) -> Result<(Timestamp, Vec<Reading>), String> {
+        let time = self.time(row.get(self.time).unwrap_or_default())?;
+        let device = match &self.device {
+            Device::Named(name) => name.as_str(),
+            Device::InColumn(at) => row.get(*at).unwrap_or_default(),
+        };
+        if device.is_empty() {
+            return Err("the device column is empty".into());
+        }
+        let readings = self.columns.iter().filter_map(|column| {
+            let cell = row.get(column.at).unwrap_or_default();
+            Some(Reading {
+                device_id: device.to_owned(),
+                service_id: column.service.clone(),
+                num: column.num,
+                value: self.value(cell)?,
+                unit: column.unit.clone(),
+            })
+        });
+        Ok((time, readings.collect()))
+    }
+
+    fn value(&self, cell: &str) -> Option<Value> {
+        if self.missing.iter().any(|missing| missing == cell) {
+            return None;
+        }
+        // Numbers as JSON writes them; what JSON would not write so (`007`, `+5`) stays a text.
+        Some(match (Value::from_json_number(cell), cell) {
+            (Ok(number), _) => number,
+            (Err(_), "true") => Value::Boolean(true),
+            (Err(_), "false") => Value::Boolean(false),
+            (Err(_), text) => Value::Text(text.to_owned()),
+        })
+    }
+
+    fn time(&self, cell: &str) -> Result<Timestamp, String> {
+        let number = || {
+            let number: u64 = cell.parse().ok()?;
+            match self.time_unit {
+                TimeUnit::Ms => Some(number),
+                TimeUnit::S => number.checked_mul(1000),
+            }
+        };
+        rfc3339::parse(cell)
+            .or_else(|| number().map(Timestamp))
+            .or_else(|| self.assume_utc.then(|| utc(cell)).flatten())
+            .filter(|time| *time <= Timestamp::MAX)
+            .ok_or_else(|| self.not_a_time(cell))
+    }
+
+    fn not_a_time(&self, cell: &str) -> String {
+        if !self.assume_utc && utc(cell).is_some() {
+            return format!("the time {cell:?} has no zone; say that it is UTC if it is");
+        }
+        format!("{cell:?} is no time: give RFC 3339, such as 2026-01-01T00:00:00Z, or a whole number")
+    }
+}
+
+fn every_other(headers: &StringRecord, time: usize, device: &Device) -> Vec<Column> {
+    let others = headers.iter().enumerate().filter(|(at, _)| {
+        let is_device = matches!(device, Device::InColumn(column) if column == at);
+        *at != time && !is_device
+    });
+    (1..).zip(others).map(|(num, (at, name))| Column { at, service: name.into(), num, unit: None }).collect()
+}
+
+fn named(headers: &StringRecord, num: u32, spec: &ItemSpec) -> Result<Column, String> {
+    Ok(Column {
+        at: find(headers, &spec.column)?,
+        service: spec.service.clone().unwrap_or_else(|| spec.column.clone()),
+        num: spec.num.unwrap_or(num),
+        unit: spec.unit.clone(),
+    })
+}
+
+fn find(headers: &StringRecord, name: &str) -> Result<usize, String> {
+    let mut found = headers.iter().enumerate().filter(|(_, header)| *header == name);
+    match (found.next(), found.next()) {
+        (Some((at, _)), None) => Ok(at),
+        (Some(_), Some(_)) => Err(format!("there are two columns {name:?}")),
+        (None, _) => Err(format!("there is no column {name:?}; there are {}", names(headers))),
+    }
+}
+
+fn names(headers: &StringRecord) -> String {
+    headers.iter().collect::<Vec<_>>().join(", ")
+}
+
+/// A time without a zone, taken as UTC.
+fn utc(cell: &str) -> Option<Timestamp> {
+    let time: jiff::civil::DateTime = cell.parse().ok()?;
+    let zoned = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+    u64::try_from(zoned.timestamp().as_millisecond()).ok().map(Timestamp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(headers: &[&str], options: &CsvOptions) -> Result<Mapping, String> {
+        Mapping::new(&StringRecord::from(headers.to_vec()), options)
+    }
+
+    fn options(items: &[&str]) -> CsvOptions {
+        let items = items.iter().map(|item| item.parse().unwrap()).collect();
+        CsvOptions { device: "th-01".into(), items, ..CsvOptions::default() }
+    }
+
+    fn values(cells: &[&str]) -> Vec<Value> {
+        let headers: Vec<String> = (0..cells.len()).map(|at| at.to_string()).collect();
+        let mut headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+        headers.push("time");
+        let mut row = cells.to_vec();
+        row.push("0");
+        let (_, readings) =
+            mapping(&headers, &options(&[])).unwrap().readings(&StringRecord::from(row)).unwrap();
+        readings.into_iter().map(|reading| reading.value).collect()
+    }
+
+    fn time(cell: &str, options: &CsvOptions) -> Result<Timestamp, String> {
+        mapping(&["time", "x"], options)?.readings(&StringRecord::from(vec![cell, "1"])).map(|(time, _)| time)
+    }
+
+    #[test]
+    fn an_item_is_described_in_one_argument() {
+        let parse = |text: &str| text.parse::<ItemSpec>();
+        let full = parse("temperature_c=temperature:7:Cel").unwrap();
+        assert_eq!(
+            (full.service.as_deref(), full.num, full.unit.as_deref()),
+            (Some("temperature"), Some(7), Some("Cel"))
+        );
+        assert_eq!(parse("a=b::m:s").unwrap().unit.as_deref(), Some("m:s"));
+        assert_eq!(
+            parse("a").unwrap(),
+            ItemSpec { column: "a".into(), service: None, num: None, unit: None }
+        );
+        assert!(parse("=b").is_err() && parse("").is_err());
+        assert!(parse("a=b:x").unwrap_err().contains("\"x\""));
+        assert!(parse("a=b:4294967296").is_err());
+    }
+
+    #[test]
+    fn without_items_every_other_column_is_one() {
+        let row = StringRecord::from(vec!["20.5", "2026-01-01T00:00:00Z", "77"]);
+        let (time, readings) =
+            mapping(&["a", "timestamp", "b"], &options(&[])).unwrap().readings(&row).unwrap();
+        assert_eq!(time, Timestamp(1_767_225_600_000));
+        let found: Vec<_> = readings.iter().map(|of| (of.service_id.as_str(), of.num, &of.value)).collect();
+        assert_eq!(found, [("a", 1, &Value::Float(20.5)), ("b", 2, &Value::Integer(77))]);
+    }
+
+    #[test]
+    fn columns_that_are_not_there_are_named_with_those_that_are() {
+        let error = mapping(&["when", "x"], &options(&[])).unwrap_err();
+        assert!(error.contains("time column") && error.contains("when, x"), "{error}");
+        let error = mapping(&["time", "x"], &options(&["y=z"])).unwrap_err();
+        assert!(error.contains("\"y\"") && error.contains("time, x"), "{error}");
+        assert!(mapping(&["time", "x", "x"], &options(&["x"])).unwrap_err().contains("two columns"));
+        assert!(mapping(&["time"], &options(&[])).is_err());
+    }
+
+    #[test]
+    fn cells_are_numbers_truth_values_texts_or_missing() {
+        let text = |text: &str| Value::Text(text.into());
+        assert_eq!(
+            values(&["10.0", "-3", "1e3", "true", "false", "on", "007", "+5", "", "NaN", "null", "NA"]),
+            [
+                Value::Float(10.0),
+                Value::Integer(-3),
+                Value::Float(1000.0),
+                Value::Boolean(true),
+                Value::Boolean(false),
+                text("on"),
+                text("007"),
+                text("+5"),
+            ]
+        );
+    }
+
+    #[test]
+    fn times_have_a_zone_or_the_user_says_that_it_is_utc() {
+        let plain = options(&[]);
+        let utc = CsvOptions { assume_utc: true, ..options(&[]) };
+        let seconds = CsvOptions { time_unit: TimeUnit::S, ..options(&[]) };
+        let new_year = Ok(Timestamp(1_767_225_600_000));
+        assert_eq!(time("2026-01-01T01:00:00+01:00", &plain), new_year);
+        assert_eq!(time("1767225600000", &plain), new_year);
+        assert_eq!(time("1767225600", &seconds), new_year);
+        assert_eq!(time("2026-01-01 00:00", &utc), new_year);
+        assert!(time("2026-01-01 00:00", &plain).unwrap_err().contains("no zone"));
+        for bad in ["", "noon", "-5", "99999999999999999", "18446744073709551615"] {
+            assert!(time(bad, &plain).is_err() && time(bad, &seconds).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_device_can_stand_in_a_column() {
+        let options = CsvOptions { device_column: Some("sensor".into()), ..options(&[]) };
+        let mapping = mapping(&["time", "sensor", "x"], &options).unwrap();
+        let (_, readings) = mapping.readings(&StringRecord::from(vec!["5", "th-02", "1"])).unwrap();
+        assert_eq!((readings.len(), readings[0].device_id.as_str()), (1, "th-02"));
+        assert!(mapping.readings(&StringRecord::from(vec!["5", "", "1"])).is_err());
+    }
+}

@@ -1,0 +1,121 @@
+//! Being behind: noticing it, and getting over it.
+
+use super::*;
+use crate::ledger::Certificate;
+use crate::pbft::settings::WINDOW;
+
+fn certificate(content: CheckpointContent) -> Certificate {
+    Certificate { content, signatures: Vec::new() }
+}
+
+fn fetches(effects: &[Effect]) -> Vec<(Height, SeqNum)> {
+    let fetch = |effect: &Effect| match effect {
+        Effect::FetchBlocks { above, upto, .. } => Some((*above, *upto)),
+        _ => None,
+    };
+    effects.iter().filter_map(fetch).collect()
+}
+
+#[test]
+fn one_replica_s_word_is_not_enough_to_be_behind() {
+    let mut t = Bench::new(4, 1);
+    let _ = t.hear(3, Content::Checkpoint(result(1_000_000, 9)));
+    assert!(fetches(&t.wait(Duration::from_secs(5))).is_empty());
+}
+
+#[test]
+fn what_a_correct_replica_executed_is_fetched_after_a_while_and_again() {
+    let mut t = Bench::new(4, 1);
+    let _ = t.hear(3, Content::Checkpoint(result(9, 9)));
+    let _ = t.hear(2, Content::Checkpoint(result(7, 7)));
+    assert!(fetches(&t.wait(Duration::from_millis(499))).is_empty());
+    assert_eq!(fetches(&t.wait(Duration::from_millis(1))), [(Height(0), SeqNum(7))]);
+    assert_eq!(fetches(&t.wait(Duration::from_millis(500))).len(), 1);
+}
+
+#[test]
+fn beyond_the_high_watermark_blocks_are_fetched_at_once() {
+    let mut t = Bench::new(4, 1);
+    let far = result(WINDOW + 1, 3);
+    let _ = t.hear(3, Content::Checkpoint(far));
+    let output = t.hear(2, Content::Checkpoint(far));
+    let from = vec![t.keys[2].node_id(), t.keys[3].node_id()];
+    let mut expected = from.clone();
+    expected.sort_unstable();
+    let fetch = Effect::FetchBlocks { above: Height(0), upto: far.sequence, from: expected };
+    assert_eq!(output.effects, [fetch]);
+    assert_eq!(rejected(&output), Rejected::AboveWatermark { high: SeqNum(WINDOW) });
+}
+
+#[test]
+fn fetched_blocks_move_the_watermarks_and_are_signed_for() {
+    let mut t = Bench::new(4, 1);
+    let content = result(300, 200);
+    let input = Input::BlocksSynced { certificate: certificate(content), timestamp: START.plus_ms(500) };
+    let output = t.step(input.clone());
+    assert_eq!(sent(&output.effects), [Content::Checkpoint(content)]);
+    let status = t.replica.status();
+    assert_eq!((status.stable, status.executed, status.accepted), (SeqNum(300), SeqNum(300), SeqNum(300)));
+    assert_eq!(rejected(&t.step(input)), Rejected::OutOfOrder { expected: SeqNum(301) });
+    // The next proposal is judged against the fetched block's time.
+    let _ = t.ask(2, 1);
+    let stale = t.batch(&[t.request(2, 1)], 500);
+    assert!(matches!(rejected(&t.propose(301, &stale)), Rejected::InvalidBatch(_)));
+}
+
+#[test]
+fn batches_without_effect_are_passed_over_on_the_word_of_f_plus_one() {
+    let mut t = Bench::new(4, 1);
+    let same = CheckpointContent { sequence: SeqNum(8), ..genesis() };
+    assert!(t.hear(3, Content::Checkpoint(same)).effects.is_empty());
+    let output = t.hear(2, Content::Checkpoint(same));
+    assert!(output.effects.contains(&Effect::Skip(same)));
+    assert_eq!(t.replica.status().executed, SeqNum(8));
+    // With the own word there are three of four: a certificate.
+    assert_eq!(t.replica.status().stable, SeqNum(8));
+}
+
+#[test]
+fn own_requests_that_were_passed_over_are_asked_for_again() {
+    let mut t = Bench::new(4, 1);
+    let _ = t.ask(1, 1);
+    let _ = t.propose(1, &t.batch(&[t.request(1, 1)], 5));
+    assert_eq!(t.replica.status().pending, 0);
+    let input = Input::BlocksSynced { certificate: certificate(result(1, 1)), timestamp: START };
+    let _ = t.step(input);
+    assert_eq!(t.replica.status().pending, 1);
+}
+
+#[test]
+fn a_certificate_whose_votes_got_lost_is_fetched() {
+    let mut t = Bench::new(4, 1);
+    for sequence in 1..=2 {
+        let _ = t.commit_batch(sequence);
+        let _ = t.step(Input::Executed(result(sequence, sequence)));
+    }
+    for from in [2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(result(2, 2)));
+    }
+    let asked = |effects: &[Effect]| {
+        let wanted = |effect: &Effect| matches!(effect, Effect::FetchCertificates { heights, .. } if *heights == [Height(1)]);
+        effects.iter().any(wanted)
+    };
+    assert!(asked(&t.wait(Duration::from_secs(10))));
+    let _ = t.step(Input::CertificateFetched(certificate(result(1, 1))));
+    assert!(!asked(&t.wait(Duration::from_secs(10))));
+}
+
+#[test]
+fn a_primary_that_is_behind_proposes_nothing() {
+    let mut t = Bench::new(4, PRIMARY);
+    for from in [2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(result(9, 9)));
+    }
+    let _ = t.ask(1, 1);
+    let proposals = |effects: &[Effect]| {
+        sent(effects).iter().filter(|content| matches!(content, Content::PrePrepare(_))).count()
+    };
+    assert_eq!(proposals(&t.wait(Duration::from_millis(100))), 0);
+    let _ = t.step(Input::BlocksSynced { certificate: certificate(result(9, 9)), timestamp: START });
+    assert_eq!(t.replica.status().accepted, SeqNum(10), "and goes on above what it learned");
+}

@@ -1,0 +1,25 @@
+//! End to end: real node processes, real connections, and everything that can go wrong with either.
+//!
+//! | file | what holds |
+//! | --- | --- |
+//! | `first_light.rs` | a reading goes from a gateway to a proof, on four replicas |
+//! | `crashes.rs` | nothing that was acknowledged is lost, whoever is killed |
+//! | `hostile_messages.rs` | each bad message gets the answer that the protocol names |
+//! | `hostile_ports.rs` | garbage on any port harms nobody |
+//! | `operations.rs` | the ledger takes an admin's operations, and nobody else's |
+//! | `starting.rs` | a node that must not start says what to do |
+//! | `interop.rs` | gateways and MQTT tools that share no code with this program |
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod crashes;
+mod device;
+mod first_light;
+mod hostile_messages;
+mod hostile_ports;
+#[cfg(feature = "interop")]
+mod interop;
+#[path = "../common/mqtt.rs"]
+mod mqtt;
+mod network;
+mod operations;
+mod starting;
