@@ -173,7 +173,12 @@ impl LocalNetwork {
         let log = File::options().create(true).append(true).open(&path);
         let log = log.with_context(|| format!("cannot write {}", path.display()))?;
         let program = &self.options.program;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        // The user's own settings are for other nodes.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
+            command.env_remove(name);
+        }
+        let child = command
             .args(["node", "--stop-on-eof", "--config"])
             .arg(&self.files.nodes[replica].config)
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
@@ -449,6 +454,10 @@ impl LocalNetwork {
     pub async fn fetch(&self, replica: usize, path: &str) -> anyhow::Result<Vec<u8>> {
         self.apis[replica].bytes(path).await
     }
+}
+
+fn is_setting(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"LEDGERMQ_")
 }
 
 fn api_url(node: &InitializedNode) -> anyhow::Result<Url> {

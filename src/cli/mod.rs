@@ -5,6 +5,7 @@
 //! 2 for wrong arguments, 1 for all else. Progress bars are drawn on a terminal only.
 
 mod client;
+mod demo;
 mod http;
 mod init;
 pub mod latency;
@@ -45,6 +46,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::DemoArgs),
     Init(InitArgs),
     Node(node::NodeArgs),
     #[command(subcommand)]
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Demo(args) => demo::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Client(command) => client::run(command),

@@ -57,6 +57,19 @@ fn one_silent_backup_holds_nothing_up() {
 }
 
 #[test]
+fn under_load_batches_grow_and_not_their_number() {
+    let far = Weather { min_delay_us: 30_000, max_delay_us: 40_000, ..Weather::FAIR };
+    let mut t = Cluster::new(1, 4).weather(far);
+    for _ in 0..200 {
+        t.ask(0).ask(1).run(Duration::from_millis(2));
+    }
+    t.until_all_written(10 * SECOND).check_ledgers();
+    // 400 requests in as many milliseconds, and about 120 from proposal to execution.
+    let blocks = t.node(0).blocks.len();
+    assert!(blocks < 40, "{blocks} blocks");
+}
+
+#[test]
 fn without_a_quorum_nothing_is_executed_and_with_it_everything_is() {
     let mut t = Cluster::new(1, 4);
     t.cut_off.extend([2, 3]);
