@@ -63,7 +63,12 @@ impl Device {
             client: ClientId::new(client).unwrap(),
             key: key.clone(),
             network: network.id(),
-            nodes: network.files().nodes.iter().map(|node| VerifyingKey::parse(&node.node.into()).unwrap()).collect(),
+            nodes: network
+                .files()
+                .nodes
+                .iter()
+                .map(|node| VerifyingKey::parse(&node.node.into()).unwrap())
+                .collect(),
             payload_key: None,
             arrived: VecDeque::new(),
         }

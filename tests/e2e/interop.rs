@@ -97,7 +97,11 @@ async fn a_stranger_reads_that_it_is_not_registered(network: &TestNetwork, versi
 }
 
 /// `mosquitto_rr` subscribes, publishes and reads the answer, all on one connection.
-async fn a_registered_client_asks_and_reads_the_answer(network: &TestNetwork, version: &str, key: &SecretKey) {
+async fn a_registered_client_asks_and_reads_the_answer(
+    network: &TestNetwork,
+    version: &str,
+    key: &SecretKey,
+) {
     let mut command = mosquitto("mosquitto_rr", network, version, "devices/iot");
     command.args(["-u", "operator", "-P", &token(network, "devices/iot", key)]);
     command.args(["-t", "devices/iot/key", "-e", "devices/iot/forbidden", "-n", "-F", "%t %x"]);
@@ -115,7 +119,8 @@ async fn a_wrong_password_is_refused(network: &TestNetwork, version: &str, key: 
     let others = token(network, "devices/two", key);
     for password in ["wrong", others.as_str()] {
         let mut command = mosquitto("mosquitto_pub", network, version, "devices/iot");
-        let output = run(command.args(["-u", "operator", "-P", password, "-t", "devices/iot/env", "-m", "x"])).await;
+        let output =
+            run(command.args(["-u", "operator", "-P", password, "-t", "devices/iot/env", "-m", "x"])).await;
         assert!(!output.status.success(), "{version}: {output:?}");
         let said = String::from_utf8_lossy(&output.stderr).to_lowercase();
         assert!(said.contains("not authori"), "{version}: {said}");
