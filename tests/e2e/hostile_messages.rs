@@ -171,6 +171,7 @@ async fn keys_and_rights_of_clients_end() {
     a_session_ends_when_the_settings_say_so(&mut network).await;
     the_sdk_hands_over_new_keys_by_itself(&mut network).await;
     a_stranger_is_told_that_it_is_not_registered(&mut network).await;
+    a_stranger_that_goes_on_talking_is_cut_off(&network).await;
     a_stranger_that_is_registered_is_cut_off_and_let_in(&mut network).await;
     a_revoked_client_is_cut_off_and_told(&mut network).await;
 }
@@ -245,6 +246,17 @@ async fn a_stranger_is_told_that_it_is_not_registered(network: &mut TestNetwork)
             assert_eq!(unauth(&mut device).await, UnauthReason::NotRegistered);
         }
     }
+}
+
+async fn a_stranger_that_goes_on_talking_is_cut_off(network: &TestNetwork) {
+    let mut device = stranger(network, "devices/chatty", 4).await;
+    let mut taken = 0;
+    while device.publish("env", b"let me in").await.is_some() {
+        taken += 1;
+        // At most twice a minute's share, should a minute end just now.
+        assert!(taken <= 60, "there is a limit");
+    }
+    assert!(taken >= 30);
 }
 
 async fn a_stranger_that_is_registered_is_cut_off_and_let_in(network: &mut TestNetwork) {

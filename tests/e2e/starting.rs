@@ -126,6 +126,9 @@ async fn a_damaged_log_is_refused_and_a_torn_one_is_not() {
     assert_eq!(records.len(), 10);
     assert!(network.log(0).contains("torn") || network.log(0).contains("cut"), "it says what it did");
     let mut device = Device::ready(&network, 0, "devices/iot", &key, 4).await;
+    let free = [("mqtt.listen", "127.0.0.1:0"), ("api.listen", "127.0.0.1:0")];
+    let said = refusal(&network, &free).await;
+    assert!(said.contains("in use by another process"), "two nodes on one data directory: {said}");
     assert_eq!(device.send(6, &reading(now().0, 1.0, 1)).await, Some(0));
     assert_eq!(device.ack().await.written, [0, 1]);
 }
