@@ -200,6 +200,7 @@ impl Shared {
             max_strangers: mqtt.max_unregistered_connections,
             max_inflight: mqtt.max_inflight,
             max_queued_downlink: mqtt.max_queued_replies as usize,
+            session_expiry: mqtt.session_expiry,
             ..BrokerSettings::new(mqtt.listen)
         }
     }

@@ -46,7 +46,8 @@ fn garbage() -> Vec<Vec<u8>> {
         noise,
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
         b"POST /v1/operations HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n".to_vec(),
-        b"POST /v1/operations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n".to_vec(),
+        b"POST /v1/operations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n"
+            .to_vec(),
         [b"GET /".to_vec(), vec![b'a'; 1 << 20]].concat(),
         // MQTT: a CONNECT that says that 256 MiB follow, a PUBLISH before any CONNECT.
         vec![0x10, 0xff, 0xff, 0xff, 0x7f, 0, 4, b'M', b'Q', b'T', b'T'],
