@@ -201,11 +201,15 @@ async fn a_payload_key_ends_and_a_new_one_takes_its_place(network: &mut TestNetw
 
 async fn a_session_ends_when_the_settings_say_so(network: &mut TestNetwork) {
     let key = network.register("devices/sleepy").await;
+    let mut device = Device::dial(network, 0, "devices/sleepy", &key, 4).await;
+    let token = device.token();
+    assert!(!device.raw.resume(&Connect::new("devices/sleepy", &token).persistent()).await);
+    drop(device);
     network
         .eventually("a session ends with its connection", async || {
             let mut device = Device::dial(network, 0, "devices/sleepy", &key, 4).await;
-            let token = device.token();
-            (!device.raw.resume(&Connect::new("devices/sleepy", &token).persistent()).await).then_some(())
+            let connect = Connect::new("devices/sleepy", &token).persistent();
+            (device.raw.connack(&connect).await == Some((false, 0))).then_some(())
         })
         .await;
 }
@@ -223,12 +227,6 @@ async fn the_sdk_hands_over_new_keys_by_itself(network: &mut TestNetwork) {
     gateway.close().await;
 }
 
-async fn stranger(network: &TestNetwork, client: &str, level: u8) -> Device {
-    let mut device = Device::dial(network, 0, client, &SecretKey::generate().unwrap(), level).await;
-    assert_eq!(device.raw.connect(&Connect::stranger(client)).await, Some(0));
-    device
-}
-
 async fn unauth(device: &mut Device) -> UnauthReason {
     match device.next().await {
         (_, FromNode::Unauth(unauth)) => unauth.reason,
@@ -238,7 +236,7 @@ async fn unauth(device: &mut Device) -> UnauthReason {
 
 async fn a_stranger_is_told_that_it_is_not_registered(network: &mut TestNetwork) {
     for level in [4, 5] {
-        let mut device = stranger(network, "devices/stranger", level).await;
+        let mut device = Device::stranger(network, "devices/stranger", level).await;
         device.subscribe().await;
         assert_eq!(unauth(&mut device).await, UnauthReason::NotRegistered);
         for below in ["key", "env"] {
@@ -249,7 +247,7 @@ async fn a_stranger_is_told_that_it_is_not_registered(network: &mut TestNetwork)
 }
 
 async fn a_stranger_that_goes_on_talking_is_cut_off(network: &TestNetwork) {
-    let mut device = stranger(network, "devices/chatty", 4).await;
+    let mut device = Device::stranger(network, "devices/chatty", 4).await;
     let mut taken = 0;
     while device.publish("env", b"let me in").await.is_some() {
         taken += 1;
@@ -260,7 +258,7 @@ async fn a_stranger_that_goes_on_talking_is_cut_off(network: &TestNetwork) {
 }
 
 async fn a_stranger_that_is_registered_is_cut_off_and_let_in(network: &mut TestNetwork) {
-    let mut before = stranger(network, "devices/late", 4).await;
+    let mut before = Device::stranger(network, "devices/late", 4).await;
     before.subscribe().await;
     assert_eq!(unauth(&mut before).await, UnauthReason::NotRegistered);
     let key = network.register("devices/late").await;
