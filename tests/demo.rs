@@ -23,13 +23,25 @@ fn four_replicas_prove_every_reading() {
     let summary = demo(&["--readings", "300"]);
     let names: Vec<&str> = summary.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [
-        "blocks", "bundles_failed", "bundles_verified", "final_ms", "items", "items_written", "messages",
-        "puback_ms", "replicas", "seconds",
+        "blocks",
+        "bundles_failed",
+        "bundles_verified",
+        "final_ms",
+        "items",
+        "items_written",
+        "messages",
+        "puback_ms",
+        "replicas",
+        "seconds",
     ];
     assert!(expected.iter().all(|name| names.contains(name)) && names.len() == expected.len(), "{names:?}");
     for (name, number) in [
-        ("messages", 300), ("items", 600), ("items_written", 600), ("replicas", 4),
-        ("bundles_verified", 300), ("bundles_failed", 0),
+        ("messages", 300),
+        ("items", 600),
+        ("items_written", 600),
+        ("replicas", 4),
+        ("bundles_verified", 300),
+        ("bundles_failed", 0),
     ] {
         assert_eq!(summary[name], number, "{name} in {summary}");
     }

@@ -14,8 +14,8 @@ use super::readings::{Expected, TEMPERATURE};
 use super::screen::Screen;
 use crate::cli::local::LocalNetwork;
 use crate::device::{Item, Value};
-use crate::ledger::proof::{ProofBundle, Proven, Verifier};
 use crate::ledger::Genesis;
+use crate::ledger::proof::{ProofBundle, Proven, Verifier};
 use crate::types::ClientId;
 
 /// Bundles that are fetched and verified at once.

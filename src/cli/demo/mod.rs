@@ -139,7 +139,8 @@ async fn show(args: &DemoArgs) -> anyhow::Result<()> {
     let result = ended.and(stopped);
     if result.as_ref().is_err_and(|error| error.is::<Failed>() && !output::is_closed_pipe(error)) {
         let kept = dir.keep();
-        return result.with_context(|| format!("the files, with the replicas' logs, are left in {}", kept.display()));
+        return result
+            .with_context(|| format!("the files, with the replicas' logs, are left in {}", kept.display()));
     }
     dir.close().context("cannot remove the demo's directory")?;
     result
@@ -293,11 +294,7 @@ async fn publish(
 }
 
 /// Checks that all replicas have one ledger; gives its height.
-async fn agree(
-    network: &mut LocalNetwork,
-    replayed: &Replayed,
-    screen: &Screen,
-) -> anyhow::Result<Height> {
+async fn agree(network: &mut LocalNetwork, replayed: &Replayed, screen: &Screen) -> anyhow::Result<Height> {
     let height = replayed.blocks.last().copied().context("nothing was published")?;
     network.reached(height).await?;
     let mut heads = BTreeSet::new();

@@ -103,12 +103,7 @@ async fn publish_all(station: Station, seen: Arc<Seen>) -> anyhow::Result<Vec<Wa
     Ok(ways)
 }
 
-async fn publish(
-    gateway: &Gateway,
-    stream: &Stream,
-    reading: Reading,
-    seen: &Seen,
-) -> anyhow::Result<Way> {
+async fn publish(gateway: &Gateway, stream: &Stream, reading: Reading, seen: &Seen) -> anyhow::Result<Way> {
     let mut delivery = gateway.publish(stream, reading.body()).await?;
     let signed = seen.clock.monotonic();
     delivery.puback().await?;
