@@ -13,13 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc};
 
+use super::bundles::Bundles;
 use super::consensus::{BlocksSynced, CertificateFetched, PeerRequests};
 use super::storage::{Applied, ApplyBlocks, ExecuteBatch, Storage, StorageOrder};
 use super::verifier::{RequestVerifier, Workers};
 use super::{Fatal, Feeder};
 use crate::crypto::SecretKey;
-use crate::ledger::{BlockError, Certificate, CertifiedBlock, ReplicaSetKeys, VerifiedRequest};
-use crate::network::{NetworkHandle, PeerRequest, PeerResponse, RequestError, SignedBundle, Topic};
+use crate::ledger::{BlockError, Certificate, CertifiedBlock, ReplicaSetKeys};
+use crate::network::{NetworkHandle, PeerRequest, PeerResponse, RequestError, Topic};
 use crate::pbft::{Effect, Output, Source};
 use crate::store::log::{Entry, EntryKind, Position};
 use crate::store::{LedgerStore, Log};
@@ -30,9 +31,6 @@ pub const OUTPUTS: usize = 256;
 
 /// Outputs whose entries are being synced.
 const SYNCING: usize = 256;
-
-/// Bundles on their way to one peer at once; one that has to wait longer is sent again by the core.
-const BUNDLES_PER_PEER: usize = 4;
 
 /// Fetches of missing requests at once; the core asks again for what is still missing.
 const REQUEST_FETCHES: usize = 4;
@@ -156,7 +154,7 @@ async fn append(
 /// Carries out effects, one after the other; what takes long goes on beside.
 struct Runner {
     parts: Effects,
-    bundles: BTreeMap<NodeId, Arc<Semaphore>>,
+    bundles: Bundles,
     request_fetches: Arc<Semaphore>,
     block_fetch: Arc<Semaphore>,
     certificate_fetch: Arc<Semaphore>,
@@ -164,12 +162,9 @@ struct Runner {
 
 impl Runner {
     fn new(parts: Effects) -> Self {
-        let own = parts.key.node_id();
-        let others = parts.keys.replicas().members().iter().filter(|node| **node != own);
-        let bundles = others.map(|node| (*node, Arc::new(Semaphore::new(BUNDLES_PER_PEER)))).collect();
         Self {
+            bundles: Bundles::start(&parts.key, parts.network_id, &parts.keys, &parts.network),
             parts,
-            bundles,
             request_fetches: Arc::new(Semaphore::new(REQUEST_FETCHES)),
             block_fetch: Arc::new(Semaphore::new(1)),
             certificate_fetch: Arc::new(Semaphore::new(1)),
@@ -183,7 +178,7 @@ impl Runner {
                     tracing::debug!(%error, "message not broadcast; it is sent again while it matters");
                 }
             }
-            Effect::SendRequests { requests } => self.send_bundle(&requests),
+            Effect::SendRequests { requests } => self.bundles.send(&requests),
             Effect::Execute { sequence, batch, requests } => {
                 self.parts.to_storage.put(StorageOrder::Execute(ExecuteBatch { sequence, batch, requests })).await;
             }
@@ -203,26 +198,6 @@ impl Runner {
             Effect::Evidence { first, second } => {
                 tracing::error!(sender = %first.sender, ?first, ?second, "a replica signed two different messages for one slot");
             }
-        }
-    }
-
-    /// Hands this node's requests to each of the other replicas.
-    fn send_bundle(&self, requests: &[Arc<VerifiedRequest>]) {
-        let bodies = requests.iter().map(|request| request.request().clone()).collect();
-        let bundle = Arc::new(SignedBundle::sign(&self.parts.key, &self.parts.network_id, bodies));
-        for (node, places) in &self.bundles {
-            let Ok(place) = Arc::clone(places).try_acquire_owned() else {
-                tracing::debug!(%node, "bundles to this node pile up; this one is sent again later");
-                continue;
-            };
-            let (network, node, request) =
-                (self.parts.network.clone(), *node, PeerRequest::Bundle(Arc::clone(&bundle)));
-            tokio::spawn(async move {
-                if let Err(error) = network.request(node, request).await {
-                    tracing::debug!(%node, %error, "bundle not taken; it is sent again");
-                }
-                drop(place);
-            });
         }
     }
 

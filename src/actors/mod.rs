@@ -19,6 +19,7 @@
 //! | mailbox of Policy | verified messages | 1,024 | Verifier waits |
 //! | mailbox of Consensus | requests, votes, results | 4,096 | Policy waits; gossip is ignored (votes are sent again) |
 //! | `outputs` | steps of the core whose entries go to the log | 256 | Consensus waits |
+//! | requests on their way to one replica | requests for its next bundle | 1,024 | left to the core, which sends them again |
 //! | `storage_orders` | batches, certificates | 1,024 | effects wait |
 //! | mailbox of Storage | the same, fetched blocks, questions | 1,024 | effects wait |
 //! | `executed` | executed batches, to Consensus | 1,024 | cannot be: the core executes one at a time |
@@ -31,6 +32,7 @@
 //! All of them are fail-stop ([`Fatal`], [`fatal::Vital`]): the process ends, the log restores it.
 
 pub mod admission;
+pub mod bundles;
 pub mod changed;
 pub mod consensus;
 pub mod downlink;
