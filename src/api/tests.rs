@@ -1,3 +1,5 @@
+//! The API over real HTTP, on a node that is a plain table.
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};

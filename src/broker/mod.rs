@@ -190,7 +190,9 @@ pub enum Closing {
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// The address is in use, or is not this machine's.
-    #[error("cannot listen for mqtt on {address}: {reason}; choose another address, or stop what uses it")]
+    #[error(
+        "cannot listen for mqtt on {address}: {reason}; stop what uses it, or set mqtt.listen to another address"
+    )]
     Listen {
         /// The address asked for.
         address: SocketAddr,

@@ -1,3 +1,5 @@
+//! Settings from files and the environment: defaults, overrides, and what is refused.
+
 use std::time::Duration;
 
 use super::*;

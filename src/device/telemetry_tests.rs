@@ -1,3 +1,5 @@
+//! Telemetry from a client's side to the node's, and what a node refuses on the way.
+
 use super::*;
 use crate::crypto::SecretKey;
 use crate::device::compose::{Composed, Draft, compose};

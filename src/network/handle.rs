@@ -28,7 +28,9 @@ pub enum NetworkError {
     #[error("cannot set up the network: {0}")]
     SetUp(String),
     /// A listen address cannot be used.
-    #[error("cannot listen on {address}: {reason}; free the port or change the listen addresses")]
+    #[error(
+        "cannot listen for nodes on {address}: {reason}; stop what uses it, or set p2p.listen to another address"
+    )]
     Listen {
         /// The address.
         address: Multiaddr,

@@ -159,7 +159,9 @@ impl Shared {
             ..NetworkSettings::default()
         };
         let clock = Arc::clone(&self.clock);
-        Ok(Network::start(settings, &self.key, self.network_id, clock, self.metrics.registry()).await?)
+        Network::start(settings, &self.key, self.network_id, clock, self.metrics.registry())
+            .await
+            .context("setting p2p.listen, or another one of [p2p]")
     }
 
     fn replica_settings(&self) -> anyhow::Result<Settings> {
@@ -198,6 +200,7 @@ impl Shared {
             max_strangers: mqtt.max_unregistered_connections,
             max_inflight: mqtt.max_inflight,
             max_queued_downlink: mqtt.max_queued_replies as usize,
+            session_expiry: mqtt.session_expiry,
             ..BrokerSettings::new(mqtt.listen)
         }
     }
@@ -250,7 +253,7 @@ impl Node {
         };
         let broker =
             EmbeddedBroker::start(shared.broker_settings(), Arc::new(gatekeeper), Arc::clone(&shared.clock));
-        let broker = Arc::new(broker.await?);
+        let broker = Arc::new(broker.await.context("setting mqtt.listen")?);
         downlink.connect(Arc::clone(&broker) as Arc<dyn Broker>);
         let view = Arc::new(view::ApiView {
             genesis: shared.genesis.clone(),
@@ -333,17 +336,8 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         shared.metrics.ingress.final_ms.clone(),
     );
     let clients = ChangedClients::default();
-    let parts = StorageParts {
-        node: shared.key.node_id(),
-        store: Arc::clone(&opened.store),
-        view: Arc::clone(&shared.view),
-        outlets: StorageOutlets { executed, finals: finals.clone(), clients: clients.clone() },
-        clock: Arc::clone(&shared.clock),
-        tally: StorageTally::new(&shared.metrics.consensus, &shared.metrics.storage),
-        fatal: shared.fatal.clone(),
-    };
-    let storage = Storage::new(parts, opened.state.take().context("the ledger's state is used once")?);
-    let storage = Storage::start_in_arbiter(&shared.arbiter().handle(), move |_| storage);
+    let outlets = StorageOutlets { executed, finals: finals.clone(), clients: clients.clone() };
+    let storage = start_storage(shared, &mut opened, outlets)?;
 
     let (outputs, outputs_queue) = mpsc::channel(effects::OUTPUTS);
     let consensus = Consensus::new(
@@ -398,6 +392,24 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     };
     NetworkActor::start_with(judge, events, &shared.fatal);
     Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients) })
+}
+
+fn start_storage(
+    shared: &Shared,
+    opened: &mut Opened,
+    outlets: StorageOutlets,
+) -> anyhow::Result<Addr<Storage>> {
+    let parts = StorageParts {
+        node: shared.key.node_id(),
+        store: Arc::clone(&opened.store),
+        view: Arc::clone(&shared.view),
+        outlets,
+        clock: Arc::clone(&shared.clock),
+        tally: StorageTally::new(&shared.metrics.consensus, &shared.metrics.storage),
+        fatal: shared.fatal.clone(),
+    };
+    let storage = Storage::new(parts, opened.state.take().context("the ledger's state is used once")?);
+    Ok(Storage::start_in_arbiter(&shared.arbiter().handle(), move |_| storage))
 }
 
 /// Starts Policy, Verifier and Ingress.

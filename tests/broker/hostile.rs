@@ -7,7 +7,8 @@ use ledgermq::broker::BrokerSettings;
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{Connect, Event, World, eventually, settings, string};
+use crate::support::mqtt::string;
+use crate::support::{Connect, Event, World, eventually, settings};
 
 const V311: u8 = 4;
 const V5: u8 = 5;

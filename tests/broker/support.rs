@@ -1,7 +1,7 @@
 //! A gatekeeper that remembers what it was asked, and a broker in front of it.
 
 #[path = "../common/mqtt.rs"]
-mod mqtt;
+pub mod mqtt;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use ledgermq::clock::SystemClock;
 use ledgermq::types::ClientId;
 use tokio::sync::Semaphore;
 
-pub use mqtt::{Connect, PATIENCE, Raw, string};
+pub use mqtt::{Connect, PATIENCE, Raw};
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, ToSocketAddrs};
 
 /// Longest that a test waits for anything.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Connect<'a> {
     pub client: &'a str,
@@ -55,18 +55,22 @@ impl Raw {
 
     /// Sends CONNECT; the return or reason code of the CONNACK, `None` if there was none.
     pub async fn connect(&mut self, connect: &Connect<'_>) -> Option<u8> {
+        self.connack(connect).await.map(|(_, code)| code)
+    }
+
+    /// The same of a client that is let in; whether the CONNACK says that a session was present.
+    pub async fn resume(&mut self, connect: &Connect<'_>) -> bool {
+        let (present, code) = self.connack(connect).await.unwrap();
+        assert_eq!(code, 0);
+        present
+    }
+
+    /// Sends CONNECT; whether the CONNACK says that a session was present, and its code.
+    pub async fn connack(&mut self, connect: &Connect<'_>) -> Option<(bool, u8)> {
         self.send(0x10, &connect_body(self.level, connect)).await;
         let connack = self.receive().await?;
         assert_eq!(connack.head, 0x20);
-        Some(connack.body[1])
-    }
-
-    /// The same; whether the CONNACK says that a session was present.
-    pub async fn resume(&mut self, connect: &Connect<'_>) -> bool {
-        self.send(0x10, &connect_body(self.level, connect)).await;
-        let connack = self.receive().await.unwrap();
-        assert_eq!((connack.head, connack.body[1]), (0x20, 0));
-        connack.body[0] == 1
+        Some((connack.body[0] == 1, connack.body[1]))
     }
 
     /// Sends PUBLISH and returns its packet id.

@@ -42,11 +42,39 @@ pub fn stream() -> Stream {
 impl Device {
     /// Connected to node `at` as a registered client, and subscribed.
     pub async fn connect(network: &TestNetwork, at: usize, client: &str, key: &SecretKey, level: u8) -> Self {
-        let mut device = Self::dial(network, at, client, key, level).await;
-        let token = device.token();
-        assert_eq!(device.raw.connect(&Connect::new(client, &token)).await, Some(0));
+        let mut device = Self::enter(network, at, client, key, level, true).await;
         device.subscribe().await;
         device
+    }
+
+    /// Connected to node 0 without a token, and not subscribed.
+    pub async fn stranger(network: &TestNetwork, client: &str, level: u8) -> Self {
+        Self::enter(network, 0, client, &SecretKey::generate().unwrap(), level, false).await
+    }
+
+    /// Comes again while it is told to come later: the connection that it takes over may be ending
+    /// by itself at the same moment.
+    async fn enter(
+        network: &TestNetwork,
+        at: usize,
+        client: &str,
+        key: &SecretKey,
+        level: u8,
+        has_token: bool,
+    ) -> Self {
+        let try_once = async || {
+            let mut device = Self::dial(network, at, client, key, level).await;
+            let token = has_token.then(|| device.token());
+            let connect = Connect { token: token.as_deref(), ..Connect::stranger(client) };
+            match device.raw.connect(&connect).await {
+                Some(0) => Some(device),
+                later => {
+                    assert!(matches!(later, Some(3 | 0x88)), "{client} got {later:?}");
+                    None
+                }
+            }
+        };
+        network.eventually("the client is let in", try_once).await
     }
 
     /// The same, with a payload key.
@@ -63,7 +91,12 @@ impl Device {
             client: ClientId::new(client).unwrap(),
             key: key.clone(),
             network: network.id(),
-            nodes: network.files().nodes.iter().map(|node| VerifyingKey::parse(&node.node.into()).unwrap()).collect(),
+            nodes: network
+                .files()
+                .nodes
+                .iter()
+                .map(|node| VerifyingKey::parse(&node.node.into()).unwrap())
+                .collect(),
             payload_key: None,
             arrived: VecDeque::new(),
         }

@@ -2,8 +2,10 @@
 
 use std::process::Command;
 
+use ledgermq::crypto::{SecretKey, random_bytes};
+use ledgermq::device::codes::ErrorCode;
 use ledgermq::types::Stream;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::device::{Device, now};
 use crate::network::{TestNetwork, reading};
@@ -18,12 +20,14 @@ async fn readings_become_final_records_with_proofs_on_four_replicas() {
     publish_through_the_sdk(&network, &key, started).await;
     every_node_finds_the_records(&network, started).await;
     every_record_is_proven_with_genesis_alone(&network).await;
-    the_first_ack_of_a_stream_is_datas_and_later_ones_are_success(&mut network).await;
+    let two = network.register("devices/two").await;
+    the_first_ack_of_a_stream_is_datas_and_later_ones_are_success(&network, &two).await;
+    a_message_near_the_size_limit_is_written_and_proven(&network, &two).await;
     let height = network.assert_same_blocks().await;
     assert!(height >= 3, "{height}");
 }
 
-async fn publish_through_the_sdk(network: &TestNetwork, key: &ledgermq::crypto::SecretKey, started: u64) {
+async fn publish_through_the_sdk(network: &TestNetwork, key: &SecretKey, started: u64) {
     let gateway = network.gateway("devices/iot", key, &[0, 1, 2, 3]).await;
     let stream = Stream::new("env").unwrap();
     for number in 0..MESSAGES {
@@ -90,10 +94,12 @@ fn the_command_line_agrees(network: &TestNetwork, bundle: &[u8]) {
     assert_eq!(verify(&bad).status.code(), Some(1));
 }
 
-async fn the_first_ack_of_a_stream_is_datas_and_later_ones_are_success(network: &mut TestNetwork) {
-    let key = network.register("devices/two").await;
+async fn the_first_ack_of_a_stream_is_datas_and_later_ones_are_success(
+    network: &TestNetwork,
+    key: &SecretKey,
+) {
     for level in [4, 5] {
-        let mut device = Device::ready(network, 1, "devices/two", &key, level).await;
+        let mut device = Device::ready(network, 1, "devices/two", key, level).await;
         for (seq, expected) in [(1, "env/datas"), (2, "env/success")] {
             let (seq, expected) = if level == 4 { (seq, expected) } else { (seq + 2, "env/success") };
             assert_eq!(device.send(seq, &reading(now().0, 1.0, 1)).await, Some(0));
@@ -102,18 +108,45 @@ async fn the_first_ack_of_a_stream_is_datas_and_later_ones_are_success(network: 
     }
 }
 
+/// Some 3 MiB of values that do not compress.
+async fn a_message_near_the_size_limit_is_written_and_proven(network: &TestNetwork, key: &SecretKey) {
+    const ITEMS: u32 = 3_000;
+    let item = |num| {
+        let noise = hex::encode(random_bytes::<500>().unwrap());
+        json!({ "deviceId": "th-01", "serviceId": "waveform", "num": num, "value": noise })
+    };
+    let data: Vec<Value> = (0..ITEMS).map(item).collect();
+    let body = json!({ "count": ITEMS, "eventTime": now().0, "data": data }).to_string();
+    let mut device = Device::ready(network, 2, "devices/two", key, 5).await;
+    assert_eq!(device.send(5, body.as_bytes()).await, Some(0));
+    let ack = device.ack().await;
+    assert_eq!(ack.written.len(), 3_000);
+    let records = network.wait_for_records(3, "service=waveform&num=2999", 1).await;
+    let bundle = network.get_bytes(0, records[0]["bundle"].as_str().unwrap()).await;
+    assert_eq!(network.verify(&bundle).unwrap().records.len(), 3_000);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn policy_never_acknowledges_and_writes_nothing() {
     let mut network = TestNetwork::start_with(1, &[("policy.default", "never")]).await;
     let key = network.register("devices/iot").await;
     let height = network.certified_height(0).await;
+    let body = reading(now().0, 1.0, 1);
     let mut device = Device::ready(&network, 0, "devices/iot", &key, 4).await;
     for seq in 1..=3 {
-        assert_eq!(device.send(seq, &reading(now().0, 1.0, 1)).await, Some(0));
+        assert_eq!(device.send(seq, &body).await, Some(0));
         let ack = device.ack().await;
         assert_eq!((ack.seq.0, ack.items, ack.written), (seq, 2, vec![]));
         assert_eq!((ack.height, ack.block), (None, None));
     }
+    // Of these messages the ledger knows nothing; that their seqs are used is in the node's log.
+    network.kill(0).await;
+    network.spawn(0).await;
+    let mut device = Device::ready(&network, 0, "devices/iot", &key, 4).await;
+    assert_eq!(device.send(3, &body).await, Some(0));
+    assert!(device.ack().await.written.is_empty());
+    assert_eq!(device.send(2, &reading(now().0, 2.0, 2)).await, Some(0));
+    assert_eq!(device.error().await.code, ErrorCode::SeqReused);
     assert_eq!(network.certified_height(0).await, height);
     assert_eq!(network.records(0, "client=devices/iot").await, Vec::<Value>::new());
 }

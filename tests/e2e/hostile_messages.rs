@@ -78,15 +78,20 @@ fn bad_messages(device: &Device) -> Vec<Refused> {
             &device.forge(&good.header, &stranger, 0, &body),
             ErrorCode::BadSignature,
         ),
-        sealed(
-            "a seq that is not the envelope's",
-            11,
-            &good.content,
-            ErrorCode::BadEnvelope,
-        ),
+        sealed("a seq that is not the envelope's", 11, &good.content, ErrorCode::BadEnvelope),
         sealed("another stream", 10, &device.forge(&elsewhere, &device.key, 0, &body), ErrorCode::WrongTopic),
-        sealed("another client", 10, &device.forge(&somebody_else, &device.key, 0, &body), ErrorCode::WrongTopic),
-        sealed("no known encoding", 10, &device.forge(&good.header, &device.key, 9, &body), ErrorCode::BadEncoding),
+        sealed(
+            "another client",
+            10,
+            &device.forge(&somebody_else, &device.key, 0, &body),
+            ErrorCode::WrongTopic,
+        ),
+        sealed(
+            "no known encoding",
+            10,
+            &device.forge(&good.header, &device.key, 9, &body),
+            ErrorCode::BadEncoding,
+        ),
         sealed("not zstd", 10, &device.forge(&good.header, &device.key, 1, &body), ErrorCode::BadEncoding),
         sealed(
             "another body",
@@ -98,7 +103,7 @@ fn bad_messages(device: &Device) -> Vec<Refused> {
             "no json",
             10,
             &device.forge(&device.header(10, b"{"), &device.key, 0, b"{"),
-            ErrorCode::BadBody,
+            ErrorCode::Malformed,
         ),
         sealed(
             "a count that is not that of data",
@@ -124,7 +129,8 @@ async fn bombs_are_too_large_and_cost_no_memory(network: &TestNetwork, device: &
     for encoding in [Encoding::Zstd, Encoding::Deflate] {
         let bomb = encoding.compress(&vec![b' '; HUGE]).unwrap();
         assert!(bomb.len() < 1 << 20, "{}", bomb.len());
-        let content = device.forge(&device.header(12, b"unread"), &device.key, encoding.number().into(), &bomb);
+        let content =
+            device.forge(&device.header(12, b"unread"), &device.key, encoding.number().into(), &bomb);
         let wire = device.seal(12, &content);
         assert_eq!(device.publish("env", &wire).await, Some(0));
         let error = device.error().await;
@@ -159,11 +165,13 @@ async fn a_seq_with_another_header_is_a_security_event(network: &TestNetwork, de
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_and_rights_of_clients_end() {
-    let settings = [("mqtt.payload_key_max_messages", "3"), ("mqtt.kem_lifetime_s", "60")];
+    let settings = [("mqtt.payload_key_max_messages", "3"), ("mqtt.session_expiry_s", "0")];
     let mut network = TestNetwork::start_with(1, &settings).await;
     a_payload_key_ends_and_a_new_one_takes_its_place(&mut network).await;
+    a_session_ends_when_the_settings_say_so(&mut network).await;
     the_sdk_hands_over_new_keys_by_itself(&mut network).await;
     a_stranger_is_told_that_it_is_not_registered(&mut network).await;
+    a_stranger_that_goes_on_talking_is_cut_off(&network).await;
     a_stranger_that_is_registered_is_cut_off_and_let_in(&mut network).await;
     a_revoked_client_is_cut_off_and_told(&mut network).await;
 }
@@ -180,12 +188,30 @@ async fn a_payload_key_ends_and_a_new_one_takes_its_place(network: &mut TestNetw
     let wire = device.seal(4, &composed.content);
     assert_eq!(device.publish("env", &wire).await, Some(0));
     let forbidden = device.forbidden().await;
-    assert_eq!((forbidden.reason, forbidden.nonce, forbidden.last_seq.0), (ForbiddenReason::KeyExpired, None, 3));
+    assert_eq!(
+        (forbidden.reason, forbidden.nonce, forbidden.last_seq.0),
+        (ForbiddenReason::KeyExpired, None, 3)
+    );
     assert!(forbidden.last_epoch > 0);
     device.answer(&forbidden).await;
     let again = device.seal(4, &composed.content);
     assert_eq!(device.publish("env", &again).await, Some(0));
     assert_eq!(device.ack().await.header, composed.header_hash);
+}
+
+async fn a_session_ends_when_the_settings_say_so(network: &mut TestNetwork) {
+    let key = network.register("devices/sleepy").await;
+    let mut device = Device::dial(network, 0, "devices/sleepy", &key, 4).await;
+    let token = device.token();
+    assert!(!device.raw.resume(&Connect::new("devices/sleepy", &token).persistent()).await);
+    drop(device);
+    network
+        .eventually("a session ends with its connection", async || {
+            let mut device = Device::dial(network, 0, "devices/sleepy", &key, 4).await;
+            let connect = Connect::new("devices/sleepy", &token).persistent();
+            (device.raw.connack(&connect).await == Some((false, 0))).then_some(())
+        })
+        .await;
 }
 
 async fn the_sdk_hands_over_new_keys_by_itself(network: &mut TestNetwork) {
@@ -201,12 +227,6 @@ async fn the_sdk_hands_over_new_keys_by_itself(network: &mut TestNetwork) {
     gateway.close().await;
 }
 
-async fn stranger(network: &TestNetwork, client: &str, level: u8) -> Device {
-    let mut device = Device::dial(network, 0, client, &SecretKey::generate().unwrap(), level).await;
-    assert_eq!(device.raw.connect(&Connect::stranger(client)).await, Some(0));
-    device
-}
-
 async fn unauth(device: &mut Device) -> UnauthReason {
     match device.next().await {
         (_, FromNode::Unauth(unauth)) => unauth.reason,
@@ -216,7 +236,7 @@ async fn unauth(device: &mut Device) -> UnauthReason {
 
 async fn a_stranger_is_told_that_it_is_not_registered(network: &mut TestNetwork) {
     for level in [4, 5] {
-        let mut device = stranger(network, "devices/stranger", level).await;
+        let mut device = Device::stranger(network, "devices/stranger", level).await;
         device.subscribe().await;
         assert_eq!(unauth(&mut device).await, UnauthReason::NotRegistered);
         for below in ["key", "env"] {
@@ -226,8 +246,19 @@ async fn a_stranger_is_told_that_it_is_not_registered(network: &mut TestNetwork)
     }
 }
 
+async fn a_stranger_that_goes_on_talking_is_cut_off(network: &TestNetwork) {
+    let mut device = Device::stranger(network, "devices/chatty", 4).await;
+    let mut taken = 0;
+    while device.publish("env", b"let me in").await.is_some() {
+        taken += 1;
+        // At most twice a minute's share, should a minute end just now.
+        assert!(taken <= 60, "there is a limit");
+    }
+    assert!(taken >= 30);
+}
+
 async fn a_stranger_that_is_registered_is_cut_off_and_let_in(network: &mut TestNetwork) {
-    let mut before = stranger(network, "devices/late", 4).await;
+    let mut before = Device::stranger(network, "devices/late", 4).await;
     before.subscribe().await;
     assert_eq!(unauth(&mut before).await, UnauthReason::NotRegistered);
     let key = network.register("devices/late").await;
@@ -262,7 +293,9 @@ async fn a_client_keeps_to_its_own_topics_and_leaves_nothing_behind() {
     let key = network.register("devices/iot").await;
     let two = network.register("devices/two").await;
     let mut victim = Device::ready(&network, 0, "devices/two", &two, 4).await;
-    for topic in ["devices/two/env", "devices/two/env/success", "devices/iot/env/success", "devices/iot", "$SYS/x"] {
+    for topic in
+        ["devices/two/env", "devices/two/env/success", "devices/iot/env/success", "devices/iot", "$SYS/x"]
+    {
         let mut device = Device::connect(&network, 0, "devices/iot", &key, 5).await;
         let packet_id = device.raw.publish(topic, 1, false, b"forged").await;
         assert_eq!(device.raw.puback(packet_id).await, Some(0x87), "{topic}");
@@ -300,7 +333,11 @@ async fn wills_and_retained_messages_are_refused(network: &TestNetwork, key: &Se
     }
 }
 
-async fn a_bad_token_neither_gets_in_nor_takes_over(network: &TestNetwork, key: &SecretKey, victim: &mut Device) {
+async fn a_bad_token_neither_gets_in_nor_takes_over(
+    network: &TestNetwork,
+    key: &SecretKey,
+    victim: &mut Device,
+) {
     let thief = SecretKey::generate().unwrap();
     let another = NetworkId([9; 32]);
     for level in [4, 5] {

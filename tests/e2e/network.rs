@@ -252,7 +252,12 @@ impl TestNetwork {
     }
 
     /// An admin operation with a sequence above all before.
-    pub fn sign_operation(&self, admin: &SecretKey, network: NetworkId, action: AdminAction) -> AdminOperation {
+    pub fn sign_operation(
+        &self,
+        admin: &SecretKey,
+        network: NetworkId,
+        action: AdminAction,
+    ) -> AdminOperation {
         self.admin_sequence.set(self.admin_sequence.get() + 1);
         AdminOperation::sign(network, admin, self.admin_sequence.get(), action)
     }

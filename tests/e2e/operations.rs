@@ -47,7 +47,12 @@ async fn only_fresh_operations_of_an_admin_of_this_network_are_executed() {
             "another network",
         ),
         ("a second time", network.sign_operation(&admin, id, registration("devices/iot")), 409, "registered"),
-        ("of nobody", network.sign_operation(&admin, id, revocation("devices/nobody")), 409, "not registered"),
+        (
+            "of nobody",
+            network.sign_operation(&admin, id, revocation("devices/nobody")),
+            409,
+            "not registered",
+        ),
     ] {
         let (status, problem) = network.post_operation(0, &operation).await;
         assert_eq!(status, expected, "{what}: {problem}");
@@ -59,7 +64,8 @@ async fn only_fresh_operations_of_an_admin_of_this_network_are_executed() {
     let clients = network.get(0, "/v1/clients").await;
     assert_eq!(clients["clients"].as_array().unwrap().len(), 1, "{clients}");
 
-    let (status, _) = network.post_operation(0, &network.sign_operation(&admin, id, revocation("devices/iot"))).await;
+    let (status, _) =
+        network.post_operation(0, &network.sign_operation(&admin, id, revocation("devices/iot"))).await;
     assert_eq!(status, 200);
     let again = network.sign_operation(&admin, id, registration("devices/iot"));
     let (status, problem) = network.post_operation(0, &again).await;

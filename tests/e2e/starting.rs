@@ -13,7 +13,10 @@ async fn refusal(network: &TestNetwork, settings: &[(&str, &str)]) -> String {
     let output = network.run_node(0, settings).await;
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    said.lines().filter(|line| line.starts_with("error: ") || line.starts_with("  ")).collect::<Vec<_>>().join("\n")
+    said.lines()
+        .filter(|line| line.starts_with("error: ") || line.starts_with("  "))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,7 +68,10 @@ async fn damaged_files_are_named_with_what_to_do() {
         let mode = |mode| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
         mode(0o644);
         let said = refusal(&network, &[]).await;
-        assert!(said.contains("chmod 600") && said.contains(file.to_str().unwrap()), "{said}");
+        assert!(
+            said.contains("chmod 600") && said.contains(file.file_name().unwrap().to_str().unwrap()),
+            "{said}"
+        );
         mode(0o600);
     }
 }
@@ -120,6 +126,9 @@ async fn a_damaged_log_is_refused_and_a_torn_one_is_not() {
     assert_eq!(records.len(), 10);
     assert!(network.log(0).contains("torn") || network.log(0).contains("cut"), "it says what it did");
     let mut device = Device::ready(&network, 0, "devices/iot", &key, 4).await;
+    let free = [("mqtt.listen", "127.0.0.1:0"), ("api.listen", "127.0.0.1:0")];
+    let said = refusal(&network, &free).await;
+    assert!(said.contains("in use by another process"), "two nodes on one data directory: {said}");
     assert_eq!(device.send(6, &reading(now().0, 1.0, 1)).await, Some(0));
     assert_eq!(device.ack().await.written, [0, 1]);
 }

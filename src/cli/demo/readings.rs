@@ -25,7 +25,7 @@ const HUMIDITY: &str = "humidity";
 const DEVICE: &str = "th-01";
 
 /// A row of the file, the numbers with the digits that they have there.
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 struct Row<'a> {
     time: &'a str,
     temperature_c: &'a str,
