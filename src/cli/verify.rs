@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{IsTerminal as _, Read as _, stderr};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -88,7 +88,9 @@ fn progress(bundles: usize) -> ProgressBar {
 }
 
 fn judge(path: &Path, verifier: &Verifier) -> Verdict {
-    let result = read_bundle(path).and_then(|bundle| Ok(verifier.verify(&bundle)?));
+    // A proof's error says all of it; its sources would only say it again.
+    let result = read_bundle(path)
+        .and_then(|bundle| verifier.verify(&bundle).map_err(|error| anyhow!(error.to_string())));
     let (proven, problem) = match result {
         Ok(proven) => (Some(proven), None),
         Err(error) => (None, Some(format!("{error:#}"))),
@@ -102,7 +104,7 @@ fn read_bundle(path: &Path) -> anyhow::Result<ProofBundle> {
     // One byte more than a bundle can have, so that a longer file is told from it.
     let limit = MAX_BUNDLE_BYTES as u64 + 64;
     file.take(limit).read_to_end(&mut bytes).context("cannot read the file")?;
-    Ok(ProofBundle::decode(&bytes)?)
+    ProofBundle::decode(&bytes).map_err(|error| anyhow!(error.to_string()))
 }
 
 fn describe(verdict: &Verdict, replicas: &ReplicaSet) -> anyhow::Result<()> {

@@ -24,7 +24,7 @@ const AT_ONCE: usize = 16;
 /// Faults that are shown; more are only counted.
 const FAULTS_SHOWN: usize = 5;
 
-/// Bytes that are flipped to make 36.7 °C 32.7 °C: a bit in the second byte of a 64-bit float.
+/// The bit of a 64-bit float, in its second byte, that is flipped: it makes 35.6 °C 39.6 °C.
 const FLIP: u64 = 0x02 << 48;
 
 /// What came of all bundles.

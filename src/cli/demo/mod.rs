@@ -354,7 +354,7 @@ async fn verify(
 
 /// Changes one byte of a bundle and shows that it proves nothing any more; whether that is so.
 fn lie(network: &LocalNetwork, audited: &Audited, screen: &Screen) -> anyhow::Result<bool> {
-    screen.say("\n5. A lie: that hour was cooler")?;
+    screen.say("\n5. A lie: somebody changes that temperature")?;
     let (bytes, _, item) = audited.hottest.as_ref().context("no bundle proves a temperature")?;
     let forged = audit::forge(bytes, item).context("a bundle does not contain the item that it proves")?;
     std::fs::write(network.dir().join(HOTTEST), bytes)?;

@@ -45,10 +45,10 @@ impl Reading {
     pub(super) fn load(limit: usize) -> anyhow::Result<Vec<Self>> {
         let mut file = csv::Reader::from_reader(CSV.as_bytes());
         let headers = file.headers()?.clone();
-        file.records().take(limit).map(|row| Self::parse(row?.deserialize(Some(&headers))?)).collect()
+        file.records().take(limit).map(|row| Self::parse(&row?.deserialize(Some(&headers))?)).collect()
     }
 
-    fn parse(row: Row<'_>) -> anyhow::Result<Self> {
+    fn parse(row: &Row<'_>) -> anyhow::Result<Self> {
         let time: jiff::Timestamp = row.time.parse().with_context(|| format!("{:?} is no time", row.time))?;
         Ok(Self {
             time: Timestamp(u64::try_from(time.as_millisecond())?),
