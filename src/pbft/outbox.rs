@@ -16,11 +16,6 @@ pub(super) const BUNDLE_MAX_REQUESTS: usize = 512;
 /// does not hold up votes.
 const BUNDLES_A_STEP: usize = 4;
 
-/// How long requests wait, at most, for the last bundle to be ordered: on a busy network, where that
-/// takes longer than a moment, requests then travel together, and a bundle costs each node about a
-/// millisecond of its processor whatever is in it.
-const BUSY_DELAY: Duration = Duration::from_millis(20);
-
 /// When each own pending request is to be sent.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outbox {
@@ -28,8 +23,6 @@ pub(super) struct Outbox {
     due: BTreeSet<(Duration, u64, Hash)>,
     intervals: BTreeMap<Hash, Duration>,
     pushed: u64,
-    /// The last request of the last bundle.
-    sent: Option<Hash>,
 }
 
 impl Outbox {
@@ -42,10 +35,8 @@ impl Outbox {
     }
 
     /// When the next request is due.
-    pub(super) fn next_deadline(&self, pool: &Pool) -> Option<Duration> {
-        let (next, ..) = self.due.first()?;
-        let is_busy = self.sent.is_some_and(|digest| pool.is_pending(&digest));
-        Some(if is_busy { *next + BUSY_DELAY } else { *next })
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        self.due.first().map(|(next, ..)| *next)
     }
 
     /// The bundles that are due. Requests that are no longer pending are forgotten.
@@ -59,7 +50,7 @@ impl Outbox {
         let mut bytes = 0;
         // What was to wait a moment longer for company goes along.
         let horizon = now + settings.bundle_delay;
-        if self.next_deadline(pool).is_none_or(|first| first > now) {
+        if self.next_deadline().is_none_or(|first| first > now) {
             return bundles;
         }
         while let Some(&(next, number, digest)) = self.due.first() {
@@ -86,7 +77,6 @@ impl Outbox {
                 bundle.push(Arc::clone(request));
             }
             self.due.pop_first();
-            self.sent = Some(digest);
             self.reschedule(number, digest, now, settings);
         }
         bundles

@@ -67,7 +67,7 @@ impl Replica {
     }
 
     fn next_bundle(&self) -> Option<Duration> {
-        self.outbox.next_deadline(&self.pool).filter(|_| self.settings.replicas.n() > 1)
+        self.outbox.next_deadline().filter(|_| self.settings.replicas.n() > 1)
     }
 
     fn send_bundles(&mut self, time: Duration, out: &mut Output) {
