@@ -13,6 +13,7 @@ use crate::ledger::VerifiedRequest;
 use crate::pbft::io::Rejected;
 use crate::pbft::message::{Batch, Signed, Verified};
 use crate::pbft::resend::Resend;
+use crate::planted::{Bug, planted};
 use crate::types::{Hash, NodeId, SeqNum, View};
 
 /// How far a batch has come here.
@@ -69,8 +70,16 @@ impl Votes {
         }
     }
 
+    /// How many votes are kept.
+    pub(super) fn len(&self) -> usize {
+        self.votes.len()
+    }
+
     /// How many replicas voted for `digest`.
     pub(super) fn count(&self, digest: &Hash) -> usize {
+        if planted(Bug::VotesNotMatched) {
+            return self.votes.len();
+        }
         self.votes.values().filter(|(voted, _)| voted == digest).count()
     }
 
@@ -133,7 +142,8 @@ impl Slot {
 
     /// `committed_local()` (1999, section 4.2): prepared, and q matching COMMITs.
     pub(super) fn committed_local(&self, quorum: usize) -> bool {
-        self.phase >= Phase::Prepared && self.matching(&self.commits) >= quorum
+        let enough = self.matching(&self.commits) >= quorum || planted(Bug::ExecutedWhenPrepared);
+        self.phase >= Phase::Prepared && enough
     }
 
     /// Votes that match the proposal.

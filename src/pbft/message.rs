@@ -175,7 +175,7 @@ pub struct Verified(Signed);
 
 impl Verified {
     /// Signs an own message.
-    pub(super) fn sign(key: &SecretKey, network: &NetworkId, content: Content) -> Self {
+    pub fn sign(key: &SecretKey, network: &NetworkId, content: Content) -> Self {
         let signature = key.sign(content.signature_kind(), network, &content.signed_bytes());
         Self(Signed { sender: key.node_id(), content, signature })
     }

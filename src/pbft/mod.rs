@@ -13,6 +13,7 @@
 //!
 //! This is the normal case with checkpoints and catching up; the view never changes yet.
 
+pub mod footprint;
 pub mod io;
 pub mod message;
 pub mod replica;
@@ -35,6 +36,7 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
+pub use footprint::Footprint;
 pub use io::{Effect, Input, Now, Output, Rejected, Source};
 pub use message::{Batch, Envelope, MessageError, Signed, Verified};
 pub use replica::{Replica, SetupError, Status};

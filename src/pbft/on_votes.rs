@@ -6,6 +6,7 @@ use crate::pbft::message::{Commit, Content, Prepare, Verified};
 use crate::pbft::replica::Replica;
 use crate::pbft::resend::Resend;
 use crate::pbft::wal::WalEntry;
+use crate::planted::{Bug, planted};
 use crate::types::SeqNum;
 
 impl Replica {
@@ -17,7 +18,7 @@ impl Replica {
         out: &mut Output,
     ) -> Result<(), Rejected> {
         self.check_slot(prepare.view, prepare.sequence)?;
-        if message.sender() == self.primary() {
+        if message.sender() == self.primary() && !planted(Bug::PrepareOfPrimaryCounted) {
             return Err(Rejected::NotBackup);
         }
         let resend = Resend::started(now.monotonic, &self.settings);

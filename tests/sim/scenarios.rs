@@ -4,19 +4,12 @@ use std::time::Duration;
 
 use ledgermq::types::SeqNum;
 
-use crate::cluster::{Cluster, Weather};
+use crate::cluster::Cluster;
+use crate::network::Weather;
+use crate::run::seeds;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// The seeds to run: `SIM_SEED` alone, or the first `SIM_SEEDS` (as many as `few` by default).
-fn seeds(few: u64) -> impl Iterator<Item = u64> {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    match number("SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SIM_SEEDS").unwrap_or(few),
-    }
-}
 
 #[test]
 fn every_size_of_cluster_writes_what_each_node_is_asked_for() {
@@ -190,7 +183,7 @@ fn chaos_of_crashes_and_partitions_never_breaks_agreement_and_ends_in_progress()
 fn a_primary_that_proposes_two_batches_for_one_number_is_shown_and_splits_nobody() {
     for seed in seeds(8) {
         let mut t = Cluster::new(seed, 4);
-        t.faulty.insert(0);
+        t.world.faulty.insert(0);
         t.silent.insert(0);
         t.ask(1).ask(2).run(Duration::from_millis(50));
         let (one, other) = (t.request(1, 1).digest(), t.request(2, 1).digest());
@@ -199,14 +192,14 @@ fn a_primary_that_proposes_two_batches_for_one_number_is_shown_and_splits_nobody
         for to in 1..4 {
             let first = &batches[to % 2];
             let envelope = t.pre_prepare(0, 2, first.clone());
-            t.send(0, to, &envelope);
+            t.inject(0, to, Duration::ZERO, &envelope);
         }
         t.run(Duration::from_millis(50));
         for to in 1..4 {
             for batch in &batches {
                 let digest = batch.digest();
                 for envelope in [t.pre_prepare(0, 2, batch.clone()), t.commit(0, 2, digest)] {
-                    t.send(0, to, &envelope);
+                    t.inject(0, to, Duration::ZERO, &envelope);
                 }
             }
         }
@@ -221,12 +214,12 @@ fn a_primary_that_proposes_two_batches_for_one_number_is_shown_and_splits_nobody
 #[test]
 fn a_backup_that_votes_for_everything_cannot_make_others_commit() {
     let mut t = Cluster::new(2, 4);
-    t.faulty.insert(3);
+    t.world.faulty.insert(3);
     let digest = ledgermq::types::Hash([9; 32]);
     for sequence in 1..10 {
         for to in 0..3 {
             for envelope in [t.prepare(3, 1 + sequence, digest), t.commit(3, 1 + sequence, digest)] {
-                t.send(3, to, &envelope);
+                t.inject(3, to, Duration::ZERO, &envelope);
             }
         }
     }
@@ -256,6 +249,6 @@ fn the_checker_sees_a_primary_that_lost_its_log_propose_anew() {
 fn a_replica_whose_state_is_damaged_notices_it() {
     let mut t = Cluster::new(1, 4);
     t.ask(0).until_all_written(SECOND);
-    t.faulty.insert(2);
+    t.world.faulty.insert(2);
     t.damage(2).ask(0).run(5 * SECOND);
 }

@@ -1,0 +1,36 @@
+//! How much a replica holds: what the limits of `docs/CONSENSUS.md` bound.
+
+use crate::pbft::replica::Replica;
+
+/// Counts of what a replica keeps in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Slots of the log.
+    pub slots: usize,
+    /// PREPAREs and COMMITs in them.
+    pub votes: usize,
+    /// CHECKPOINTs that are collected.
+    pub checkpoints: usize,
+    /// Replicas whose last claim is remembered.
+    pub claims: usize,
+    /// Requests that are not ordered.
+    pub pending: usize,
+    /// Own requests that are to be sent again.
+    pub outbox: usize,
+}
+
+impl Replica {
+    /// How much the replica holds.
+    pub fn footprint(&self) -> Footprint {
+        let votes = self.log.iter().map(|(_, slot)| slot.prepares.len() + slot.commits.len());
+        let (checkpoints, claims) = self.checkpoints.held();
+        Footprint {
+            slots: self.log.iter().count(),
+            votes: votes.sum(),
+            checkpoints,
+            claims,
+            pending: self.pool.pending().0,
+            outbox: self.outbox.len(),
+        }
+    }
+}

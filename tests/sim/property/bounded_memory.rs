@@ -1,0 +1,36 @@
+//! Bounded memory: whatever the others send, a replica holds no more than its limits allow.
+
+use ledgermq::pbft::settings::WINDOW;
+
+use super::{Broken, Property, Seen, World, ensure};
+
+#[derive(Default)]
+pub struct BoundedMemory;
+
+/// The pool's limit for each node in the simulator's settings.
+pub const POOL_MAX_REQUESTS: usize = 200;
+
+impl Property for BoundedMemory {
+    fn name(&self) -> &'static str {
+        "bounded memory"
+    }
+
+    fn check(&mut self, world: &World, at: usize, seen: &Seen) -> Result<(), Broken> {
+        let Seen::Stepped(step) = seen else { return Ok(()) };
+        if world.faulty.contains(&at) {
+            return Ok(());
+        }
+        let held = &step.1;
+        let (n, window) = (world.n, WINDOW as usize);
+        let at_most = |what: &str, count: usize, limit: usize| -> Result<(), Broken> {
+            ensure!(count <= limit, "replica {at} holds {count} {what}, more than {limit}");
+            Ok(())
+        };
+        at_most("slots", held.slots, window)?;
+        at_most("votes", held.votes, 2 * window * n)?;
+        at_most("checkpoints", held.checkpoints, (2 * window + 1) * n)?;
+        at_most("claims", held.claims, n)?;
+        at_most("pending requests", held.pending, POOL_MAX_REQUESTS * n + 1024)?;
+        at_most("requests to send", held.outbox, POOL_MAX_REQUESTS + 1024 * 8)
+    }
+}

@@ -1,0 +1,103 @@
+//! Runs many seeds at once, on as many threads as there are processors, and says how to repeat
+//! what failed.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, Once, OnceLock};
+
+use crate::cluster::Cluster;
+use crate::storm;
+
+/// A seed that failed.
+pub struct Failure {
+    pub seed: u64,
+    pub text: String,
+}
+
+/// What many runs came to.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Tally {
+    pub seeds: u64,
+    pub events: u64,
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs one seed; a panic in it becomes a failure, and is not printed on the way.
+fn attempt(seed: u64, run: impl FnOnce() -> u64) -> Result<u64, Failure> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() || tracing() {
+                loud(panic);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(run));
+    QUIET.set(false);
+    outcome.map_err(|panic| Failure { seed, text: text_of(&*panic) })
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// The seeds to run: `SIM_SEED` alone, or `SIM_SEEDS` of them (as many as `few` by default) from
+/// `SIM_FIRST` on.
+pub fn seeds(few: u64) -> std::ops::Range<u64> {
+    let first = number("SIM_FIRST").unwrap_or(0);
+    match number("SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => first..first + number("SIM_SEEDS").unwrap_or(few),
+    }
+}
+
+/// Whether SIM_TRACE asks for a line on every fault.
+pub fn tracing() -> bool {
+    static TRACING: OnceLock<bool> = OnceLock::new();
+    *TRACING.get_or_init(|| number("SIM_TRACE").is_some())
+}
+
+/// Runs `run` for each seed; panics with the first failure and the command that repeats it.
+pub fn all(test: &str, seeds: std::ops::Range<u64>, run: impl Fn(u64) -> u64 + Sync) -> Tally {
+    let (next, events) = (AtomicU64::new(seeds.start), AtomicU64::new(0));
+    let failure: Mutex<Option<Failure>> = Mutex::new(None);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while failure.lock().unwrap().is_none() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    match attempt(seed, || run(seed)) {
+                        Ok(happened) => drop(events.fetch_add(happened, Ordering::Relaxed)),
+                        Err(failed) => drop(failure.lock().unwrap().get_or_insert(failed)),
+                    }
+                }
+            });
+        }
+    });
+    if let Some(Failure { seed, text }) = failure.into_inner().unwrap() {
+        panic!("{text}\nrepeat with: SIM_SEED={seed} cargo test --test sim {test} -- --nocapture");
+    }
+    let tally = Tally { seeds: seeds.end - seeds.start, events: events.into_inner() };
+    println!("{test}: {} seeds, {} events", tally.seeds, tally.events);
+    tally
+}
+
+/// The first of `most` seeds of mixed faults that fails when `plant` has changed its cluster.
+pub fn first_failure(most: u64, plant: impl Fn(&mut Cluster)) -> Option<Failure> {
+    (0..most).find_map(|seed| attempt(seed, || storm::run(seed, &plant)).err())
+}
+
+fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
