@@ -15,13 +15,6 @@ pub struct Failure {
     pub text: String,
 }
 
-/// What many runs came to.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Tally {
-    pub seeds: u64,
-    pub events: u64,
-}
-
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
@@ -63,33 +56,36 @@ pub fn tracing() -> bool {
     *TRACING.get_or_init(|| number("SIM_TRACE").is_some())
 }
 
-/// Runs `run` for each seed; panics with the first failure and the command that repeats it.
-pub fn all(test: &str, seeds: std::ops::Range<u64>, run: impl Fn(u64) -> u64 + Sync) -> Tally {
+/// Runs `run` for each seed; panics with the first failure and the command that repeats it. With
+/// SIM_ALL=1 it goes on after failures, and lists them.
+pub fn all(test: &str, seeds: std::ops::Range<u64>, run: impl Fn(u64) -> u64 + Sync) {
     let (next, events) = (AtomicU64::new(seeds.start), AtomicU64::new(0));
-    let failure: Mutex<Option<Failure>> = Mutex::new(None);
+    let failures: Mutex<Vec<Failure>> = Mutex::default();
+    let to_the_end = number("SIM_ALL").is_some();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while failure.lock().unwrap().is_none() {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        break;
-                    }
-                    match attempt(seed, || run(seed)) {
-                        Ok(happened) => drop(events.fetch_add(happened, Ordering::Relaxed)),
-                        Err(failed) => drop(failure.lock().unwrap().get_or_insert(failed)),
-                    }
-                }
-            });
+    let work = || {
+        while to_the_end || failures.lock().unwrap().is_empty() {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                break;
+            }
+            match attempt(seed, || run(seed)) {
+                Ok(happened) => drop(events.fetch_add(happened, Ordering::Relaxed)),
+                Err(failed) => failures.lock().unwrap().push(failed),
+            }
         }
-    });
-    if let Some(Failure { seed, text }) = failure.into_inner().unwrap() {
+    };
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let failures = failures.into_inner().unwrap();
+    for Failure { seed, text } in &failures {
+        let first: Vec<&str> = text.lines().take(2).collect();
+        eprintln!("seed {seed}: {}", first.join(" "));
+    }
+    if let Some(Failure { seed, text }) = failures.first() {
         panic!("{text}\nrepeat with: SIM_SEED={seed} cargo test --test sim {test} -- --nocapture");
     }
-    let tally = Tally { seeds: seeds.end - seeds.start, events: events.into_inner() };
-    println!("{test}: {} seeds, {} events", tally.seeds, tally.events);
-    tally
+    let events = events.into_inner();
+    println!("{test}: {} seeds, {events} events", seeds.end - seeds.start);
 }
 
 /// The first of `most` seeds of mixed faults that fails when `plant` has changed its cluster.
