@@ -169,6 +169,8 @@ impl Shared {
         settings.request_resend_max = consensus.request_resend_max_interval;
         settings.bundle_delay = consensus.bundle_delay;
         settings.fetch_interval = consensus.fetch_interval;
+        settings.request_timeout = consensus.request_timeout;
+        settings.request_timeout_max = consensus.request_timeout_max;
         settings.inflight_max_bytes = usize::try_from(consensus.inflight_max_bytes)?;
         settings.pool_max_requests = usize::try_from(consensus.pool_max_requests)?;
         settings.pool_max_bytes = usize::try_from(consensus.pool_max_bytes)?;
@@ -352,6 +354,10 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     requests_mouth.connect(consensus.clone());
     synced_mouth.connect(consensus.clone());
     certificates_mouth.connect(consensus.clone());
+    let (batches, batches_mouth) = shared.feeder("fetched batches", FETCHED);
+    let (messages, messages_mouth) = shared.feeder("fetched proofs of views", FETCHED);
+    batches_mouth.connect(consensus.clone());
+    messages_mouth.connect(consensus.clone());
     let verifier = RequestVerifier::new(shared.network_id, shared.workers.clone());
     let parts = Effects {
         key: shared.key.clone(),
@@ -366,6 +372,8 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         requests,
         synced,
         certificates,
+        batches,
+        messages,
         verifier: verifier.clone(),
         workers: shared.workers.clone(),
         fatal: shared.fatal.clone(),
@@ -377,6 +385,7 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         network: network.clone(),
         consensus: consensus.clone(),
         verifier,
+        workers: shared.workers.clone(),
         store: Arc::clone(&opened.store),
     };
     NetworkActor::start_with(judge, events);

@@ -13,10 +13,15 @@ impl Cluster {
     pub fn forge(&self, at: usize, content: Content) -> Envelope {
         let key = &self.keys[at];
         let (kind, bytes) = match &content {
-            Content::PrePrepare(content) => (SignatureKind::PrePrepare, codec::encode(content)),
+            Content::PrePrepare(content) => (
+                SignatureKind::PrePrepare,
+                codec::encode(&(content.view, content.sequence, content.batch.digest())),
+            ),
             Content::Prepare(content) => (SignatureKind::Prepare, codec::encode(content)),
             Content::Commit(content) => (SignatureKind::Commit, codec::encode(content)),
             Content::Checkpoint(content) => (SignatureKind::Checkpoint, codec::encode(content)),
+            Content::ViewChange(content) => (SignatureKind::ViewChange, codec::encode(content)),
+            Content::NewView(content) => (SignatureKind::NewView, codec::encode(content)),
         };
         let signature = key.sign(kind, &self.network, &bytes);
         Envelope { attempt: 0, signed: Signed { sender: key.node_id(), content, signature } }

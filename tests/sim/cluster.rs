@@ -10,7 +10,7 @@ use ledgermq::ledger::{
     genesis::GENESIS_VERSION,
 };
 use ledgermq::pbft::{Effect, Envelope, Input, Now, Rejected, Replica, Settings, Signed, Source};
-use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, SeqNum, Timestamp};
+use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, SeqNum, Timestamp, View};
 
 use crate::clients::{ADMIN_SEED, client};
 use crate::node::Node;
@@ -39,6 +39,9 @@ enum Event {
     Gossip { to: usize, bytes: Vec<u8> },
     Synced { node: usize, life: u64, position: usize, effects: Vec<Effect> },
     FetchRequests { at: usize, from: usize, digests: Vec<Hash> },
+    FetchBatches { at: usize, from: usize, digests: Vec<Hash> },
+    FetchView { at: usize, from: usize, view: View },
+    Messages { to: usize, messages: Vec<Signed> },
     FetchBlocks { at: usize, from: usize, above: Height },
     Blocks { to: usize, blocks: Vec<(Block, Certificate)> },
     FetchCertificates { at: usize, from: usize, heights: Vec<Height> },
@@ -296,6 +299,20 @@ impl Cluster {
             }
             Event::Gossip { to, bytes } => self.hear(to, &bytes),
             Event::FetchRequests { at, from, digests } => self.answer_requests(at, from, &digests),
+            Event::FetchBatches { at, from, digests } => self.answer_batches(at, from, &digests),
+            Event::FetchView { at, from, view } => {
+                let messages = self.nodes[at].replica.as_ref().map(|replica| replica.view_proof(view));
+                if let Some(messages) = messages.filter(|_| self.passes(at, from)) {
+                    let delay = self.delay();
+                    self.schedule(delay, Event::Messages { to: from, messages });
+                }
+            }
+            Event::Messages { to, messages } => {
+                for message in messages {
+                    let verified = message.verify(&self.set_keys, &self.network).expect("a good proof");
+                    self.step(to, Input::Message(verified));
+                }
+            }
             Event::FetchBlocks { at, from, above } => {
                 let blocks = self.nodes[at].certified_above(above);
                 if self.nodes[at].replica.is_some() && self.passes(at, from) {
@@ -423,6 +440,29 @@ impl Cluster {
                     self.schedule(delay, Event::FetchRequests { at, from: node, digests });
                 }
             }
+            Effect::ForwardRequests { requests, to } => {
+                let to = self.index_of(&to);
+                if self.passes(node, to) {
+                    let delay = self.delay();
+                    for request in &requests {
+                        self.give(to, request, Source::Forwarded, delay);
+                    }
+                }
+            }
+            Effect::FetchBatches { digests, from } => {
+                let at = ask(from, self);
+                if self.passes(node, at) {
+                    let delay = self.delay();
+                    self.schedule(delay, Event::FetchBatches { at, from: node, digests });
+                }
+            }
+            Effect::FetchView { view, from } => {
+                let at = ask(from, self);
+                if self.passes(node, at) {
+                    let delay = self.delay();
+                    self.schedule(delay, Event::FetchView { at, from: node, view });
+                }
+            }
             Effect::FetchBlocks { above, from, .. } => {
                 let at = self.any_of(&from);
                 if self.passes(node, at) {
@@ -457,6 +497,18 @@ impl Cluster {
         let life = self.nodes[to].life;
         let input = Box::new(Input::Request { request: Arc::clone(request), source });
         self.schedule(after, Event::Step { node: to, life, input });
+    }
+
+    fn answer_batches(&mut self, at: usize, from: usize, digests: &[Hash]) {
+        let Some(replica) = &self.nodes[at].replica else { return };
+        let found: Vec<_> = digests.iter().filter_map(|digest| replica.batch(digest)).collect();
+        if self.passes(at, from) {
+            let (delay, life) = (self.delay(), self.nodes[from].life);
+            for batch in found {
+                let input = Box::new(Input::Batch(batch));
+                self.schedule(delay, Event::Step { node: from, life, input });
+            }
+        }
     }
 
     fn answer_requests(&mut self, at: usize, from: usize, digests: &[Hash]) {

@@ -136,6 +136,7 @@ impl Node {
             certificate: self.certificates.values().last().cloned(),
             uncertified: self.uncertified(),
             entries: self.wal.iter().map(decode).collect(),
+            lost_log: false,
         };
         self.replica = Some(Replica::new(self.settings.clone(), restored).unwrap());
     }
@@ -174,8 +175,14 @@ impl Node {
         self.durable = Durable { state: Entries::of(&self.state), blocks, certificates };
         let stable = self.replica.as_ref().unwrap().status().stable;
         let needed_from = stable.min(self.state.head().sequence);
-        let old = |bytes: &&Vec<u8>| WalEntry::decode(&self.network, bytes).unwrap().sequence() < needed_from;
-        let cut = self.wal[..self.synced].iter().take_while(old).count();
+        let decode = |bytes: &Vec<u8>| WalEntry::decode(&self.network, bytes).unwrap();
+        let synced: Vec<WalEntry> = self.wal[..self.synced].iter().map(decode).collect();
+        let newest = |pin| synced.iter().rposition(|entry| entry.pin() == Some(pin));
+        let old = |(at, entry): &(usize, &WalEntry)| match entry.pin() {
+            Some(pin) => newest(pin) != Some(*at),
+            None => entry.sequence() < needed_from,
+        };
+        let cut = synced.iter().enumerate().take_while(old).count();
         self.wal.drain(..cut);
         self.synced -= cut;
     }
