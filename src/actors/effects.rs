@@ -13,17 +13,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::consensus::{BlocksSynced, CertificateFetched, PeerRequests};
+use super::consensus::{BlocksSynced, CertificateFetched, PeerBatches, PeerMessage, PeerRequests};
 use super::storage::{ApplyBlocks, ExecuteBatch, Storage, StorageOrder};
 use super::verifier::{RequestVerifier, Workers};
 use super::{Fatal, Feeder};
 use crate::crypto::SecretKey;
 use crate::ledger::{BlockError, Certificate, CertifiedBlock, ReplicaSetKeys, VerifiedRequest};
 use crate::network::{NetworkHandle, PeerRequest, PeerResponse, RequestError, SignedBundle, Topic};
-use crate::pbft::{Effect, Output, Source};
+use crate::pbft::{Batch, Effect, Output, Pin, Source, Verified, WalEntry};
 use crate::store::log::{Entry, EntryKind, Position};
 use crate::store::{LedgerStore, Log};
-use crate::types::{Hash, Height, NetworkId, NodeId, SeqNum};
+use crate::types::{Hash, Height, NetworkId, NodeId, SeqNum, View};
 
 /// Outputs on their way to the log: about the window. When it is full, Consensus waits.
 pub const OUTPUTS: usize = 256;
@@ -37,27 +37,49 @@ const BUNDLES_PER_PEER: usize = 4;
 /// Fetches of missing requests at once; the core asks again for what is still missing.
 const REQUEST_FETCHES: usize = 4;
 
+/// Fetches of batches at once, likewise.
+const BATCH_FETCHES: usize = 4;
+
 /// How many blocks one fetch asks for.
 const FETCH_BLOCKS: u32 = 64;
 
 /// Where the log has the first entry of each sequence number that is still needed.
 #[derive(Debug, Default)]
-pub struct WalMarks(Mutex<BTreeMap<SeqNum, Position>>);
+pub struct WalMarks(Mutex<Marks>);
+
+#[derive(Debug, Default)]
+struct Marks {
+    sequences: BTreeMap<SeqNum, Position>,
+    /// The newest entry of each kind that is needed whatever the sequence number.
+    pinned: BTreeMap<Pin, Position>,
+}
 
 impl WalMarks {
-    /// Notes that an entry of `sequence` lies at `position`.
-    pub fn note(&self, sequence: SeqNum, position: Position) {
+    /// Notes that `entry` lies at `position`, after all that were noted before. Of what is pinned,
+    /// the one before is needed until [`WalMarks::synced`].
+    pub fn note(&self, entry: &WalEntry, position: Position) {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mark = marks.entry(sequence).or_insert(position);
+        if let Some(pin) = entry.pin() {
+            marks.pinned.entry(pin).or_insert(position);
+            return;
+        }
+        let mark = marks.sequences.entry(entry.sequence()).or_insert(position);
         *mark = position.min(*mark);
+    }
+
+    /// Notes that the newest entry of a kind is on disk, at `position`.
+    pub fn synced(&self, pin: Pin, position: Position) {
+        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = marks.pinned.entry(pin).or_insert(position);
+        *newest = position.max(*newest);
     }
 
     /// Forgets what lies below `sequence`, and tells from which position on entries are needed;
     /// none if no entry is.
     pub fn needed_from(&self, sequence: SeqNum) -> Option<Position> {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *marks = marks.split_off(&sequence);
-        marks.values().min().copied()
+        marks.sequences = marks.sequences.split_off(&sequence);
+        marks.sequences.values().chain(marks.pinned.values()).min().copied()
     }
 }
 
@@ -87,6 +109,10 @@ pub struct Effects {
     pub synced: Feeder<BlocksSynced>,
     /// Fetched certificates, to Consensus.
     pub certificates: Feeder<CertificateFetched>,
+    /// Fetched batches, to Consensus.
+    pub batches: Feeder<PeerBatches>,
+    /// Fetched proofs of views, to Consensus.
+    pub messages: Feeder<PeerMessage>,
     /// Checks fetched requests.
     pub verifier: RequestVerifier,
     /// Checks fetched blocks.
@@ -97,27 +123,30 @@ pub struct Effects {
 
 /// Starts the pipeline; it ends when the sender of `outputs` is gone and all was carried out.
 pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) -> tokio::task::JoinHandle<()> {
-    let (syncing, mut synced) = mpsc::channel::<(Option<Position>, Vec<Effect>)>(SYNCING);
+    let (syncing, mut synced) = mpsc::channel::<(Appended, Vec<Effect>)>(SYNCING);
     let log = effects.log.clone();
     let (marks, fatal) = (Arc::clone(&effects.marks), effects.fatal.clone());
     tokio::spawn(async move {
         while let Some(output) = outputs.recv().await {
-            let position = match append(&log, &marks, &output).await {
-                Ok(position) => position,
+            let appended = match append(&log, &marks, &output).await {
+                Ok(appended) => appended,
                 Err(error) => return fatal.stop(anyhow::Error::new(error).context("writing the log")),
             };
-            if syncing.send((position, output.effects)).await.is_err() {
+            if syncing.send((appended, output.effects)).await.is_err() {
                 return;
             }
         }
     });
     let runner = Arc::new(Runner::new(effects));
     tokio::spawn(async move {
-        while let Some((position, effects)) = synced.recv().await {
-            if let Some(position) = position
+        while let Some((appended, effects)) = synced.recv().await {
+            if let Some(position) = appended.last
                 && let Err(error) = runner.parts.log.synced(position).await
             {
                 return runner.parts.fatal.stop(anyhow::Error::new(error).context("syncing the log"));
+            }
+            for (pin, position) in appended.pins {
+                runner.parts.marks.synced(pin, position);
             }
             for effect in effects {
                 runner.carry_out(effect).await;
@@ -126,22 +155,28 @@ pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) -> tokio::ta
     })
 }
 
-async fn append(
-    log: &Log,
-    marks: &WalMarks,
-    output: &Output,
-) -> Result<Option<Position>, crate::store::LogError> {
+/// Where the entries of an output went.
+#[derive(Debug, Default)]
+struct Appended {
+    last: Option<Position>,
+    pins: Vec<(Pin, Position)>,
+}
+
+async fn append(log: &Log, marks: &WalMarks, output: &Output) -> Result<Appended, crate::store::LogError> {
+    let mut appended = Appended::default();
     if output.wal.is_empty() {
-        return Ok(None);
+        return Ok(appended);
     }
     let entries: Vec<_> =
         output.wal.iter().map(|entry| Entry { kind: EntryKind::Pbft, bytes: entry.encode() }).collect();
     let count = entries.len() as u64;
     let last = log.append(entries).await?;
     for (entry, position) in output.wal.iter().zip(last.0 + 1 - count..) {
-        marks.note(entry.sequence(), Position(position));
+        marks.note(entry, Position(position));
+        appended.pins.extend(entry.pin().map(|pin| (pin, Position(position))));
     }
-    Ok(Some(last))
+    appended.last = Some(last);
+    Ok(appended)
 }
 
 /// Carries out effects, one after the other; what takes long goes on beside.
@@ -151,6 +186,8 @@ struct Runner {
     request_fetches: Arc<Semaphore>,
     block_fetch: Arc<Semaphore>,
     certificate_fetch: Arc<Semaphore>,
+    batch_fetch: Arc<Semaphore>,
+    view_fetch: Arc<Semaphore>,
 }
 
 impl Runner {
@@ -164,6 +201,8 @@ impl Runner {
             request_fetches: Arc::new(Semaphore::new(REQUEST_FETCHES)),
             block_fetch: Arc::new(Semaphore::new(1)),
             certificate_fetch: Arc::new(Semaphore::new(1)),
+            batch_fetch: Arc::new(Semaphore::new(BATCH_FETCHES)),
+            view_fetch: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -174,7 +213,10 @@ impl Runner {
                     tracing::debug!(%error, "message not broadcast; it is sent again while it matters");
                 }
             }
-            Effect::SendRequests { requests } => self.send_bundle(&requests),
+            Effect::SendRequests { requests } => self.send_bundle(&requests, None),
+            Effect::ForwardRequests { requests, to } => self.send_bundle(&requests, Some(to)),
+            Effect::FetchBatches { digests, from } => self.fetch_batches(digests, from),
+            Effect::FetchView { view, from } => self.fetch_view(view, from),
             Effect::Execute { sequence, batch, requests } => {
                 self.parts.to_storage.put(StorageOrder::Execute(ExecuteBatch { sequence, batch, requests })).await;
             }
@@ -197,11 +239,11 @@ impl Runner {
         }
     }
 
-    /// Hands this node's requests to each of the other replicas.
-    fn send_bundle(&self, requests: &[Arc<VerifiedRequest>]) {
+    /// Hands requests to each of the other replicas, or to one.
+    fn send_bundle(&self, requests: &[Arc<VerifiedRequest>], to: Option<NodeId>) {
         let bodies = requests.iter().map(|request| request.request().clone()).collect();
         let bundle = Arc::new(SignedBundle::sign(&self.parts.key, &self.parts.network_id, bodies));
-        for (node, places) in &self.bundles {
+        for (node, places) in self.bundles.iter().filter(|(node, _)| to.is_none_or(|to| to == **node)) {
             let Ok(place) = Arc::clone(places).try_acquire_owned() else {
                 tracing::debug!(%node, "bundles to this node pile up; this one is sent again later");
                 continue;
@@ -228,6 +270,56 @@ impl Runner {
                         let requests = runner.parts.verifier.verify(requests).await;
                         runner.parts.requests.put(PeerRequests { requests, source: Source::Fetched }).await;
                         break;
+                    }
+                    answer => log_fruitless(node, &answer),
+                }
+            }
+            drop(place);
+        });
+    }
+
+    fn fetch_batches(self: &Arc<Self>, digests: Vec<Hash>, from: Vec<NodeId>) {
+        let Ok(place) = Arc::clone(&self.batch_fetch).try_acquire_owned() else { return };
+        let runner = Arc::clone(self);
+        tokio::spawn(async move {
+            for node in from {
+                let request = PeerRequest::FetchBatches(digests.clone());
+                match runner.parts.network.request(node, request).await {
+                    Ok(PeerResponse::Batches(batches)) if !batches.is_empty() => {
+                        let wanted = |batch: &Batch| digests.contains(&batch.digest());
+                        let batches = batches.into_iter().filter(wanted).collect();
+                        runner.parts.batches.put(PeerBatches(batches)).await;
+                        break;
+                    }
+                    answer => log_fruitless(node, &answer),
+                }
+            }
+            drop(place);
+        });
+    }
+
+    fn fetch_view(self: &Arc<Self>, view: View, from: Vec<NodeId>) {
+        let Ok(place) = Arc::clone(&self.view_fetch).try_acquire_owned() else { return };
+        let runner = Arc::clone(self);
+        tokio::spawn(async move {
+            tracing::info!(%view, "others are in a later view: fetching its NEW-VIEW");
+            for node in from {
+                match runner.parts.network.request(node, PeerRequest::FetchView(view)).await {
+                    Ok(PeerResponse::View(messages)) if !messages.is_empty() => {
+                        let (network, keys) = (runner.parts.network_id, Arc::clone(&runner.parts.keys));
+                        let check = move || -> Result<Vec<Verified>, _> {
+                            messages.into_iter().map(|message| message.verify(&keys, &network)).collect()
+                        };
+                        match runner.parts.workers.run(check).await {
+                            Some(Ok(messages)) => {
+                                for message in messages {
+                                    runner.parts.messages.put(PeerMessage(message)).await;
+                                }
+                                break;
+                            }
+                            Some(Err(error)) => tracing::warn!(%node, %error, "a bad proof of a view"),
+                            None => break,
+                        }
                     }
                     answer => log_fruitless(node, &answer),
                 }

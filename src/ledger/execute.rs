@@ -297,14 +297,16 @@ impl<'a> Execution<'a> {
     fn finish(self, origin: Origin, verdicts: Vec<(Hash, Verdict)>) -> Executed {
         let Self { state, height, operations, leaves, changes, .. } = self;
         state.head.sequence = origin.sequence;
-        state.head.timestamp = origin.timestamp;
+        // A batch that a view change carried over may follow one that was proposed later: blocks
+        // ascend all the same.
+        let timestamp = origin.timestamp.max(state.head.timestamp.plus_ms(1));
         let block = Tree::new(&leaves).ok().map(|tree| {
             let header = Header {
                 version: HEADER_VERSION,
                 network: state.network,
                 height,
                 sequence: origin.sequence,
-                timestamp: origin.timestamp,
+                timestamp,
                 previous: state.head.block,
                 merkle_root: tree.root(),
                 operation_count: u32::try_from(leaves.len()).unwrap_or(u32::MAX),
@@ -318,6 +320,7 @@ impl<'a> Execution<'a> {
         });
         if let Some(block) = &block {
             state.head.height = height;
+            state.head.timestamp = timestamp;
             state.head.block = block.header.hash();
             state.digest = state.lattice.digest();
         }

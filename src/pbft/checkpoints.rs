@@ -55,13 +55,15 @@ pub(super) struct Checkpoints {
     claims: BTreeMap<NodeId, CheckpointContent>,
     /// The low watermark.
     pub(super) stable: SeqNum,
+    /// Numbers between the watermarks.
+    window: u64,
     /// Blocks whose certificates got lost before a restart.
     pub(super) uncertified: BTreeSet<Height>,
 }
 
 impl Checkpoints {
-    pub(super) const fn new(stable: SeqNum) -> Self {
-        Self { slots: BTreeMap::new(), claims: BTreeMap::new(), stable, uncertified: BTreeSet::new() }
+    pub(super) const fn new(stable: SeqNum, window: u64) -> Self {
+        Self { slots: BTreeMap::new(), claims: BTreeMap::new(), stable, window, uncertified: BTreeSet::new() }
     }
 
     pub(super) fn get(&self, sequence: SeqNum) -> Option<&Slot> {
@@ -96,7 +98,7 @@ impl Checkpoints {
 
     /// The last sequence number that CHECKPOINTs are collected for.
     pub(super) const fn high(&self) -> SeqNum {
-        SeqNum(self.stable.0.saturating_add(WINDOW))
+        SeqNum(self.stable.0.saturating_add(self.window))
     }
 
     /// The last sequence number that they are no longer collected for.
@@ -122,6 +124,13 @@ impl Checkpoints {
         let mut claims: Vec<SeqNum> = self.claims.values().map(|claim| claim.sequence).collect();
         claims.sort_unstable_by(|a, b| b.cmp(a));
         claims.get(replicas.f()).copied().unwrap_or_default()
+    }
+
+    /// The claim that `rank - 1` others are at or above, once `heard_of` others have made one.
+    pub(super) fn ranked_claim(&self, heard_of: usize, rank: usize) -> Option<SeqNum> {
+        let mut claims: Vec<SeqNum> = self.claims.values().map(|claim| claim.sequence).collect();
+        claims.sort_unstable_by(|a, b| b.cmp(a));
+        claims.get(rank - 1).copied().filter(|_| claims.len() >= heard_of)
     }
 
     /// Who claims to have executed `sequence`.

@@ -7,6 +7,10 @@ use crate::pbft::replica::Replica;
 pub struct Footprint {
     /// Slots of the log.
     pub slots: usize,
+    /// Batches that earlier views left.
+    pub archived: usize,
+    /// VIEW-CHANGEs and NEW-VIEWs of others.
+    pub views: usize,
     /// PREPAREs and COMMITs in them.
     pub votes: usize,
     /// CHECKPOINTs that are collected.
@@ -26,6 +30,8 @@ impl Replica {
         let (checkpoints, claims) = self.checkpoints.held();
         Footprint {
             slots: self.log.iter().count(),
+            archived: self.archive.iter().count(),
+            views: self.views.held(),
             votes: votes.sum(),
             checkpoints,
             claims,

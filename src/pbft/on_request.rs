@@ -12,6 +12,9 @@ use crate::types::{Hash, NodeId};
 /// hide the round trips, few enough to bound what a faulty primary makes others fetch.
 pub(super) const FETCH_AHEAD: u64 = 8;
 
+/// Executed requests that may be ordered once more at a time; more are refused, and forwarded again.
+const MAX_REVIVED: usize = 64;
+
 impl Replica {
     pub(super) fn on_request(
         &mut self,
@@ -21,8 +24,15 @@ impl Replica {
     ) -> Result<(), Rejected> {
         let digest = request.digest();
         let wanted = self.is_wanted(&digest);
-        if source != Source::Fetched && (request.node() == self.me) != (source == Source::Admitted) {
+        let others = matches!(source, Source::Fetched | Source::Forwarded);
+        if !others && (request.node() == self.me) != (source == Source::Admitted) {
             return Err(Rejected::WrongNode);
+        }
+        // Who forwards a request that was executed fetched the block, and cannot know which requests
+        // it rests on: ordering it once more tells everybody, and changes nothing.
+        if source == Source::Forwarded && self.pool.was_executed(&digest) && self.is_primary() {
+            let revived = self.pool.revive(request, now.monotonic, MAX_REVIVED);
+            return if revived { Ok(()) } else { Err(Rejected::Duplicate) };
         }
         if self.pool.knows(&digest) && !wanted {
             self.pool.heard_again(&digest, now.monotonic);

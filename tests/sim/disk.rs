@@ -44,9 +44,14 @@ impl Disk {
         &self.entries
     }
 
-    /// Cuts synced entries from the front while they are `old`.
-    pub fn cut(&mut self, old: impl Fn(&Vec<u8>) -> bool) {
-        let count = self.entries[..self.synced - self.cut].iter().take_while(|entry| old(entry)).count();
+    /// What is on the platters.
+    pub fn synced(&self) -> &[Vec<u8>] {
+        &self.entries[..self.synced - self.cut]
+    }
+
+    /// Cuts so many synced entries from the front.
+    pub fn cut(&mut self, count: usize) {
+        assert!(count <= self.synced - self.cut, "only what is on the platters is cut");
         self.entries.drain(..count);
         self.cut += count;
     }

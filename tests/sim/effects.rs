@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ledgermq::ledger::VerifiedRequest;
 use ledgermq::pbft::{Effect, Envelope, Input, Source};
-use ledgermq::types::{Hash, Height, NodeId};
+use ledgermq::types::{Hash, Height, NodeId, View};
 
 use crate::cluster::Cluster;
 use crate::events::{Event, Gossip};
@@ -19,6 +19,21 @@ impl Cluster {
             Effect::SendRequests { requests } => self.send_requests(node, &requests),
             Effect::FetchRequests { digests, from } => {
                 self.ask_peer(node, from[0], |at, from| Event::FetchRequests { at, from, digests });
+            }
+            Effect::ForwardRequests { requests, to } => {
+                let to = self.index_of(&to);
+                if self.adversary_forwards(node, to) && self.passes(node, to) {
+                    let delay = self.delay();
+                    for request in &requests {
+                        self.give(to, request, Source::Forwarded, delay);
+                    }
+                }
+            }
+            Effect::FetchBatches { digests, from } => {
+                self.ask_peer(node, from[0], |at, from| Event::FetchBatches { at, from, digests });
+            }
+            Effect::FetchView { view, from } => {
+                self.ask_peer(node, from[0], |at, from| Event::FetchView { at, from, view });
             }
             Effect::FetchBlocks { above, from, .. } => {
                 let peer = self.rng.pick(&from);
@@ -134,6 +149,27 @@ impl Cluster {
             for request in found {
                 self.give(from, &request, Source::Fetched, delay);
             }
+        }
+    }
+
+    pub fn answer_batches(&mut self, at: usize, from: usize, digests: &[Hash]) {
+        let Some(replica) = &self.nodes[at].replica else { return };
+        let found: Vec<_> = digests.iter().filter_map(|digest| replica.batch(digest)).collect();
+        if self.adversary_forwards(at, from) && self.passes(at, from) {
+            let (delay, life) = (self.delay(), self.nodes[from].life);
+            for batch in found {
+                let input = Box::new(Input::Batch(batch));
+                self.schedule(delay, Event::Step { node: from, life, input });
+            }
+        }
+    }
+
+    pub fn answer_view(&mut self, at: usize, from: usize, view: View) {
+        let Some(replica) = &self.nodes[at].replica else { return };
+        let messages = replica.view_proof(view);
+        if self.adversary_forwards(at, from) && self.passes(at, from) {
+            let delay = self.delay();
+            self.schedule(delay, Event::Proof { to: from, messages });
         }
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ledgermq::crypto::HashKind;
 use ledgermq::ledger::{Block, Certificate};
-use ledgermq::pbft::{Effect, Envelope, Input, Verified};
-use ledgermq::types::{Hash, Height};
+use ledgermq::pbft::{Effect, Envelope, Input, Signed, Verified};
+use ledgermq::types::{Hash, Height, View};
 
 use crate::cluster::Cluster;
 use crate::node::CrashPoint;
@@ -24,6 +24,9 @@ pub enum Event {
     Gossip { to: usize, gossip: Arc<Gossip> },
     Synced { node: usize, life: u64, position: usize, effects: Vec<Effect>, then: Option<CrashPoint> },
     FetchRequests { at: usize, from: usize, digests: Vec<Hash> },
+    FetchBatches { at: usize, from: usize, digests: Vec<Hash> },
+    FetchView { at: usize, from: usize, view: View },
+    Proof { to: usize, messages: Vec<Signed> },
     FetchBlocks { at: usize, from: usize, above: Height },
     Blocks { to: usize, blocks: Vec<(Block, Certificate)> },
     FetchCertificates { at: usize, from: usize, heights: Vec<Height> },
@@ -69,6 +72,15 @@ impl Cluster {
             }
             Event::Gossip { to, gossip } => self.hear(to, &gossip),
             Event::FetchRequests { at, from, digests } => self.answer_requests(at, from, &digests),
+            Event::FetchBatches { at, from, digests } => self.answer_batches(at, from, &digests),
+            Event::FetchView { at, from, view } => self.answer_view(at, from, view),
+            Event::Proof { to, messages } => {
+                for signed in messages {
+                    if let Some(gossip) = self.gossip(&Envelope { attempt: 0, signed }) {
+                        self.step(to, Input::Message(gossip.message.clone()));
+                    }
+                }
+            }
             Event::FetchBlocks { at, from, above } => self.answer_blocks(at, from, above),
             Event::Blocks { to, blocks } if self.nodes[to].is_up() => {
                 if let Some((certificate, timestamp)) = self.nodes[to].apply(blocks) {

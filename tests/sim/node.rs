@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ledgermq::crypto::blake3_plain;
 use ledgermq::device;
 use ledgermq::ledger::{
     Block, Certificate, CertifiedBlock, CheckpointContent, Genesis, Operation, ReplicaSetKeys, State,
@@ -110,6 +111,8 @@ pub struct Node {
     pub wake_at: Option<Duration>,
     /// Its executions come out wrong.
     pub damaged: bool,
+    /// Its log is gone, and it knows.
+    pub lost_log: bool,
 }
 
 impl Node {
@@ -140,6 +143,7 @@ impl Node {
             disk_free_at: Duration::ZERO,
             wake_at: None,
             damaged: false,
+            lost_log: false,
         }
     }
 
@@ -157,13 +161,13 @@ impl Node {
 
     pub fn synced(&mut self, upto: usize) {
         let entries = self.disk.sync(upto);
-        self.news.push(Seen::Synced(entries.iter().map(|entry| Hash::of_entry(entry)).collect()));
+        self.news.push(Seen::Synced(entries.iter().map(|bytes| promise_of(&self.network, bytes)).collect()));
     }
 
     /// Power is lost: of what was not synced, the first `survivors` entries happen to remain.
     pub fn crash(&mut self, survivors: usize) {
         let entries = self.disk.crash(survivors);
-        self.news.push(Seen::Synced(entries.iter().map(|entry| Hash::of_entry(entry)).collect()));
+        self.news.push(Seen::Synced(entries.iter().map(|bytes| promise_of(&self.network, bytes)).collect()));
         self.replica = None;
         self.life += 1;
         self.crash_at = None;
@@ -190,6 +194,7 @@ impl Node {
             certificate: self.certificates.values().last().cloned(),
             uncertified: self.uncertified(),
             entries: self.disk.entries().iter().map(decode).filter(|entry| !forgets(entry)).collect(),
+            lost_log: self.lost_log,
         };
         self.replica = Some(Replica::new(self.settings.clone(), restored)?);
         self.news.push(Seen::Started(executed));
@@ -232,8 +237,16 @@ impl Node {
         self.durable = Durable { state: self.state.clone(), height, later_certificates: BTreeSet::new() };
         let stable = self.replica.as_ref().unwrap().status().stable;
         let needed_from = stable.min(self.state.head().sequence);
-        let network = self.network;
-        self.disk.cut(|bytes| WalEntry::decode(&network, bytes).unwrap().sequence() < needed_from);
+        let decode = |bytes: &Vec<u8>| WalEntry::decode(&self.network, bytes).unwrap();
+        let synced: Vec<WalEntry> = self.disk.synced().iter().map(decode).collect();
+        // Of what belongs to no number, the newest is kept.
+        let newest = |pin| synced.iter().rposition(|entry| entry.pin() == Some(pin));
+        let old = |(at, entry): &(usize, &WalEntry)| match entry.pin() {
+            Some(pin) => newest(pin) != Some(*at),
+            None => entry.sequence() < needed_from,
+        };
+        let count = synced.iter().enumerate().take_while(old).count();
+        self.disk.cut(count);
     }
 
     pub fn skip(&mut self, content: &CheckpointContent) {
@@ -303,13 +316,14 @@ impl Node {
     }
 }
 
-/// The hash by which the properties know an entry of a log.
-pub trait OfEntry {
-    fn of_entry(bytes: &[u8]) -> Self;
-}
-
-impl OfEntry for Hash {
-    fn of_entry(bytes: &[u8]) -> Self {
-        ledgermq::crypto::blake3_plain(bytes)
+/// The hash by which the properties know an entry of a log: of an own message, that of the message.
+fn promise_of(network: &NetworkId, bytes: &[u8]) -> Hash {
+    // Bodies cost a signature to read, and are known by their bytes.
+    let entry = if bytes[0] == 0 { None } else { Some(WalEntry::decode(network, bytes).unwrap()) };
+    match entry {
+        Some(WalEntry::ViewChange(signed) | WalEntry::NewView { new_view: signed, .. }) => {
+            blake3_plain(&WalEntry::Sent(signed).encode())
+        }
+        _ => blake3_plain(bytes),
     }
 }

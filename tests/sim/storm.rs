@@ -42,10 +42,7 @@ pub fn run(seed: u64, plant: &impl Fn(&mut Cluster)) -> u64 {
         t.run(rng.ms(0, 40));
     }
     t.heal();
-    // Without a view change, nothing moves under a primary that does not.
-    if !t.world.faulty.contains(&0) {
-        t.until_all_final();
-    }
+    t.until_all_final();
     t.check_ledgers();
     t.happened
 }

@@ -27,6 +27,9 @@ impl Property for BoundedMemory {
             Ok(())
         };
         at_most("slots", held.slots, window)?;
+        // A faulty primary can leave one batch behind for each number and view that it led.
+        at_most("archived batches", held.archived, window * (1 + step.0.view.0 as usize))?;
+        at_most("messages about views", held.views, n * (2 + 1 + n))?;
         at_most("votes", held.votes, 2 * window * n)?;
         at_most("checkpoints", held.checkpoints, (2 * window + 1) * n)?;
         at_most("claims", held.claims, n)?;

@@ -56,5 +56,7 @@ impl DurableBeforeSent {
 }
 
 fn promise(content: &Content) -> Promise {
-    (content.signature_kind().as_str(), content.view(), Some(content.sequence()))
+    // A view is given up once and begun once, whatever is stable then.
+    let whole_view = matches!(content, Content::ViewChange(_) | Content::NewView(_));
+    (content.signature_kind().as_str(), content.view(), (!whole_view).then(|| content.sequence()))
 }

@@ -10,6 +10,7 @@ mod exactly_once;
 mod liveness;
 mod registered_clients;
 mod total_order;
+mod views;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -105,6 +106,7 @@ pub fn all() -> Vec<Box<dyn Property>> {
         Box::<durable_before_sent::DurableBeforeSent>::default(),
         Box::<checkpoint_stability::CheckpointStability>::default(),
         Box::<bounded_memory::BoundedMemory>::default(),
+        Box::<views::Views>::default(),
         Box::<evidence::Evidence>::default(),
     ]
 }
