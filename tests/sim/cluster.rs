@@ -356,7 +356,14 @@ impl Cluster {
 
     /// Tells what happens, with SIM_TRACE=1.
     pub fn trace(&self, what: impl FnOnce() -> String) {
-        if crate::run::tracing() {
+        if crate::run::tracing() > 0 {
+            eprintln!("{:>12?} {}", self.time, what());
+        }
+    }
+
+    /// Tells everything, with SIM_TRACE=2.
+    pub fn trace_all(&self, what: impl FnOnce() -> String) {
+        if crate::run::tracing() > 1 {
             eprintln!("{:>12?} {}", self.time, what());
         }
     }

@@ -81,7 +81,10 @@ impl Cluster {
             self.adversary_sends(node, envelope);
             return;
         }
-        self.saw(node, Seen::Sent(Arc::new(envelope.signed.clone())));
+        // A proof that others signed is passed on; that is no word of this replica.
+        if envelope.signed.sender == self.world.node_id(node) {
+            self.saw(node, Seen::Sent(Arc::new(envelope.signed.clone())));
+        }
         let Some(gossip) = self.gossip(&envelope) else { return };
         for to in (0..self.instances()).filter(|to| *to != node) {
             self.send(node, to, &gossip, Duration::ZERO);

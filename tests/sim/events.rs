@@ -139,6 +139,9 @@ impl Cluster {
             return;
         }
         let position = self.nodes[node].append(&output.wal);
+        for effect in &output.effects {
+            self.trace_all(|| format!("{node}, entries up to {position}: {effect:?}"));
+        }
         let life = self.nodes[node].life;
         // Each node's disk syncs in order, in up to 2 ms, and effects wait for it in order.
         let delay = if output.wal.is_empty() { 0 } else { self.rng.between(1_000, 2_000) };

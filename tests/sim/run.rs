@@ -25,7 +25,7 @@ fn attempt(seed: u64, run: impl FnOnce() -> u64) -> Result<u64, Failure> {
     HOOK.call_once(|| {
         let loud = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            if !QUIET.get() || tracing() {
+            if !QUIET.get() || tracing() > 0 {
                 loud(panic);
             }
         }));
@@ -50,10 +50,10 @@ pub fn seeds(few: u64) -> std::ops::Range<u64> {
     }
 }
 
-/// Whether SIM_TRACE asks for a line on every fault.
-pub fn tracing() -> bool {
-    static TRACING: OnceLock<bool> = OnceLock::new();
-    *TRACING.get_or_init(|| number("SIM_TRACE").is_some())
+/// SIM_TRACE: 1 for a line on every fault, 2 for one on every effect.
+pub fn tracing() -> u64 {
+    static TRACING: OnceLock<u64> = OnceLock::new();
+    *TRACING.get_or_init(|| number("SIM_TRACE").unwrap_or_default())
 }
 
 /// Runs `run` for each seed; panics with the first failure and the command that repeats it. With

@@ -29,7 +29,7 @@ pub enum Seen {
     Started(CheckpointContent),
     /// These entries of its log are on its disk now.
     Synced(Vec<Hash>),
-    /// It sends this, for the first time or again.
+    /// It sends this own message, for the first time or again.
     Sent(Arc<Signed>),
     /// It executed this batch.
     Executed { sequence: SeqNum, batch: Hash },
