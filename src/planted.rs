@@ -25,6 +25,14 @@ pub enum Bug {
     PoolNotBounded,
     /// A request's client need not be registered.
     RegistrationNotChecked,
+    /// A new view carries over nothing that was prepared.
+    PSetIgnored,
+    /// What a NEW-VIEW proposes is believed.
+    ONotRecomputed,
+    /// One VIEW-CHANGE makes others join.
+    JoinOnOneWord,
+    /// No timer gives a primary up.
+    NobodySuspected,
     /// A vote is taken for whatever was proposed.
     VotesNotMatched,
 }

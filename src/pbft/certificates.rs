@@ -19,6 +19,7 @@ use crate::crypto::{CryptoError, HashKind, SignatureKind};
 use crate::ledger::{Certificate, CertificateError, ReplicaSet, ReplicaSetKeys};
 use crate::pbft::message::{Batch, Prepare, proposal_bytes};
 use crate::pbft::settings::window;
+use crate::planted::{Bug, planted};
 use crate::types::{Hash, NetworkId, NodeId, SeqNum, Signature, View};
 
 /// Why a VIEW-CHANGE or NEW-VIEW proves nothing. Its sender is faulty: correct ones check first.
@@ -202,6 +203,12 @@ impl NewView {
         numbers.zip(&self.proposals)
     }
 
+    /// O as it stands there, whatever follows from V.
+    pub(super) fn believed(&self) -> Plan {
+        let carried = |(digest, _): &(Hash, Signature)| Carried { digest: *digest, holders: Vec::new() };
+        Plan { stable: self.stable, carried: self.proposals.iter().map(carried).collect() }
+    }
+
     /// Whether this is the NEW-VIEW that follows from `plan`.
     pub(super) fn follows(&self, plan: &Plan) -> bool {
         let proposed = self.proposals.iter().map(|(digest, _)| *digest);
@@ -235,7 +242,7 @@ pub(super) fn plan<'a>(
     let stable = view_changes.clone().map(ViewChange::stable).max().unwrap_or_default();
     let prepared = view_changes.flat_map(|view_change| &view_change.prepared);
     let mut chosen = std::collections::BTreeMap::<SeqNum, &Prepared>::new();
-    for proof in prepared.filter(|proof| proof.sequence > stable) {
+    for proof in prepared.filter(|proof| proof.sequence > stable && !planted(Bug::PSetIgnored)) {
         let best = chosen.entry(proof.sequence).or_insert(proof);
         // Two digests for one view and number cannot both be prepared; the order is a formality.
         if (proof.view, proof.digest) > (best.view, best.digest) {

@@ -8,6 +8,7 @@ use crate::pbft::replica::Replica;
 use crate::pbft::resend::Resend;
 use crate::pbft::views::{Changing, Heard};
 use crate::pbft::wal::WalEntry;
+use crate::planted::{Bug, planted};
 use crate::types::View;
 
 impl Replica {
@@ -39,7 +40,7 @@ impl Replica {
     /// What follows from the VIEW-CHANGEs that are here.
     pub(super) fn try_change(&mut self, now: Now, out: &mut Output) {
         self.try_enter_offered(now, out);
-        let joinable = self.views.joinable(self.settings.replicas.weak_quorum());
+        let joinable = self.views.joinable(self.joined_by());
         if let Some(view) = joinable.filter(|view| *view > self.view) {
             self.start_view_change(now, view, out);
             return;
@@ -52,6 +53,11 @@ impl Replica {
             changing.deadline.get_or_insert(now.monotonic + timeout);
             self.try_new_view(now, out);
         }
+    }
+
+    /// How many others make this replica join them: one of them is correct.
+    fn joined_by(&self) -> usize {
+        if planted(Bug::JoinOnOneWord) { 1 } else { self.settings.replicas.weak_quorum() }
     }
 
     /// Gives up all views below `view`: logs and sends VIEW-CHANGE. From here on, this replica

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ledgermq::crypto::SecretKey;
 use ledgermq::ledger::{Genesis, ReplicaSet, ReplicaSetKeys, VerifiedRequest, genesis::GENESIS_VERSION};
-use ledgermq::pbft::{Input, Replica, Settings, Signed, Source, Verified};
+use ledgermq::pbft::{Envelope, Input, Replica, Settings, Signed, Source, Verified};
 use ledgermq::types::{Hash, MessageSeq, NetworkId, NodeId, Timestamp};
 
 use crate::adversary::Adversary;
@@ -45,6 +45,8 @@ pub struct Cluster {
     pub liveness: Liveness,
     /// A mistake in the shell around the cores, to see that it is found.
     pub planted: Option<ShellBug>,
+    /// For one of these mistakes: what each node said last.
+    pub last_votes: BTreeMap<usize, Envelope>,
     pub time: Duration,
     pub events: BTreeMap<(Duration, u64), Event>,
     pub next_event: u64,
@@ -104,6 +106,7 @@ impl Cluster {
             properties: property::all(),
             liveness: Liveness::default(),
             planted: None,
+            last_votes: BTreeMap::new(),
             time: Duration::ZERO,
             events: BTreeMap::new(),
             next_event: 0,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ledgermq::ledger::VerifiedRequest;
+use ledgermq::pbft::message::Content;
 use ledgermq::pbft::{Effect, Envelope, Input, Source};
 use ledgermq::types::{Hash, Height, NodeId, View};
 
@@ -74,6 +75,14 @@ impl Cluster {
     }
 
     fn broadcast(&mut self, node: usize, envelope: Envelope) {
+        if self.planted == Some(ShellBug::OldVotesRepeated) {
+            let giving_up = matches!(envelope.signed.content, Content::ViewChange(_));
+            let last_vote = self.last_votes.insert(node, envelope.clone());
+            if let Some(vote) = last_vote.filter(|vote| giving_up && vote.signed != envelope.signed) {
+                self.saw(node, Seen::Sent(Arc::new(envelope.signed.clone())));
+                self.saw(node, Seen::Sent(Arc::new(vote.signed)));
+            }
+        }
         if self.planted == Some(ShellBug::NothingRepeated) && envelope.attempt > 0 {
             return;
         }

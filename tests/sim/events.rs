@@ -124,6 +124,11 @@ impl Cluster {
         let Some(replica) = &mut self.nodes[node].replica else { return };
         let output = replica.step(now, input);
         let due = replica.next_deadline();
+        if let Some(why) = output.rejected
+            && crate::run::tracing() > 1
+        {
+            eprintln!("{:>12?} {node} ignores something: {why}", self.time);
+        }
         let stepped = Seen::Stepped(Box::new((replica.status(), replica.footprint())));
         for effect in &output.effects {
             if let Effect::Certified(certificate) = effect {

@@ -21,6 +21,7 @@ mod adversary;
 mod audit;
 mod clients;
 mod cluster;
+mod crashes;
 mod disk;
 mod effects;
 mod events;

@@ -16,6 +16,12 @@ pub enum ShellBug {
     VotesForgotten,
     /// What is sent is sent once.
     NothingRepeated,
+    /// Prepared certificates are not read back after a crash.
+    PreparedForgotten,
+    /// Bodies are not read back after a crash.
+    BodiesForgotten,
+    /// A vote for a view is sent again after the view was given up.
+    OldVotesRepeated,
     /// Certificates never reach the ledger store.
     CertificatesLost,
 }
@@ -23,7 +29,12 @@ pub enum ShellBug {
 impl ShellBug {
     /// Whether an entry of the log gets lost when it is read.
     pub fn forgets(self, entry: &WalEntry) -> bool {
-        self == Self::VotesForgotten && matches!(entry, WalEntry::Sent(_))
+        match entry {
+            WalEntry::Sent(_) | WalEntry::ViewChange(_) => self == Self::VotesForgotten,
+            WalEntry::Prepared(_) => self == Self::PreparedForgotten,
+            WalEntry::Body { .. } => self == Self::BodiesForgotten,
+            _ => false,
+        }
     }
 }
 
@@ -63,6 +74,16 @@ fn certificates_that_are_lost_are_found() {
     is_caught(ShellBug::CertificatesLost, &["liveness"]);
 }
 
+#[test]
+fn bodies_that_are_forgotten_in_a_crash_are_found() {
+    is_caught(ShellBug::BodiesForgotten, &["restart"]);
+}
+
+#[test]
+fn votes_for_a_view_that_was_given_up_are_found() {
+    is_caught(ShellBug::OldVotesRepeated, &["views"]);
+}
+
 #[cfg(feature = "planted-bugs")]
 mod core {
     use ledgermq::planted::{self, Bug};
@@ -80,6 +101,26 @@ mod core {
     #[test]
     fn a_quorum_that_is_one_too_small_is_found() {
         is_caught(Bug::QuorumOffByOne, &["[agreement]", "[checkpoint stability]"]);
+    }
+
+    #[test]
+    fn a_new_view_that_ignores_what_was_prepared_is_found() {
+        is_caught(Bug::PSetIgnored, &["[agreement]"]);
+    }
+
+    #[test]
+    fn a_new_view_that_nobody_recomputes_is_found() {
+        is_caught(Bug::ONotRecomputed, &["[agreement]"]);
+    }
+
+    #[test]
+    fn moving_to_a_view_on_one_replicas_word_is_found() {
+        is_caught(Bug::JoinOnOneWord, &["[views]"]);
+    }
+
+    #[test]
+    fn a_primary_that_nobody_ever_suspects_is_found() {
+        is_caught(Bug::NobodySuspected, &["[liveness]"]);
     }
 
     #[test]

@@ -5,12 +5,14 @@
 pub mod censoring_primary;
 pub mod equivocating_backup;
 pub mod equivocating_primary;
+pub mod false_new_view;
 pub mod flooder;
 pub mod forger;
 pub mod replayer;
 pub mod silent;
 pub mod slow;
 pub mod twins;
+pub mod view_change_spammer;
 pub mod wrong_checkpoints;
 
 use std::sync::Arc;
@@ -39,6 +41,8 @@ pub struct Power<'a> {
     /// Its own view and low watermark.
     pub view: View,
     pub stable: SeqNum,
+    /// The last certificate that it has.
+    pub checkpoint: Option<Certificate>,
     pub rng: &'a mut Rng,
     pub(crate) out: Vec<(usize, Duration, Envelope)>,
     /// Requests to hand to an instance as if bundled by this node.
@@ -108,7 +112,7 @@ pub trait Adversary {
 
 /// All kinds, but for the twins.
 pub fn any(rng: &mut Rng, n: usize) -> Box<dyn Adversary> {
-    match rng.below(9) {
+    match rng.below(11) {
         0 => Box::new(silent::Silent),
         1 => Box::new(slow::Slow),
         2 => Box::<equivocating_primary::EquivocatingPrimary>::default(),
@@ -116,6 +120,8 @@ pub fn any(rng: &mut Rng, n: usize) -> Box<dyn Adversary> {
         4 => Box::new(censoring_primary::CensoringPrimary { victim: rng.index(n) }),
         5 => Box::<forger::Forger>::default(),
         6 => Box::<replayer::Replayer>::default(),
+        9 => Box::<view_change_spammer::ViewChangeSpammer>::default(),
+        10 => Box::new(false_new_view::FalseNewView),
         7 => Box::<flooder::Flooder>::default(),
         _ => Box::new(wrong_checkpoints::WrongCheckpoints),
     }
@@ -135,6 +141,7 @@ impl Cluster {
             network,
             view: status.map_or(View(0), |status| status.view),
             stable: status.map_or(SeqNum(0), |status| status.stable),
+            checkpoint: self.nodes[at].certificates.values().last().cloned(),
             rng: &mut rng,
             out: Vec::new(),
             requests: Vec::new(),
