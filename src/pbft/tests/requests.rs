@@ -11,7 +11,7 @@ fn own_requests_go_out_in_bundles_and_again_until_they_are_ordered() {
     }
     let bundle = Effect::SendRequests { requests: requests.clone() };
     assert_eq!(t.wait(Duration::from_millis(2)), [bundle.clone()]);
-    assert_eq!(t.wait(Duration::from_millis(1_010)), [bundle], "in the same order");
+    assert_eq!(t.wait(Duration::from_millis(510)), [bundle], "in the same order");
     let _ = t.propose(1, &t.batch(&requests, 5));
     let later = t.wait(Duration::from_secs(20));
     assert!(!later.iter().any(|effect| matches!(effect, Effect::SendRequests { .. })));
