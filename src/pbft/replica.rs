@@ -175,7 +175,7 @@ impl Replica {
             Input::Batch(batch) => self.on_batch(batch),
             Input::Tick => Ok(()),
         };
-        out.rejected = taken.err();
+        out.rejected = taken.err().or(out.rejected);
         if !std::mem::replace(&mut self.started, true) {
             self.start(now, &mut out);
         }

@@ -69,6 +69,9 @@ impl Replica {
         let changing = changing.filter(|message| view_of(message) > active);
         self.view = changing.as_ref().map_or(active, view_of);
         self.leave_views(self.view);
+        for (sequence, slot) in self.log.iter() {
+            self.pool.order(sequence, &slot.requests, Duration::ZERO);
+        }
         self.views.logged_at = self.checkpoints.stable;
         if let Some(entered) = entered {
             let plan = plan(view_changes(entered.view_changes.iter()), &self.settings.replicas);

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | requests wait and nothing is executed | `request_timeout` | restarts with each execution, here or elsewhere; stands still while this node's own executor is at work |
 //! | the oldest request of one node waits for its turn | `patience` times that | a primary takes the oldest of each node into each batch; what it may lack is forwarded to it at half the timeout |
+//! | what was executed is not certified | likewise | others repeat their CHECKPOINTs; who cannot execute it is on its way to another view, where it can |
 //! | any request waits in one view | `request_age_max` | no queue is longer than the pool |
 //! | two proposals for one number | at once | none signs them |
 //!
@@ -40,6 +41,9 @@ pub(super) struct Waiting {
     heads: BTreeMap<NodeId, Head>,
     /// What others were known to have executed.
     known: SeqNum,
+    /// The last stable checkpoint, and since when one that is executed waits to be.
+    stable: SeqNum,
+    uncertified: Option<Duration>,
 }
 
 impl Replica {
@@ -59,6 +63,7 @@ impl Replica {
     pub(super) fn wait_anew(&mut self, now: Now) {
         self.progressed(now);
         self.waiting.heads.clear();
+        self.waiting.uncertified = None;
     }
 
     /// Looks at what waits; at the end of each step.
@@ -73,6 +78,10 @@ impl Replica {
         }
         let time = now.monotonic;
         self.waiting.since = self.anything_waits().then(|| self.waiting.since.unwrap_or(time));
+        let stable = self.checkpoints.stable;
+        let moved = std::mem::replace(&mut self.waiting.stable, stable) != stable;
+        let since = self.waiting.uncertified.filter(|_| !moved).unwrap_or(time);
+        self.waiting.uncertified = (stable < self.executed.sequence).then_some(since);
         let half = self.view_timeout() / 2;
         let heads = &mut self.waiting.heads;
         let oldest: BTreeMap<NodeId, u64> = self.pool.heads().collect();
@@ -103,11 +112,12 @@ impl Replica {
         let timeout = self.view_timeout();
         let executing = self.dispatched > self.executed.sequence;
         let still = self.waiting.since.filter(|_| !executing).map(|since| since + timeout);
-        let turn =
-            self.waiting.heads.values().map(|head| head.since + timeout * self.settings.patience).min();
+        let patience = timeout * self.settings.patience;
+        let turn = self.waiting.heads.values().map(|head| head.since + patience).min();
+        let uncertified = self.waiting.uncertified.map(|since| since + patience);
         let oldest = self.pool.oldest().map(|came| came.max(self.views.entered_at));
         let age = oldest.map(|since| since + timeout.max(self.settings.request_age_max));
-        [still, turn, age].into_iter().flatten().min()
+        [still, turn, uncertified, age].into_iter().flatten().min()
     }
 
     /// Gives the primary up if it is time.

@@ -254,3 +254,71 @@ fn a_replica_whose_state_is_damaged_notices_it() {
     t.world.faulty.insert(2);
     t.damage(2).ask(0).run(5 * SECOND);
 }
+
+#[test]
+fn a_dead_primary_is_replaced_and_requests_are_final_within_two_seconds() {
+    for n in [2, 3, 4, 5, 7, 10] {
+        let mut t = Cluster::new(n as u64, n);
+        t.ask_times(n - 1, 5).until_all_written(SECOND);
+        t.crash(0).run(SECOND);
+        t.ask_times(n - 1, 5);
+        if n >= 4 {
+            t.until_all_written(2 * SECOND);
+        } else {
+            // No replica of two or three may fail: they wait for it.
+            t.run(5 * SECOND);
+        }
+        t.restart(0).ask(0).until_all_written(MINUTE).check_ledgers();
+        assert!(t.evidence.is_empty());
+    }
+}
+
+#[test]
+fn a_primary_that_is_not_heard_is_replaced() {
+    for seed in seeds(8) {
+        let mut t = Cluster::new(seed, 4).weather(Weather::STORM);
+        t.silent.insert(0);
+        t.ask_times(1, 20).ask_times(2, 20).until_all_written(MINUTE).check_ledgers();
+        t.silent.clear();
+        t.ask(0).until_all_written(MINUTE).check_ledgers();
+    }
+}
+
+#[test]
+fn a_primary_that_dies_at_any_moment_takes_nothing_with_it() {
+    for seed in seeds(30) {
+        let mut t = Cluster::with(seed, 4, |settings| settings.batch_max_requests = 2);
+        t.ask_times(1, 6).ask_times(2, 6).ask_times(3, 6).run(Duration::from_micros(1_000 + 400 * seed));
+        t.crash(0).until_all_written(10 * SECOND);
+        t.ask_times(3, 6).run(Duration::from_millis(5));
+        t.restart(0).until_all_written(MINUTE).check_ledgers();
+        assert!(t.evidence.is_empty());
+    }
+}
+
+#[test]
+fn primaries_that_die_one_after_another_are_all_replaced() {
+    for (n, dead) in [(7, 2), (10, 3)] {
+        let mut t = Cluster::new(3, n);
+        for primary in 0..dead {
+            t.ask_times(n - 1, 4).run(Duration::from_millis(3));
+            t.crash(primary).run(Duration::from_millis(300));
+        }
+        t.ask_times(n - 1, 4).until_all_written(MINUTE);
+        for primary in 0..dead {
+            t.restart(primary).ask(primary);
+        }
+        t.until_all_written(MINUTE).check_ledgers();
+    }
+}
+
+#[test]
+fn idle_replicas_stay_in_their_view_and_one_that_was_away_finds_it() {
+    let mut t = Cluster::new(4, 4);
+    t.ask(1).until_all_written(SECOND).run(10 * MINUTE);
+    assert!(t.nodes.iter().all(|node| node.replica.as_ref().unwrap().status().view.0 == 0));
+    t.crash(0).run(SECOND).ask(1).until_all_written(10 * SECOND);
+    t.restart(0).ask(0).until_all_written(10 * SECOND).check_ledgers();
+    let views: Vec<u64> = t.nodes.iter().map(|node| node.replica.as_ref().unwrap().status().view.0).collect();
+    assert_eq!(views, [1, 1, 1, 1]);
+}
