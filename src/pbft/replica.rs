@@ -358,7 +358,10 @@ fn check(settings: &Settings) -> Result<(), SetupError> {
         settings.status_interval,
     ];
     if timers.iter().any(Duration::is_zero) {
-        return bad("timeouts and intervals of repeating, fetching, forgetting and status", "must be above 0");
+        return bad(
+            "timeouts and intervals of repeating, fetching, forgetting and status",
+            "must be above 0",
+        );
     }
     Ok(())
 }

@@ -76,12 +76,7 @@ impl Cluster {
 
     fn broadcast(&mut self, node: usize, envelope: Envelope) {
         if self.planted == Some(ShellBug::OldVotesRepeated) {
-            let giving_up = matches!(envelope.signed.content, Content::ViewChange(_));
-            let last_vote = self.last_votes.insert(node, envelope.clone());
-            if let Some(vote) = last_vote.filter(|vote| giving_up && vote.signed != envelope.signed) {
-                self.saw(node, Seen::Sent(Arc::new(envelope.signed.clone())));
-                self.saw(node, Seen::Sent(Arc::new(vote.signed)));
-            }
+            self.repeat_old_vote(node, &envelope);
         }
         if self.planted == Some(ShellBug::NothingRepeated) && envelope.attempt > 0 {
             return;
@@ -97,6 +92,20 @@ impl Cluster {
         let Some(gossip) = self.gossip(&envelope) else { return };
         for to in (0..self.instances()).filter(|to| *to != node) {
             self.send(node, to, &gossip, Duration::ZERO);
+        }
+    }
+
+    /// What the mistake does: it says once more what it said before it gave a view up.
+    fn repeat_old_vote(&mut self, node: usize, envelope: &Envelope) {
+        if envelope.signed.sender != self.world.node_id(node) {
+            return;
+        }
+        let giving_up = matches!(envelope.signed.content, Content::ViewChange(_));
+        let last = self.last_votes.insert(node, envelope.clone());
+        let last = last.filter(|last| last.signed.content.view() < envelope.signed.content.view());
+        if let Some(vote) = last.filter(|_| giving_up) {
+            self.saw(node, Seen::Sent(Arc::new(envelope.signed.clone())));
+            self.saw(node, Seen::Sent(Arc::new(vote.signed)));
         }
     }
 

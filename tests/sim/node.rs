@@ -57,7 +57,8 @@ pub struct Clock {
 impl Clock {
     pub fn now(&self, time: Duration) -> Now {
         let micros = time.as_micros() as i64;
-        let wall = START.0 as i64 + micros / 1_000 + self.offset_ms + micros / 1_000 * self.drift_ppm / 1_000_000;
+        let wall =
+            START.0 as i64 + micros / 1_000 + self.offset_ms + micros / 1_000 * self.drift_ppm / 1_000_000;
         Now { wall: Timestamp(wall as u64), monotonic: self.monotonic(time) }
     }
 

@@ -6,9 +6,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once, OnceLock};
 
-use crate::cluster::Cluster;
-use crate::storm;
-
 /// A seed that failed.
 pub struct Failure {
     pub seed: u64,
@@ -88,9 +85,9 @@ pub fn all(test: &str, seeds: std::ops::Range<u64>, run: impl Fn(u64) -> u64 + S
     println!("{test}: {} seeds, {events} events", seeds.end - seeds.start);
 }
 
-/// The first of `most` seeds of mixed faults that fails when `plant` has changed its cluster.
-pub fn first_failure(most: u64, plant: impl Fn(&mut Cluster)) -> Option<Failure> {
-    (0..most).find_map(|seed| attempt(seed, || storm::run(seed, &plant)).err())
+/// The first of `most` seeds with which `run` fails.
+pub fn first_failure(most: u64, run: impl Fn(u64) -> u64) -> Option<Failure> {
+    (0..most).find_map(|seed| attempt(seed, || run(seed)).err())
 }
 
 fn text_of(panic: &(dyn std::any::Any + Send)) -> String {

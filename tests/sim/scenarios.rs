@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use ledgermq::types::SeqNum;
 
+use crate::adversary::false_new_view::FalseNewView;
 use crate::cluster::Cluster;
 use crate::network::Weather;
-use crate::run::seeds;
+use crate::run::{self, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -321,4 +322,46 @@ fn idle_replicas_stay_in_their_view_and_one_that_was_away_finds_it() {
     t.restart(0).ask(0).until_all_written(10 * SECOND).check_ledgers();
     let views: Vec<u64> = t.nodes.iter().map(|node| node.replica.as_ref().unwrap().status().view.0).collect();
     assert_eq!(views, [1, 1, 1, 1]);
+}
+
+/// The primary goes away in the middle of its work, and the next one leaves out of its NEW-VIEW what
+/// was prepared.
+pub fn a_liar_makes_the_new_view(seed: u64) -> u64 {
+    let mut t = Cluster::with(seed, 4, |settings| settings.batch_max_requests = 1);
+    t.corrupt(1, Box::new(FalseNewView));
+    t.weather.max_delay_us = 6_000;
+    t.ask_times(2, 3).ask_times(3, 3).run(Duration::from_micros(6_000 + 500 * (seed % 60)));
+    // What the others still say reaches the one that leaves: it may be the only one to execute.
+    for to in [2, 3] {
+        t.links.cut_one_way(0, to);
+        t.links.cut_one_way(5 - to, to);
+    }
+    t.run(Duration::from_millis(10));
+    t.links.heal();
+    t.cut_off.insert(0);
+    t.run(8 * SECOND).heal();
+    t.ask(0).ask(2).until_all_final().check_ledgers();
+    t.happened
+}
+
+#[test]
+fn a_new_view_that_leaves_out_what_was_prepared_is_refused() {
+    run::all("a_new_view_that_leaves_out", seeds(30), a_liar_makes_the_new_view);
+}
+
+#[test]
+fn a_replica_that_lost_its_log_keeps_silent_until_it_cannot_contradict_itself() {
+    for seed in seeds(8) {
+        let mut t = Cluster::with(seed, 4, |settings| settings.batch_max_requests = 1);
+        t.ask_times(1, 5).run(Duration::from_millis(3 + seed));
+        let lost = (seed % 4) as usize;
+        t.lose_disk(lost);
+        t.nodes[lost].lost_log = true;
+        t.run(Duration::from_millis(50)).restart(lost);
+        for round in 0..30 {
+            t.ask_times((round + 1) % 4, 3).run(Duration::from_millis(200));
+        }
+        t.until_all_final().check_ledgers();
+        assert!(t.evidence.is_empty());
+    }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ledgermq::pbft::Envelope;
-use ledgermq::pbft::message::{Batch, Commit, Content, Prepare, PrePrepare};
+use ledgermq::pbft::message::{Batch, Commit, Content, PrePrepare, Prepare};
 use ledgermq::types::{SeqNum, View};
 
 use super::{Adversary, Power};

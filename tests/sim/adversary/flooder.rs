@@ -11,6 +11,9 @@ use crate::clients::{client, device_key, write_request};
 /// The client's numbers of its useless requests, above all that are asked for.
 const FIRST_REQUEST: u64 = 1_000;
 
+/// More requests than a pool takes of one node.
+const BURST: u64 = 150;
+
 /// How often it can be bothered.
 const ROUNDS: u64 = 60;
 
@@ -46,8 +49,10 @@ impl Adversary for Flooder {
             let envelope = power.sign(content);
             power.send(to, &envelope);
         }
-        for number in 0..5 {
-            let number = FIRST_REQUEST + self.rounds * 5 + number;
+        // Once as many as it can, then a few all the time.
+        let many = if self.rounds == 1 { BURST } else { 2 };
+        for number in 0..many {
+            let number = FIRST_REQUEST + self.rounds * BURST + number;
             let (node, me) = (power.node_id(), power.me);
             let request = write_request(power.network, node, client(me), number, &device_key(me + 60));
             power.requests.push((to, request));

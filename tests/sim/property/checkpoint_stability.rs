@@ -69,12 +69,19 @@ impl CheckpointStability {
         Ok(())
     }
 
-    fn is_good(&mut self, world: &World, number: u16, content: CheckpointContent, signature: Signature) -> bool {
+    fn is_good(
+        &mut self,
+        world: &World,
+        number: u16,
+        content: CheckpointContent,
+        signature: Signature,
+    ) -> bool {
         if self.checked.contains(&(number, content, signature)) {
             return true;
         }
         let Some(node) = world.replicas.members().get(usize::from(number)) else { return false };
-        let key = self.keys.entry(number).or_insert_with(|| VerifyingKey::parse(&PublicKey::from(*node)).unwrap());
+        let key =
+            self.keys.entry(number).or_insert_with(|| VerifyingKey::parse(&PublicKey::from(*node)).unwrap());
         let bytes = codec::encode(&content);
         let good = key.verify(SignatureKind::Checkpoint, &world.network, &bytes, &signature).is_ok();
         good && self.checked.insert((number, content, signature))

@@ -28,7 +28,10 @@ impl Property for Evidence {
         let same_sender = first.sender == second.sender;
         ensure!(same_sender && first.content != second.content, "evidence of no contradiction");
         let accused = world.replicas.index_of(&first.sender).unwrap();
-        ensure!(world.is_faulty_replica(accused), "replica {accused} is correct and accused: {first:?} {second:?}");
+        ensure!(
+            world.is_faulty_replica(accused),
+            "replica {accused} is correct and accused: {first:?} {second:?}"
+        );
         Ok(())
     }
 }

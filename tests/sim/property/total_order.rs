@@ -46,7 +46,11 @@ impl Property for TotalOrder {
                 self.timestamps.insert(header.hash(), header.timestamp);
             }
             Seen::Reached(content) => {
-                ensure!(content.sequence.0 > sequence, "replica {at} went from {sequence} to {}", content.sequence);
+                ensure!(
+                    content.sequence.0 > sequence,
+                    "replica {at} went from {sequence} to {}",
+                    content.sequence
+                );
                 self.heads.insert(at, *content);
             }
             Seen::Skipped(content) => {

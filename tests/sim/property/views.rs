@@ -36,7 +36,11 @@ impl Property for Views {
                 let before = self.views.insert(at, view).unwrap_or_default();
                 ensure!(before <= view, "replica {at} went back from view {before} to {view}");
                 let wanted = view <= self.highest.next();
-                ensure!(wanted, "replica {at} went to view {view}, and no correct one is beyond {}", self.highest);
+                ensure!(
+                    wanted,
+                    "replica {at} went to view {view}, and no correct one is beyond {}",
+                    self.highest
+                );
                 self.highest = self.highest.max(view);
             }
             _ => {}
