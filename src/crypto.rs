@@ -38,6 +38,10 @@ pub enum SignatureKind {
     Commit,
     /// A PBFT CHECKPOINT; a quorum of these is a block's certificate.
     Checkpoint,
+    /// A PBFT VIEW-CHANGE.
+    ViewChange,
+    /// A PBFT NEW-VIEW.
+    NewView,
     /// A bundle of requests that a node hands to the replicas.
     Bundle,
     /// A node's announcement of its key and addresses.
@@ -54,6 +58,8 @@ impl SignatureKind {
             Self::Prepare => "prepare",
             Self::Commit => "commit",
             Self::Checkpoint => "checkpoint",
+            Self::ViewChange => "view-change",
+            Self::NewView => "new-view",
             Self::Bundle => "bundle",
             Self::Announcement => "announcement",
             Self::AdminOperation => "admin-operation",
@@ -70,6 +76,8 @@ pub enum HashKind {
     Request,
     /// A batch of requests as proposed.
     Batch,
+    /// A VIEW-CHANGE, as a NEW-VIEW names it.
+    ViewChange,
     /// A replica set.
     ReplicaSet,
     /// An entry of the ledger's state, before it goes into the lattice hash.
@@ -86,6 +94,7 @@ impl HashKind {
             Self::BlockHeader => "ledgermq v1 block header",
             Self::Request => "ledgermq v1 request",
             Self::Batch => "ledgermq v1 batch",
+            Self::ViewChange => "ledgermq v1 view change",
             Self::ReplicaSet => "ledgermq v1 replica set",
             Self::StateEntry => "ledgermq v1 state entry",
             Self::StateDigest => "ledgermq v1 state digest",

@@ -24,6 +24,8 @@ pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod pbft;
+#[doc(hidden)]
+pub mod planted;
 pub mod policy;
 pub mod store;
 pub mod types;

@@ -166,7 +166,7 @@ metrics! {
         resent: IntCounter("ledgermq_consensus_resent_total")
             "PBFT messages sent again because they may have been lost.";
         fetches: IntCounterVec("ledgermq_consensus_fetches_total", ["what"])
-            "Fetches from other nodes, by what was missing: requests, blocks, certificates.";
+            "Fetches from other nodes, by what was missing: requests, blocks, certificates, batches, view.";
         evidence: IntCounterVec("ledgermq_consensus_evidence_total", ["kind"])
             "Proofs that a node lied, by the kind of message that it contradicted itself in. Anything above 0 needs a person.";
     }

@@ -1,4 +1,5 @@
-//! Bundles: this node's requests on their way to each of the other replicas.
+//! Bundles: requests on their way to each of the other replicas, this node's own and those that
+//! it forwards to the primary.
 //!
 //! One task for each replica sends one bundle at a time, with all that gathered since the last: a
 //! replica that is slow gets fewer and larger bundles, and holds up nobody else. What does not fit
@@ -46,7 +47,16 @@ impl Bundles {
 
     /// Puts requests on their way to everybody.
     pub fn send(&self, requests: &[Arc<VerifiedRequest>]) {
-        for (node, queue) in &self.0 {
+        self.put(requests, |_| true);
+    }
+
+    /// Puts requests on their way to one replica.
+    pub fn send_to(&self, to: NodeId, requests: &[Arc<VerifiedRequest>]) {
+        self.put(requests, |node| *node == to);
+    }
+
+    fn put(&self, requests: &[Arc<VerifiedRequest>], to: impl Fn(&NodeId) -> bool) {
+        for (node, queue) in self.0.iter().filter(|(node, _)| to(node)) {
             let left = requests.iter().filter(|request| queue.try_send(Arc::clone(request)).is_err()).count();
             if left > 0 {
                 tracing::debug!(%node, left, "requests pile up for this replica; they are sent again later");

@@ -25,8 +25,8 @@ use super::storage::BatchExecuted;
 use super::tally::ConsensusTally;
 use crate::clock::SharedClock;
 use crate::ledger::{Certificate, VerifiedRequest};
-use crate::pbft::{Input, Now, Output, Rejected, Replica, Source, Status, Verified};
-use crate::types::{Hash, Timestamp};
+use crate::pbft::{Batch, Input, Now, Output, Rejected, Replica, Signed, Source, Status, Verified};
+use crate::types::{Hash, Timestamp, View};
 
 /// Messages in the mailbox: about a second of the votes of 20 replicas. Beyond it senders wait;
 /// gossip that waits too long is not passed on, and votes are sent again.
@@ -83,6 +83,21 @@ pub struct CertificateFetched(pub Certificate);
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<Arc<VerifiedRequest>>")]
 pub struct LookUpRequests(pub Vec<Hash>);
+
+/// Batches that a new view carries over, as peers gave them; the core checks them by digest.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct PeerBatches(pub Vec<Batch>);
+
+/// Asks for batches that a peer lacks.
+#[derive(Debug, Message)]
+#[rtype(result = "Vec<Batch>")]
+pub struct LookUpBatches(pub Vec<Hash>);
+
+/// Asks for the proof of the view that the replica is in, if it is this one or a later one.
+#[derive(Debug, Message)]
+#[rtype(result = "Vec<Signed>")]
+pub struct LookUpView(pub View);
 
 /// Asks where the replica stands.
 #[derive(Debug, Message)]
@@ -308,6 +323,34 @@ impl Handler<LookUpRequests> for Consensus {
 
     fn handle(&mut self, LookUpRequests(digests): LookUpRequests, _: &mut Self::Context) -> Self::Result {
         MessageResult(digests.iter().filter_map(|digest| self.replica.request(digest)).collect())
+    }
+}
+
+impl Handler<PeerBatches> for Consensus {
+    type Result = ();
+
+    fn handle(&mut self, PeerBatches(batches): PeerBatches, ctx: &mut Self::Context) {
+        for batch in batches {
+            if let Some(rejected) = self.advance(Input::Batch(batch), ctx) {
+                tracing::trace!(%rejected, "batch ignored");
+            }
+        }
+    }
+}
+
+impl Handler<LookUpBatches> for Consensus {
+    type Result = MessageResult<LookUpBatches>;
+
+    fn handle(&mut self, LookUpBatches(digests): LookUpBatches, _: &mut Self::Context) -> Self::Result {
+        MessageResult(digests.iter().filter_map(|digest| self.replica.batch(digest)).collect())
+    }
+}
+
+impl Handler<LookUpView> for Consensus {
+    type Result = MessageResult<LookUpView>;
+
+    fn handle(&mut self, LookUpView(view): LookUpView, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.replica.view_proof(view))
     }
 }
 

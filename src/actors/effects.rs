@@ -14,17 +14,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::bundles::Bundles;
-use super::consensus::{BlocksSynced, CertificateFetched, PeerRequests};
+use super::consensus::{BlocksSynced, CertificateFetched, PeerBatches, PeerMessage, PeerRequests};
 use super::storage::{Applied, ApplyBlocks, ExecuteBatch, Storage, StorageOrder};
 use super::verifier::{RequestVerifier, Workers};
 use super::{Fatal, Feeder};
 use crate::crypto::SecretKey;
 use crate::ledger::{BlockError, Certificate, CertifiedBlock, ReplicaSetKeys};
 use crate::network::{NetworkHandle, PeerRequest, PeerResponse, RequestError, Topic};
-use crate::pbft::{Effect, Output, Source};
+use crate::pbft::{Batch, Effect, Output, Pin, Source, Verified, WalEntry};
 use crate::store::log::{Entry, EntryKind, Position};
 use crate::store::{LedgerStore, Log};
-use crate::types::{Hash, Height, NetworkId, NodeId, SeqNum};
+use crate::types::{Hash, Height, NetworkId, NodeId, SeqNum, View};
 
 /// Outputs on their way to the log: about the window. When it is full, Consensus waits.
 pub const OUTPUTS: usize = 256;
@@ -35,27 +35,49 @@ const SYNCING: usize = 256;
 /// Fetches of missing requests at once; the core asks again for what is still missing.
 const REQUEST_FETCHES: usize = 4;
 
+/// Fetches of batches at once, likewise.
+const BATCH_FETCHES: usize = 4;
+
 /// How many blocks one fetch asks for.
 const FETCH_BLOCKS: u32 = 64;
 
 /// Where the log has the first entry of each sequence number that is still needed.
 #[derive(Debug, Default)]
-pub struct WalMarks(Mutex<BTreeMap<SeqNum, Position>>);
+pub struct WalMarks(Mutex<Marks>);
+
+#[derive(Debug, Default)]
+struct Marks {
+    sequences: BTreeMap<SeqNum, Position>,
+    /// The newest entry of each kind that is needed whatever the sequence number.
+    pinned: BTreeMap<Pin, Position>,
+}
 
 impl WalMarks {
-    /// Notes that an entry of `sequence` lies at `position`.
-    pub fn note(&self, sequence: SeqNum, position: Position) {
+    /// Notes that `entry` lies at `position`, after all that were noted before. Of what is pinned,
+    /// the one before is needed until [`WalMarks::synced`].
+    pub fn note(&self, entry: &WalEntry, position: Position) {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mark = marks.entry(sequence).or_insert(position);
+        if let Some(pin) = entry.pin() {
+            marks.pinned.entry(pin).or_insert(position);
+            return;
+        }
+        let mark = marks.sequences.entry(entry.sequence()).or_insert(position);
         *mark = position.min(*mark);
+    }
+
+    /// Notes that the newest entry of a kind is on disk, at `position`.
+    pub fn synced(&self, pin: Pin, position: Position) {
+        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = marks.pinned.entry(pin).or_insert(position);
+        *newest = position.max(*newest);
     }
 
     /// Forgets what lies below `sequence`, and tells from which position on entries are needed;
     /// none if no entry is.
     pub fn needed_from(&self, sequence: SeqNum) -> Option<Position> {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *marks = marks.split_off(&sequence);
-        marks.values().min().copied()
+        marks.sequences = marks.sequences.split_off(&sequence);
+        marks.sequences.values().chain(marks.pinned.values()).min().copied()
     }
 }
 
@@ -85,6 +107,10 @@ pub struct Effects {
     pub synced: Feeder<BlocksSynced>,
     /// Fetched certificates, to Consensus.
     pub certificates: Feeder<CertificateFetched>,
+    /// Fetched batches, to Consensus.
+    pub batches: Feeder<PeerBatches>,
+    /// Fetched proofs of views, to Consensus.
+    pub messages: Feeder<PeerMessage>,
     /// Checks fetched requests.
     pub verifier: RequestVerifier,
     /// Checks fetched blocks.
@@ -96,18 +122,18 @@ pub struct Effects {
 /// Starts the pipeline; it ends when the sender of `outputs` is gone and all was carried out, or
 /// when the node stops: then nothing more is promised to anybody.
 pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) {
-    let (syncing, mut synced) = mpsc::channel::<(Option<Position>, Vec<Effect>)>(SYNCING);
+    let (syncing, mut synced) = mpsc::channel::<(Appended, Vec<Effect>)>(SYNCING);
     let log = effects.log.clone();
     let (marks, fatal) = (Arc::clone(&effects.marks), effects.fatal.clone());
     let vital = fatal.vital("the way from Consensus to the log");
     tokio::spawn(async move {
         let _vital = vital;
         while let Some(output) = outputs.recv().await {
-            let position = match append(&log, &marks, &output).await {
-                Ok(position) => position,
+            let appended = match append(&log, &marks, &output).await {
+                Ok(appended) => appended,
                 Err(error) => return fatal.stop(anyhow::Error::new(error).context("writing the log")),
             };
-            if syncing.send((position, output.effects)).await.is_err() {
+            if syncing.send((appended, output.effects)).await.is_err() {
                 return;
             }
         }
@@ -116,11 +142,14 @@ pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) {
     let vital = runner.parts.fatal.vital("the carrying out of Consensus' effects");
     tokio::spawn(async move {
         let _vital = vital;
-        while let Some((position, effects)) = synced.recv().await {
-            if let Some(position) = position
+        while let Some((appended, effects)) = synced.recv().await {
+            if let Some(position) = appended.last
                 && let Err(error) = runner.parts.log.synced(position).await
             {
                 return runner.parts.fatal.stop(anyhow::Error::new(error).context("syncing the log"));
+            }
+            for (pin, position) in appended.pins {
+                runner.parts.marks.synced(pin, position);
             }
             for effect in effects {
                 if runner.parts.fatal.is_stopping() {
@@ -132,23 +161,32 @@ pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) {
     });
 }
 
-async fn append(
-    log: &Log,
-    marks: &WalMarks,
-    output: &Output,
-) -> Result<Option<Position>, crate::store::LogError> {
+/// Where the entries of an output went.
+#[derive(Debug, Default)]
+struct Appended {
+    last: Option<Position>,
+    pins: Vec<(Pin, Position)>,
+}
+
+async fn append(log: &Log, marks: &WalMarks, output: &Output) -> Result<Appended, crate::store::LogError> {
+    let mut appended = Appended::default();
     if output.wal.is_empty() {
-        return Ok(None);
+        return Ok(appended);
     }
     // Noted before they are there, at the lowest position that they can get: a cut of the log in
     // between must know of them.
     let lowest = log.last().next();
     for entry in &output.wal {
-        marks.note(entry.sequence(), lowest);
+        marks.note(entry, lowest);
     }
-    let entries =
+    let entries: Vec<_> =
         output.wal.iter().map(|entry| Entry { kind: EntryKind::Pbft, bytes: entry.encode() }).collect();
-    log.append(entries).await.map(Some)
+    let count = entries.len() as u64;
+    let last = log.append(entries).await?;
+    let positions = output.wal.iter().zip(last.0 + 1 - count..);
+    appended.pins.extend(positions.filter_map(|(entry, at)| Some((entry.pin()?, Position(at)))));
+    appended.last = Some(last);
+    Ok(appended)
 }
 
 /// Carries out effects, one after the other; what takes long goes on beside.
@@ -158,6 +196,8 @@ struct Runner {
     request_fetches: Arc<Semaphore>,
     block_fetch: Arc<Semaphore>,
     certificate_fetch: Arc<Semaphore>,
+    batch_fetch: Arc<Semaphore>,
+    view_fetch: Arc<Semaphore>,
 }
 
 impl Runner {
@@ -168,6 +208,8 @@ impl Runner {
             request_fetches: Arc::new(Semaphore::new(REQUEST_FETCHES)),
             block_fetch: Arc::new(Semaphore::new(1)),
             certificate_fetch: Arc::new(Semaphore::new(1)),
+            batch_fetch: Arc::new(Semaphore::new(BATCH_FETCHES)),
+            view_fetch: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -179,6 +221,9 @@ impl Runner {
                 }
             }
             Effect::SendRequests { requests } => self.bundles.send(&requests),
+            Effect::ForwardRequests { requests, to } => self.bundles.send_to(to, &requests),
+            Effect::FetchBatches { digests, from } => self.fetch_batches(digests, from),
+            Effect::FetchView { view, from } => self.fetch_view(view, from),
             Effect::Execute { sequence, batch, requests } => {
                 self.parts.to_storage.put(StorageOrder::Execute(ExecuteBatch { sequence, batch, requests })).await;
             }
@@ -212,6 +257,56 @@ impl Runner {
                         let requests = runner.parts.verifier.verify(requests).await;
                         runner.parts.requests.put(PeerRequests { requests, source: Source::Fetched }).await;
                         break;
+                    }
+                    answer => log_fruitless(node, &answer),
+                }
+            }
+            drop(place);
+        });
+    }
+
+    fn fetch_batches(self: &Arc<Self>, digests: Vec<Hash>, from: Vec<NodeId>) {
+        let Ok(place) = Arc::clone(&self.batch_fetch).try_acquire_owned() else { return };
+        let runner = Arc::clone(self);
+        tokio::spawn(async move {
+            for node in from {
+                let request = PeerRequest::FetchBatches(digests.clone());
+                match runner.parts.network.request(node, request).await {
+                    Ok(PeerResponse::Batches(batches)) if !batches.is_empty() => {
+                        let wanted = |batch: &Batch| digests.contains(&batch.digest());
+                        let batches = batches.into_iter().filter(wanted).collect();
+                        runner.parts.batches.put(PeerBatches(batches)).await;
+                        break;
+                    }
+                    answer => log_fruitless(node, &answer),
+                }
+            }
+            drop(place);
+        });
+    }
+
+    fn fetch_view(self: &Arc<Self>, view: View, from: Vec<NodeId>) {
+        let Ok(place) = Arc::clone(&self.view_fetch).try_acquire_owned() else { return };
+        let runner = Arc::clone(self);
+        tokio::spawn(async move {
+            tracing::info!(%view, "others are in a later view: fetching its NEW-VIEW");
+            for node in from {
+                match runner.parts.network.request(node, PeerRequest::FetchView(view)).await {
+                    Ok(PeerResponse::View(messages)) if !messages.is_empty() => {
+                        let (network, keys) = (runner.parts.network_id, Arc::clone(&runner.parts.keys));
+                        let check = move || -> Result<Vec<Verified>, _> {
+                            messages.into_iter().map(|message| message.verify(&keys, &network)).collect()
+                        };
+                        match runner.parts.workers.run(check).await {
+                            Some(Ok(messages)) => {
+                                for message in messages {
+                                    runner.parts.messages.put(PeerMessage(message)).await;
+                                }
+                                break;
+                            }
+                            Some(Err(error)) => tracing::warn!(%node, %error, "a bad proof of a view"),
+                            None => break,
+                        }
                     }
                     answer => log_fruitless(node, &answer),
                 }
@@ -320,7 +415,9 @@ mod tests {
     fn the_log_is_needed_from_the_first_entry_of_the_first_sequence_that_is_not_settled() {
         let marks = WalMarks::default();
         for (sequence, position) in [(1, 10), (2, 20), (3, 15), (3, 40)] {
-            marks.note(SeqNum(sequence), Position(position));
+            let (view, digest) = (View(0), Hash([0; 32]));
+            let entry = WalEntry::Committed { view, sequence: SeqNum(sequence), digest };
+            marks.note(&entry, Position(position));
         }
         assert_eq!(marks.needed_from(SeqNum(1)), Some(Position(10)));
         assert_eq!(marks.needed_from(SeqNum(2)), Some(Position(15)));

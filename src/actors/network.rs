@@ -12,13 +12,14 @@ use actix::{Actor, Addr, Context, Handler, Message};
 use tokio::sync::mpsc;
 
 use super::Fatal;
-use super::consensus::{Consensus, LookUpRequests, PeerMessage, PeerRequests};
+use super::consensus::{Consensus, LookUpBatches, LookUpRequests, LookUpView, PeerMessage, PeerRequests};
 use super::fatal::Vital;
-use super::verifier::RequestVerifier;
+use super::verifier::{RequestVerifier, Workers};
 use crate::ledger::{Block, Certificate, ReplicaSetKeys};
 use crate::network::{
     GossipId, NetworkEvent, NetworkHandle, PeerRequest, PeerResponse, Responder, SignedBundle, Topic, Verdict,
 };
+use crate::pbft::message::MAX_SLOT_ENVELOPE_BYTES;
 use crate::pbft::{Envelope, Source};
 use crate::store::LedgerStore;
 use crate::types::{Hash, Height, NetworkId, NodeId};
@@ -44,6 +45,8 @@ pub struct Judge {
     pub consensus: Addr<Consensus>,
     /// Checks requests.
     pub verifier: RequestVerifier,
+    /// Checks what has many signatures.
+    pub workers: Workers,
     /// What blocks this node has.
     pub store: Arc<dyn LedgerStore>,
 }
@@ -101,8 +104,13 @@ impl Handler<PeerEvent> for Network {
 
 impl Judge {
     async fn gossip(self, id: GossipId, data: Vec<u8>, from: NodeId) {
-        let message =
-            Envelope::decode(&data).and_then(|envelope| envelope.signed.verify(&self.keys, &self.network_id));
+        let (keys, network_id) = (Arc::clone(&self.keys), self.network_id);
+        let large = data.len() > MAX_SLOT_ENVELOPE_BYTES / 4;
+        let check =
+            move || Envelope::decode(&data).and_then(|envelope| envelope.signed.verify(&keys, &network_id));
+        // A VIEW-CHANGE may hold hundreds of signatures.
+        let message = if large { self.workers.run(check).await } else { Some(check()) };
+        let Some(message) = message else { return };
         let verdict = match message {
             Ok(message) => match self.consensus.send(PeerMessage(message)).await {
                 Ok(true) => Verdict::Accept,
@@ -122,6 +130,14 @@ impl Judge {
         let response = match request {
             PeerRequest::Bundle(bundle) => self.bundle(from, Arc::unwrap_or_clone(bundle)).await,
             PeerRequest::FetchRequests(digests) => self.look_up_requests(digests).await,
+            PeerRequest::FetchBatches(digests) => {
+                let found = self.consensus.send(LookUpBatches(digests)).await;
+                found.map_or(PeerResponse::Busy, PeerResponse::batches)
+            }
+            PeerRequest::FetchView(view) => {
+                let found = self.consensus.send(LookUpView(view)).await;
+                found.map_or(PeerResponse::Busy, PeerResponse::view)
+            }
             PeerRequest::FetchBlocks { from, max } => self.look_up_blocks(from, max).await,
         };
         responder.respond(response);
@@ -136,16 +152,17 @@ impl Judge {
             tracing::warn!(%from, "a bundle that its sender did not sign");
             return PeerResponse::Busy;
         }
-        let admitted_there = bundle.requests.iter().all(|request| request.node() == from);
-        if !admitted_there {
-            tracing::warn!(%from, "a bundle with requests of another node");
-            return PeerResponse::Busy;
-        }
         let requests = self.verifier.verify(bundle.requests).await;
-        match self.consensus.send(PeerRequests { requests, source: Source::Bundle }).await {
-            Ok(()) => PeerResponse::Accepted,
-            Err(_) => PeerResponse::Busy,
+        let (own, forwarded): (Vec<_>, Vec<_>) =
+            requests.into_iter().partition(|request| request.node() == from);
+        for (requests, source) in [(own, Source::Bundle), (forwarded, Source::Forwarded)] {
+            let taken =
+                requests.is_empty() || self.consensus.send(PeerRequests { requests, source }).await.is_ok();
+            if !taken {
+                return PeerResponse::Busy;
+            }
         }
+        PeerResponse::Accepted
     }
 
     async fn look_up_requests(&self, digests: Vec<Hash>) -> PeerResponse {

@@ -40,6 +40,8 @@ pub struct ConsensusTally {
     prepare: MessageTally,
     commit: MessageTally,
     checkpoint: MessageTally,
+    view_change: MessageTally,
+    new_view: MessageTally,
     outputs: QueueGauge,
     /// When own requests entered the pool.
     entered: HashMap<Hash, Duration>,
@@ -54,6 +56,8 @@ impl ConsensusTally {
             prepare: tally("prepare"),
             commit: tally("commit"),
             checkpoint: tally("checkpoint"),
+            view_change: tally("view_change"),
+            new_view: tally("new_view"),
             node,
             outputs,
             entered: HashMap::new(),
@@ -67,6 +71,8 @@ impl ConsensusTally {
             Content::Prepare(_) => &self.prepare,
             Content::Commit(_) => &self.commit,
             Content::Checkpoint(_) => &self.checkpoint,
+            Content::ViewChange(_) => &self.view_change,
+            Content::NewView(_) => &self.new_view,
         }
     }
 
@@ -114,11 +120,14 @@ impl ConsensusTally {
             Effect::FetchRequests { .. } => fetch("requests"),
             Effect::FetchBlocks { .. } => fetch("blocks"),
             Effect::FetchCertificates { .. } => fetch("certificates"),
+            Effect::FetchBatches { .. } => fetch("batches"),
+            Effect::FetchView { .. } => fetch("view"),
             Effect::Evidence { first, .. } => {
                 let kind = kind_name(&first.content);
                 self.metrics.evidence.with_label_values(&[kind]).inc();
             }
             Effect::SendRequests { .. }
+            | Effect::ForwardRequests { .. }
             | Effect::Skip(_)
             | Effect::Certified(_)
             | Effect::Diverged { .. } => {}
@@ -156,6 +165,8 @@ const fn kind_name(content: &Content) -> &'static str {
         Content::Prepare(_) => "prepare",
         Content::Commit(_) => "commit",
         Content::Checkpoint(_) => "checkpoint",
+        Content::ViewChange(_) => "view_change",
+        Content::NewView(_) => "new_view",
     }
 }
 
@@ -174,6 +185,8 @@ const fn label(rejected: &Rejected) -> &'static str {
         Rejected::PoolFull => "pool_full",
         Rejected::WrongNode => "wrong_node",
         Rejected::NotWanted => "not_wanted",
+        Rejected::ContradictsNewView => "contradicts_new_view",
+        Rejected::BadNewView => "bad_new_view",
         Rejected::OutOfOrder { .. } => "out_of_order",
     }
 }

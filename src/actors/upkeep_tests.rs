@@ -4,10 +4,11 @@ use super::super::fatal;
 use super::*;
 use crate::clock::SystemClock;
 use crate::metrics::Metrics;
+use crate::pbft::WalEntry;
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{Entry, EntryKind, LogSettings};
 use crate::store::{SledStore, StoreSettings};
-use crate::types::{ClientId, Hash, MessageSeq, NetworkId, SeqNum};
+use crate::types::{ClientId, Hash, MessageSeq, NetworkId, SeqNum, View};
 
 fn upkeep(dir: &std::path::Path) -> Upkeep {
     let network = NetworkId([7; 32]);
@@ -54,8 +55,11 @@ async fn the_log_is_kept_for_pending_messages_and_for_what_is_not_settled() {
         append(&upkeep).await;
     }
     upkeep.admission.resume(&record(1), Position(2));
-    upkeep.marks.note(SeqNum(4), Position(1));
-    upkeep.marks.note(SeqNum(5), Position(3));
+    for (sequence, position) in [(4, 1), (5, 3)] {
+        let (view, digest) = (View(0), Hash([0; 32]));
+        let entry = WalEntry::Committed { view, sequence: SeqNum(sequence), digest };
+        upkeep.marks.note(&entry, Position(position));
+    }
     assert_eq!(upkeep.needed(), Needed { consensus: Position(1), ingress: Position(2) });
     upkeep.view.update_progress(|progress| progress.executed.sequence = SeqNum(5));
     assert_eq!(upkeep.needed().consensus, Position(1), "executed, and not certified");

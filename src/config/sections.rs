@@ -220,6 +220,13 @@ pub struct ConsensusConfig {
     /// How often missing requests and blocks are asked for again.
     #[serde(rename = "fetch_interval_ms", with = "millis")]
     pub fetch_interval: Duration,
+    /// How long execution may stand still while requests wait before the primary is replaced;
+    /// doubles with each primary that brings nothing ...
+    #[serde(rename = "request_timeout_ms", with = "millis")]
+    pub request_timeout: Duration,
+    /// ... up to this.
+    #[serde(rename = "request_timeout_max_ms", with = "millis")]
+    pub request_timeout_max: Duration,
     /// Requests of each admitting node that wait to be ordered; above that more are refused, which
     /// an honest node feels as back-pressure.
     pub pool_max_requests: u32,
@@ -240,9 +247,11 @@ impl Default for ConsensusConfig {
             bundle_delay: Duration::from_millis(2),
             resend_interval: Duration::from_millis(250),
             resend_max_interval: Duration::from_secs(2),
-            request_resend_interval: Duration::from_secs(1),
+            request_resend_interval: Duration::from_millis(500),
             request_resend_max_interval: Duration::from_secs(8),
             fetch_interval: Duration::from_millis(500),
+            request_timeout: Duration::from_secs(1),
+            request_timeout_max: Duration::from_secs(32),
             pool_max_requests: 8192,
             pool_max_bytes: 64 * MIB,
             inflight_max_bytes: 128 * MIB,

@@ -111,6 +111,9 @@ impl Config {
         let resend = at_least(consensus.request_resend_interval);
         millis("consensus.request_resend_max_interval_ms", consensus.request_resend_max_interval, resend)?;
         millis("consensus.fetch_interval_ms", consensus.fetch_interval, 10..=MINUTE_MS)?;
+        millis("consensus.request_timeout_ms", consensus.request_timeout, 100..=MINUTE_MS)?;
+        let timeout = at_least(consensus.request_timeout);
+        millis("consensus.request_timeout_max_ms", consensus.request_timeout_max, timeout)?;
         within("consensus.pool_max_requests", consensus.pool_max_requests, 256..=1 << 20)?;
         within("consensus.pool_max_bytes", consensus.pool_max_bytes, 16 * MIB..=16 * GIB)?;
         within("consensus.inflight_max_bytes", consensus.inflight_max_bytes, 16 * MIB..=16 * GIB)

@@ -11,7 +11,8 @@ use bincode::{Decode, Encode};
 use crate::codec::{self, CodecError};
 use crate::crypto::{CryptoError, HashKind, SecretKey, SignatureKind, VerifyingKey};
 use crate::ledger::{Block, Certificate, Request};
-use crate::types::{Hash, Height, NetworkId, NodeId, PublicKey, Signature};
+use crate::pbft::{Batch, Signed};
+use crate::types::{Hash, Height, NetworkId, NodeId, PublicKey, Signature, View};
 
 /// The largest bundle and the largest answer: one request of the maximum size (8 MiB), or one block
 /// of a full batch, with room to spare.
@@ -33,6 +34,11 @@ pub enum PeerRequest {
     Bundle(Arc<SignedBundle>),
     /// Give me the requests with these digests; at most [`MAX_FETCH_DIGESTS`].
     FetchRequests(Vec<Hash>),
+    /// Give me the proposed batches with these digests; at most [`MAX_FETCH_DIGESTS`].
+    FetchBatches(Vec<Hash>),
+    /// Give me the NEW-VIEW of the view that you are in, if it is this one or a later one, and the
+    /// VIEW-CHANGEs that it names.
+    FetchView(View),
     /// Give me certified blocks, ascending and without gaps.
     FetchBlocks {
         /// The first height wanted.
@@ -51,6 +57,10 @@ pub enum PeerResponse {
     Busy,
     /// Those of the requests asked for that the node has and that fit, in any order.
     Requests(Vec<Request>),
+    /// Those of the batches asked for that the node has and that fit, in any order.
+    Batches(Vec<Batch>),
+    /// The NEW-VIEW first; empty if the node is not there.
+    View(Vec<Signed>),
     /// Those of the blocks asked for that the node has and that fit, ascending from the height
     /// asked for.
     Blocks(Vec<(Block, Certificate)>),
@@ -61,7 +71,10 @@ impl PeerRequest {
     pub(super) fn is_within_limits(&self) -> bool {
         match self {
             Self::Bundle(bundle) => !bundle.requests.is_empty(),
-            Self::FetchRequests(digests) => (1..=MAX_FETCH_DIGESTS).contains(&digests.len()),
+            Self::FetchView(_) => true,
+            Self::FetchRequests(digests) | Self::FetchBatches(digests) => {
+                (1..=MAX_FETCH_DIGESTS).contains(&digests.len())
+            }
             Self::FetchBlocks { max, .. } => (1..=MAX_FETCH_BLOCKS).contains(max),
         }
     }
@@ -71,6 +84,8 @@ impl PeerRequest {
         match self {
             Self::Bundle(_) => Answers::Accepted,
             Self::FetchRequests(_) => Answers::Requests,
+            Self::FetchBatches(_) => Answers::Batches,
+            Self::FetchView(_) => Answers::View,
             Self::FetchBlocks { .. } => Answers::Blocks,
         }
     }
@@ -84,6 +99,16 @@ impl PeerResponse {
     /// As many of `requests` as one answer can carry.
     pub fn requests(requests: impl IntoIterator<Item = Request>) -> Self {
         Self::Requests(within_limit(requests))
+    }
+
+    /// As many of `batches` as one answer can carry.
+    pub fn batches(batches: impl IntoIterator<Item = Batch>) -> Self {
+        Self::Batches(within_limit(batches))
+    }
+
+    /// A view's proof; those of 20 replicas fit.
+    pub fn view(messages: impl IntoIterator<Item = Signed>) -> Self {
+        Self::View(within_limit(messages))
     }
 
     /// As many of `blocks`, from the first on, as one answer can carry.
@@ -101,6 +126,8 @@ impl PeerResponse {
 pub(super) enum Answers {
     Accepted,
     Requests,
+    Batches,
+    View,
     Blocks,
 }
 
@@ -111,6 +138,8 @@ impl Answers {
             (self, response),
             (Self::Accepted, PeerResponse::Accepted)
                 | (Self::Requests, PeerResponse::Requests(_))
+                | (Self::Batches, PeerResponse::Batches(_))
+                | (Self::View, PeerResponse::View(_))
                 | (Self::Blocks, PeerResponse::Blocks(_))
         )
     }

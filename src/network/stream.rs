@@ -40,7 +40,10 @@ impl Lane {
     pub(super) const fn of(request: &PeerRequest) -> Self {
         match request {
             PeerRequest::Bundle(_) => Self::Bundle,
-            PeerRequest::FetchRequests(_) | PeerRequest::FetchBlocks { .. } => Self::Fetch,
+            PeerRequest::FetchRequests(_)
+            | PeerRequest::FetchBatches(_)
+            | PeerRequest::FetchView(_)
+            | PeerRequest::FetchBlocks { .. } => Self::Fetch,
         }
     }
 

@@ -177,6 +177,8 @@ impl Shared {
         settings.pipeline_batches = u64::from(consensus.pipeline_batches);
         settings.bundle_delay = consensus.bundle_delay;
         settings.fetch_interval = consensus.fetch_interval;
+        settings.request_timeout = consensus.request_timeout;
+        settings.request_timeout_max = consensus.request_timeout_max;
         settings.inflight_max_bytes = usize::try_from(consensus.inflight_max_bytes)?;
         settings.pool_max_requests = usize::try_from(consensus.pool_max_requests)?;
         settings.pool_max_bytes = usize::try_from(consensus.pool_max_bytes)?;
@@ -363,6 +365,10 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     requests_mouth.connect(consensus.clone());
     synced_mouth.connect(consensus.clone());
     certificates_mouth.connect(consensus.clone());
+    let (batches, batches_mouth) = shared.feeder("fetched batches", FETCHED);
+    let (messages, messages_mouth) = shared.feeder("fetched proofs of views", FETCHED);
+    batches_mouth.connect(consensus.clone());
+    messages_mouth.connect(consensus.clone());
     let verifier = RequestVerifier::new(shared.network_id, shared.workers.clone());
     let parts = Effects {
         key: shared.key.clone(),
@@ -377,6 +383,8 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         requests,
         synced,
         certificates,
+        batches,
+        messages,
         verifier: verifier.clone(),
         workers: shared.workers.clone(),
         fatal: shared.fatal.clone(),
@@ -388,6 +396,7 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         network: network.clone(),
         consensus: consensus.clone(),
         verifier,
+        workers: shared.workers.clone(),
         store: Arc::clone(&opened.store),
     };
     NetworkActor::start_with(judge, events, &shared.fatal);

@@ -64,10 +64,11 @@ pub(super) fn open(
 
     let settings = log_settings(config, network, clock, metrics)?;
     let (log, replay) = Log::open(&config.data_dir.join("log"), settings)?;
-    if log.is_new() && state.head().sequence > SeqNum(0) {
-        anyhow::bail!(
-            "the log in {} is gone, and with it what this node promised to the other replicas; bring it back, or \
-             follow \"A lost log\" in docs/STORAGE.md",
+    let lost_log = log.is_new() && state.head().sequence > SeqNum(0);
+    if lost_log {
+        tracing::error!(
+            "the log in {} is gone, and with it what this node promised to the other replicas: it does not vote \
+             until it cannot contradict that; see \"A lost log\" in docs/STORAGE.md",
             config.data_dir.join("log").display()
         );
     }
@@ -78,7 +79,10 @@ pub(super) fn open(
         match entry.kind {
             EntryKind::Pbft => {
                 let entry = read_wal(&network, position, &entry.bytes)?;
-                marks.note(entry.sequence(), position);
+                marks.note(&entry, position);
+                if let Some(pin) = entry.pin() {
+                    marks.synced(pin, position);
+                }
                 entries.push(entry);
             }
             EntryKind::AcceptedMessage => accepted.note(position, &entry.bytes)?,
@@ -88,7 +92,7 @@ pub(super) fn open(
     let certificate = store.certificate(store.certified_height())?;
     let (executed, timestamp) = (state.checkpoint(), state.head().timestamp);
     let uncertified = uncertified(&store, executed.height)?;
-    let restored = Restored { executed, timestamp, certificate, uncertified, entries };
+    let restored = Restored { executed, timestamp, certificate, uncertified, entries, lost_log };
     tracing::info!(
         height = %state.head().height, sequence = %state.head().sequence,
         pbft_entries = restored.entries.len(), accepted = accepted.len(), "opened the ledger and the log"

@@ -14,6 +14,7 @@ use crate::pbft::io::Rejected;
 use crate::pbft::message::{Content, Signed, Verified};
 use crate::pbft::resend::Resend;
 use crate::pbft::settings::WINDOW;
+use crate::planted::{Bug, planted};
 use crate::types::{Height, NodeId, SeqNum};
 
 /// The own CHECKPOINT of one sequence number.
@@ -54,13 +55,15 @@ pub(super) struct Checkpoints {
     claims: BTreeMap<NodeId, CheckpointContent>,
     /// The low watermark.
     pub(super) stable: SeqNum,
+    /// Numbers between the watermarks.
+    window: u64,
     /// Blocks whose certificates got lost before a restart.
     pub(super) uncertified: BTreeSet<Height>,
 }
 
 impl Checkpoints {
-    pub(super) const fn new(stable: SeqNum) -> Self {
-        Self { slots: BTreeMap::new(), claims: BTreeMap::new(), stable, uncertified: BTreeSet::new() }
+    pub(super) const fn new(stable: SeqNum, window: u64) -> Self {
+        Self { slots: BTreeMap::new(), claims: BTreeMap::new(), stable, window, uncertified: BTreeSet::new() }
     }
 
     pub(super) fn get(&self, sequence: SeqNum) -> Option<&Slot> {
@@ -95,12 +98,17 @@ impl Checkpoints {
 
     /// The last sequence number that CHECKPOINTs are collected for.
     pub(super) const fn high(&self) -> SeqNum {
-        SeqNum(self.stable.0.saturating_add(WINDOW))
+        SeqNum(self.stable.0.saturating_add(self.window))
     }
 
     /// The last sequence number that they are no longer collected for.
     pub(super) const fn low(&self) -> SeqNum {
         SeqNum(self.stable.0.saturating_sub(WINDOW))
+    }
+
+    /// How many CHECKPOINTs and claims are kept.
+    pub(super) fn held(&self) -> (usize, usize) {
+        (self.slots.values().map(|slot| slot.votes.len().max(1)).sum(), self.claims.len())
     }
 
     /// Remembers the highest that `node` says it executed.
@@ -116,6 +124,13 @@ impl Checkpoints {
         let mut claims: Vec<SeqNum> = self.claims.values().map(|claim| claim.sequence).collect();
         claims.sort_unstable_by(|a, b| b.cmp(a));
         claims.get(replicas.f()).copied().unwrap_or_default()
+    }
+
+    /// The claim that `rank - 1` others are at or above, once `heard_of` others have made one.
+    pub(super) fn ranked_claim(&self, heard_of: usize, rank: usize) -> Option<SeqNum> {
+        let mut claims: Vec<SeqNum> = self.claims.values().map(|claim| claim.sequence).collect();
+        claims.sort_unstable_by(|a, b| b.cmp(a));
+        claims.get(rank - 1).copied().filter(|_| claims.len() >= heard_of)
     }
 
     /// Who claims to have executed `sequence`.
@@ -135,7 +150,8 @@ impl Checkpoints {
                     == (executed.height, executed.block, executed.state)
         };
         let shared = |claim: &&CheckpointContent| {
-            self.claims.values().filter(|other| other == claim).count() >= replicas.weak_quorum()
+            let weak_quorum = if planted(Bug::SkipOnOneWord) { 1 } else { replicas.weak_quorum() };
+            self.claims.values().filter(|other| other == claim).count() >= weak_quorum
         };
         self.claims.values().filter(same).filter(shared).max_by_key(|claim| claim.sequence).copied()
     }
@@ -164,7 +180,8 @@ impl Checkpoints {
     pub(super) fn certificate(&self, sequence: SeqNum, replicas: &ReplicaSet) -> Option<Certificate> {
         let slot = self.slots.get(&sequence).filter(|slot| slot.certificate.is_none())?;
         let agreed = |content: &CheckpointContent| {
-            slot.votes.values().filter(|(voted, _)| voted == content).count() >= replicas.quorum()
+            let quorum = if planted(Bug::CheckpointOfOneReplica) { 1 } else { replicas.quorum() };
+            slot.votes.values().filter(|(voted, _)| voted == content).count() >= quorum
         };
         let content = slot.votes.values().map(|(content, _)| *content).find(agreed)?;
         let signatures = slot.votes.iter().filter(|(_, (voted, _))| *voted == content);

@@ -32,6 +32,8 @@ pub enum Source {
     Bundle,
     /// As an answer to [`Effect::FetchRequests`], from whomever.
     Fetched,
+    /// From a replica that waits for its execution, and may not know that it was executed.
+    Forwarded,
 }
 
 /// Everything that can happen.
@@ -58,6 +60,8 @@ pub enum Input {
     },
     /// A certificate fetched after [`Effect::FetchCertificates`], which was verified and stored.
     CertificateFetched(Certificate),
+    /// A batch fetched after [`Effect::FetchBatches`], from whomever.
+    Batch(Batch),
     /// Time has passed: [`crate::pbft::Replica::next_deadline`] is reached.
     Tick,
 }
@@ -71,6 +75,31 @@ pub enum Effect {
     SendRequests {
         /// The requests, at most 512 of together at most 8 MiB.
         requests: Vec<Arc<VerifiedRequest>>,
+    },
+    /// Hand requests of other nodes, which wait for too long, to the primary: it may lack them.
+    /// They come there as [`Source::Forwarded`].
+    ForwardRequests {
+        /// The requests, at most 64 of together at most 8 MiB.
+        requests: Vec<Arc<VerifiedRequest>>,
+        /// The primary.
+        to: NodeId,
+    },
+    /// Ask for batches that a new view carries over and this replica does not know. The answers
+    /// come back as [`Input::Batch`].
+    FetchBatches {
+        /// The batches' digests.
+        digests: Vec<Hash>,
+        /// Who should have them, the best first; another order each time.
+        from: Vec<NodeId>,
+    },
+    /// Others are in a view that this replica has no NEW-VIEW for, or lacks VIEW-CHANGEs of: ask for
+    /// [`crate::pbft::Replica::view_proof`]. The answer's messages come back as [`Input::Message`],
+    /// in its order.
+    FetchView {
+        /// The view.
+        view: View,
+        /// Who says to be in it, the best first; another order each time.
+        from: Vec<NodeId>,
     },
     /// Ask for the bodies of a proposal. The answers come back as [`Input::Request`].
     FetchRequests {
@@ -201,6 +230,13 @@ pub enum Rejected {
     /// A fetched request that no proposal lacks.
     #[error("was not asked for")]
     NotWanted,
+    /// A fresh proposal for a number that the new view carries over from earlier ones, or for other
+    /// content than it carries.
+    #[error("contradicts the NEW-VIEW")]
+    ContradictsNewView,
+    /// A NEW-VIEW whose proposals do not follow from its VIEW-CHANGEs.
+    #[error("the NEW-VIEW does not follow from its VIEW-CHANGEs")]
+    BadNewView,
     /// A result or certificate for a sequence number that is not the next one.
     #[error("out of order: {expected} is next")]
     OutOfOrder {
@@ -214,7 +250,11 @@ impl Rejected {
     pub const fn propagates(&self) -> bool {
         matches!(
             self,
-            Self::Own | Self::Duplicate | Self::BelowWatermark { .. } | Self::AboveWatermark { .. }
+            Self::Own
+                | Self::Duplicate
+                | Self::BelowWatermark { .. }
+                | Self::AboveWatermark { .. }
+                | Self::OtherView { .. }
         )
     }
 }

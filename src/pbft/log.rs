@@ -2,18 +2,20 @@
 //!
 //! A slot holds at most one proposal and, of each replica, at most one PREPARE and one COMMIT: what
 //! came first counts, and what contradicts it is evidence. So the memory that strangers can take
-//! is bounded. Slots are ordered by sequence number, then view, so that a later view can add its
-//! own beside those of an earlier one.
+//! is bounded. All slots are of the current view: what earlier ones leave behind goes to the
+//! [`crate::pbft::archive`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ledger::VerifiedRequest;
+use crate::ledger::{ReplicaSet, VerifiedRequest};
+use crate::pbft::certificates::{Carried, Prepared};
 use crate::pbft::io::Rejected;
 use crate::pbft::message::{Batch, Signed, Verified};
 use crate::pbft::resend::Resend;
-use crate::types::{Hash, NodeId, SeqNum, View};
+use crate::planted::{Bug, planted};
+use crate::types::{Hash, NodeId, SeqNum, Signature, View};
 
 /// How far a batch has come here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,9 +71,32 @@ impl Votes {
         }
     }
 
+    /// How many votes are kept.
+    pub(super) fn len(&self) -> usize {
+        self.votes.len()
+    }
+
     /// How many replicas voted for `digest`.
     pub(super) fn count(&self, digest: &Hash) -> usize {
+        if planted(Bug::VotesNotMatched) {
+            return self.votes.len();
+        }
         self.votes.values().filter(|(voted, _)| voted == digest).count()
+    }
+
+    /// The signatures of the first `count` replicas that voted for `digest`.
+    pub(super) fn signatures(
+        &self,
+        digest: &Hash,
+        count: usize,
+        replicas: &ReplicaSet,
+    ) -> Vec<(u16, Signature)> {
+        let matching = self.votes.iter().filter(|(_, (voted, _))| voted == digest);
+        let numbered = matching.filter_map(|(node, (_, vote))| {
+            let number = u16::try_from(replicas.index_of(node)?).ok()?;
+            Some((number, vote.signed().signature))
+        });
+        numbered.take(count).collect()
     }
 
     /// Who voted for `digest`.
@@ -93,6 +118,11 @@ pub(super) struct Slot {
     /// Own messages, as signed once.
     pub(super) sent: Vec<Verified>,
     pub(super) resend: Resend,
+    /// The certificate, from [`Phase::Prepared`] on.
+    pub(super) prepared: Option<Prepared>,
+    /// What the NEW-VIEW proposes here, and the signature of its PRE-PREPARE; the batch itself may
+    /// still be unknown.
+    pub(super) carried: Option<(Carried, Signature)>,
     /// Bodies that the proposal lacks while it is judged.
     pub(super) missing: BTreeSet<Hash>,
     /// When to ask for them, and how often that was done.
@@ -117,6 +147,8 @@ impl Slot {
             bytes: 0,
             sent: Vec::new(),
             resend,
+            prepared: None,
+            carried: None,
             missing: BTreeSet::new(),
             fetch_at: Duration::ZERO,
             fetches: 0,
@@ -133,7 +165,8 @@ impl Slot {
 
     /// `committed_local()` (1999, section 4.2): prepared, and q matching COMMITs.
     pub(super) fn committed_local(&self, quorum: usize) -> bool {
-        self.phase >= Phase::Prepared && self.matching(&self.commits) >= quorum
+        let enough = self.matching(&self.commits) >= quorum || planted(Bug::ExecutedWhenPrepared);
+        self.phase >= Phase::Prepared && enough
     }
 
     /// Votes that match the proposal.
@@ -183,6 +216,12 @@ impl Log {
     /// The same, to read.
     pub(super) fn above(&self, after: SeqNum) -> impl Iterator<Item = (SeqNum, &Slot)> {
         self.slots.range((after.next(), View(0))..).map(|((sequence, _), slot)| (*sequence, slot))
+    }
+
+    /// Drops and returns all slots of views below `view`.
+    pub(super) fn leave(&mut self, view: View) -> Vec<(SeqNum, Slot)> {
+        let left: Vec<_> = self.slots.keys().copied().filter(|(_, of)| *of < view).collect();
+        left.into_iter().filter_map(|key| Some((key.0, self.slots.remove(&key)?))).collect()
     }
 
     /// Drops and returns all slots up to `stable`.

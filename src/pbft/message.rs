@@ -9,14 +9,22 @@ use bincode::{Decode, Encode};
 use crate::codec::{self, CodecError};
 use crate::crypto::{CryptoError, HashKind, SecretKey, SignatureKind};
 use crate::ledger::{CheckpointContent, ReplicaSetKeys};
+use crate::pbft::certificates::{self, NewView, ViewChange};
 use crate::types::{Hash, NetworkId, NodeId, SeqNum, Signature, Timestamp, View};
 
-/// The most bytes of one message in its envelope: twice what the largest PRE-PREPARE has.
-pub const MAX_ENVELOPE_BYTES: usize = 64 << 10;
+/// The most bytes of one message in its envelope, which is what gossip carries. Only VIEW-CHANGE
+/// comes near it: [`crate::pbft::settings::window`] sees to it that it fits.
+pub const MAX_ENVELOPE_BYTES: usize = 256 << 10;
+
+/// The most bytes of an envelope with any other message: twice what the largest PRE-PREPARE has.
+pub const MAX_SLOT_ENVELOPE_BYTES: usize = 64 << 10;
 
 /// The highest sequence number that a message may name: far beyond use, and small enough that
 /// adding a window never overflows.
 pub const MAX_SEQUENCE: SeqNum = SeqNum(u64::MAX >> 1);
+
+/// The highest view that a message may name, likewise.
+pub const MAX_VIEW: View = View(u64::MAX >> 1);
 
 /// An ordered batch of request digests. Its digest covers all of it, unchanged when a later view
 /// proposes it again; an empty batch is PBFT's null request.
@@ -33,13 +41,25 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// PBFT's null request (1999, section 4.4), which fills a number that a new view must not
+    /// leave open: the same for every number and view, so its digest needs no agreement.
+    pub const fn null() -> Self {
+        Self {
+            requests: Vec::new(),
+            timestamp: Timestamp(0),
+            origin_view: View(0),
+            proposer: NodeId([0; NodeId::LEN]),
+        }
+    }
+
     /// The batch's digest: what PREPARE and COMMIT name.
     pub fn digest(&self) -> Hash {
         HashKind::Batch.hash(&codec::encode(self))
     }
 }
 
-/// `<PRE-PREPARE, v, n, d>` with the batch in place of its digest (1999, section 4.2).
+/// `<<PRE-PREPARE, v, n, d>, m>` (1999, section 4.2). The signature covers view, number and the
+/// batch's digest, so that a certificate proves the proposal without the batch.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct PrePrepare {
     /// v
@@ -83,6 +103,10 @@ pub enum Content {
     Commit(Commit),
     /// A replica executed up to here.
     Checkpoint(CheckpointContent),
+    /// A replica gives up on the views below.
+    ViewChange(ViewChange),
+    /// The primary of a new view begins it.
+    NewView(NewView),
 }
 
 impl Content {
@@ -93,16 +117,20 @@ impl Content {
             Self::Prepare(_) => SignatureKind::Prepare,
             Self::Commit(_) => SignatureKind::Commit,
             Self::Checkpoint(_) => SignatureKind::Checkpoint,
+            Self::ViewChange(_) => SignatureKind::ViewChange,
+            Self::NewView(_) => SignatureKind::NewView,
         }
     }
 
-    /// The sequence number that it is about.
+    /// The sequence number that it is about; of VIEW-CHANGE and NEW-VIEW, the stable checkpoint.
     pub const fn sequence(&self) -> SeqNum {
         match self {
             Self::PrePrepare(pre_prepare) => pre_prepare.sequence,
             Self::Prepare(prepare) => prepare.sequence,
             Self::Commit(commit) => commit.sequence,
             Self::Checkpoint(checkpoint) => checkpoint.sequence,
+            Self::ViewChange(view_change) => view_change.stable(),
+            Self::NewView(new_view) => new_view.stable,
         }
     }
 
@@ -113,17 +141,28 @@ impl Content {
             Self::Prepare(prepare) => Some(prepare.view),
             Self::Commit(commit) => Some(commit.view),
             Self::Checkpoint(_) => None,
+            Self::ViewChange(view_change) => Some(view_change.view),
+            Self::NewView(new_view) => Some(new_view.view),
         }
     }
 
     fn signed_bytes(&self) -> Vec<u8> {
         match self {
-            Self::PrePrepare(pre_prepare) => codec::encode(pre_prepare),
+            Self::PrePrepare(PrePrepare { view, sequence, batch }) => {
+                proposal_bytes(*view, *sequence, batch.digest())
+            }
             Self::Prepare(prepare) => codec::encode(prepare),
             Self::Commit(commit) => codec::encode(commit),
             Self::Checkpoint(checkpoint) => codec::encode(checkpoint),
+            Self::ViewChange(view_change) => codec::encode(view_change),
+            Self::NewView(new_view) => codec::encode(new_view),
         }
     }
+}
+
+/// What the signature of a PRE-PREPARE covers.
+pub(super) fn proposal_bytes(view: View, sequence: SeqNum, digest: Hash) -> Vec<u8> {
+    codec::encode(&(view, sequence, digest))
 }
 
 /// A message as it travels: unverified until [`Signed::verify`].
@@ -152,10 +191,17 @@ pub enum MessageError {
     /// Names a sequence number beyond all use.
     #[error("the sequence number is beyond all use")]
     Sequence,
+    /// Names a view beyond all use.
+    #[error("the view is beyond all use")]
+    View,
+    /// A VIEW-CHANGE or NEW-VIEW whose certificates do not prove what they say.
+    #[error(transparent)]
+    Proof(#[from] certificates::ProofError),
 }
 
 impl Signed {
-    /// Checks that a replica signed this. The only way to a [`Verified`] from the network.
+    /// Checks that a replica signed this, and whatever other signatures are in it. The only way to
+    /// a [`Verified`] from the network.
     ///
     /// # Errors
     /// [`MessageError`].
@@ -163,8 +209,16 @@ impl Signed {
         if self.content.sequence() > MAX_SEQUENCE {
             return Err(MessageError::Sequence);
         }
+        if self.content.view().is_some_and(|view| view > MAX_VIEW) {
+            return Err(MessageError::View);
+        }
         let key = keys.get(&self.sender).ok_or(MessageError::NotAReplica(self.sender))?;
         key.verify(self.content.signature_kind(), network, &self.content.signed_bytes(), &self.signature)?;
+        match &self.content {
+            Content::ViewChange(view_change) => view_change.verify(network, keys)?,
+            Content::NewView(new_view) => new_view.verify(&self.sender, network, keys)?,
+            _ => {}
+        }
         Ok(Verified(self))
     }
 }
@@ -175,7 +229,7 @@ pub struct Verified(Signed);
 
 impl Verified {
     /// Signs an own message.
-    pub(super) fn sign(key: &SecretKey, network: &NetworkId, content: Content) -> Self {
+    pub fn sign(key: &SecretKey, network: &NetworkId, content: Content) -> Self {
         let signature = key.sign(content.signature_kind(), network, &content.signed_bytes());
         Self(Signed { sender: key.node_id(), content, signature })
     }
@@ -183,6 +237,11 @@ impl Verified {
     /// A message from the own WAL: it was verified before it was written.
     pub(super) const fn from_wal(signed: Signed) -> Self {
         Self(signed)
+    }
+
+    /// The PRE-PREPARE of a batch that a NEW-VIEW carries over: its signature was verified there.
+    pub(super) const fn carried(sender: NodeId, pre_prepare: PrePrepare, signature: Signature) -> Self {
+        Self(Signed { sender, content: Content::PrePrepare(pre_prepare), signature })
     }
 
     /// Who says so.
@@ -222,6 +281,11 @@ impl Envelope {
     /// # Errors
     /// [`MessageError::Codec`].
     pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        Ok(codec::decode::<MAX_ENVELOPE_BYTES, Self>(bytes)?)
+        let envelope = codec::decode::<MAX_ENVELOPE_BYTES, Self>(bytes)?;
+        let large = matches!(envelope.signed.content, Content::ViewChange(_) | Content::NewView(_));
+        if !large && bytes.len() > MAX_SLOT_ENVELOPE_BYTES {
+            return Err(CodecError::TooLong { len: bytes.len(), limit: MAX_SLOT_ENVELOPE_BYTES }.into());
+        }
+        Ok(envelope)
     }
 }

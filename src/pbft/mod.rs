@@ -11,32 +11,46 @@
 //! sections are named, (1999) is "Practical Byzantine Fault Tolerance". `docs/CONSENSUS.md` tells
 //! the protocol as built.
 //!
-//! This is the normal case with checkpoints and catching up; the view never changes yet.
+//! When the primary fails, the replicas change to the next view (1999, section 4.4):
+//!
+//! ```text
+//!   suspicion ──▶ VIEW-CHANGE (what was prepared) ──▶ NEW-VIEW (carries it over) ──▶ as above
+//!   any replica    all, logged                         the next primary, checked by all
+//! ```
 
+pub mod certificates;
+pub mod footprint;
 pub mod io;
 pub mod message;
 pub mod replica;
 pub mod settings;
 pub mod wal;
 
+mod archive;
 mod checkpoints;
 mod log;
 mod on_checkpoint;
+mod on_new_view;
 mod on_pre_prepare;
 mod on_request;
+mod on_view_change;
 mod on_votes;
 mod outbox;
 mod pool;
 mod propose;
 mod resend;
 mod restore;
+mod silence;
+mod suspicion;
 mod timers;
+mod views;
 
 #[cfg(test)]
 mod tests;
 
+pub use footprint::Footprint;
 pub use io::{Effect, Input, Now, Output, Rejected, Source};
 pub use message::{Batch, Envelope, MessageError, Signed, Verified};
 pub use replica::{Replica, SetupError, Status};
 pub use settings::Settings;
-pub use wal::{Restored, WalEntry, WalError};
+pub use wal::{Pin, Restored, WalEntry, WalError};

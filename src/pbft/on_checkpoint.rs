@@ -69,6 +69,8 @@ impl Replica {
         let made_block = content.height != self.executed.height;
         self.executed = content;
         self.progress.last = now.monotonic;
+        self.progressed(now);
+        self.views.executed();
         self.send_checkpoint(now, made_block, out);
         self.recheck(content.sequence, out);
         Ok(())
@@ -88,6 +90,8 @@ impl Replica {
         }
         self.pass_over(now, content);
         self.last_timestamp = self.last_timestamp.max(timestamp);
+        self.executed_timestamp = self.executed_timestamp.max(timestamp);
+        self.pool.drop_pending_of_others(&self.me);
         self.send_checkpoint(now, true, out);
         self.certify(certificate, out);
         Ok(())
@@ -115,9 +119,12 @@ impl Replica {
         self.dispatched = self.dispatched.max(content.sequence);
         self.accepted = self.accepted.max(content.sequence);
         self.progress.last = now.monotonic;
+        self.progressed(now);
         let passed = self.log.above(dispatched).take_while(|(sequence, _)| *sequence <= content.sequence);
-        for (sequence, slot) in passed {
-            let again = self.pool.release(sequence, &slot.requests, &self.me, now.monotonic);
+        let earlier = self.archive.iter().map(|(sequence, past)| (sequence, &past.requests));
+        let earlier = earlier.filter(|(sequence, _)| *sequence > dispatched && *sequence <= content.sequence);
+        for (sequence, requests) in passed.map(|(sequence, slot)| (sequence, &slot.requests)).chain(earlier) {
+            let again = self.pool.release(sequence, requests, &self.me, now.monotonic);
             for digest in again {
                 self.outbox.push(digest, now.monotonic, &self.settings);
             }
@@ -170,6 +177,25 @@ impl Replica {
         }
     }
 
+    /// A certificate that came with another message, verified: what its signers have executed.
+    pub(super) fn learn_certificate(&mut self, certificate: Certificate, out: &mut Output) {
+        let content = certificate.content;
+        for node in certificate.signers(&self.settings.replicas) {
+            if node != self.me {
+                self.checkpoints.claim(node, content);
+            }
+        }
+        let known = self.checkpoints.get(content.sequence).is_some_and(|slot| slot.certificate.is_some());
+        if known || content.sequence <= self.checkpoints.low() {
+            return;
+        }
+        if content.sequence <= self.executed.sequence {
+            self.certify(certificate, out);
+        } else if content.sequence <= self.high_watermark() {
+            self.checkpoints.certified(certificate);
+        }
+    }
+
     fn certify(&mut self, certificate: Certificate, out: &mut Output) {
         let content = certificate.content;
         let own = self.checkpoints.get(content.sequence).and_then(|slot| slot.own.as_ref());
@@ -188,6 +214,10 @@ impl Replica {
     /// Moves the low watermark and drops what lies below it.
     pub(super) fn cut(&mut self, stable: SeqNum) {
         self.checkpoints.advance(stable);
+        self.accepted = self.accepted.max(stable);
+        for (sequence, past) in self.archive.cut(stable) {
+            self.pool.forget(sequence, &past.requests);
+        }
         for (sequence, slot) in self.log.cut(stable) {
             self.pool.forget(sequence, &slot.requests);
         }

@@ -33,11 +33,18 @@ impl Replica {
     ) -> Result<(), Rejected> {
         let Content::PrePrepare(pre_prepare) = message.content() else { return Ok(()) };
         let (view, sequence) = (pre_prepare.view, pre_prepare.sequence);
-        self.check_slot(view, sequence)?;
+        self.check_slot(now, message.sender(), view, sequence)?;
         if message.sender() != self.primary() {
             return Err(Rejected::NotPrimary);
         }
         let batch = pre_prepare.batch.clone();
+        if self.is_changing() {
+            // Whether it is fresh or carried over is known only with the NEW-VIEW.
+            return Err(Rejected::OtherView { view });
+        }
+        if sequence <= self.views.carried_upto {
+            return self.on_carried(now, sequence, &message, batch, out);
+        }
         if batch.origin_view != view || batch.proposer != message.sender() {
             return Err(Rejected::InvalidBatch("a fresh batch names its own view and proposer"));
         }
@@ -49,8 +56,8 @@ impl Replica {
                 return Err(Rejected::Duplicate);
             }
             if !std::mem::replace(&mut slot.contradicted, true) {
-                let first = earlier.message.signed().clone();
-                out.effects.push(Effect::Evidence { first, second: message.signed().clone() });
+                let first = earlier.message.clone();
+                self.expose(now, &first, &message, out);
             }
             return Err(Rejected::Equivocation);
         }
@@ -61,10 +68,52 @@ impl Replica {
         Ok(())
     }
 
+    /// A PRE-PREPARE for a number that the NEW-VIEW carries over brings its batch, and nothing else.
+    fn on_carried(
+        &mut self,
+        now: Now,
+        sequence: SeqNum,
+        message: &Verified,
+        batch: Batch,
+        out: &mut Output,
+    ) -> Result<(), Rejected> {
+        let Some(slot) = self.log.get_mut(sequence, self.view) else { return Err(Rejected::Duplicate) };
+        let fits = slot.carried.as_ref().is_some_and(|(carried, _)| carried.digest == batch.digest());
+        if fits && slot.proposal.is_none() {
+            return self.on_batch(batch);
+        }
+        if fits {
+            return Err(Rejected::Duplicate);
+        }
+        let told = std::mem::replace(&mut slot.contradicted, true);
+        let first = self.views.entered.as_ref().map(|entered| entered.new_view.clone());
+        if let Some(first) = first.filter(|_| !told) {
+            self.expose(now, &first, message, out);
+        }
+        Err(Rejected::ContradictsNewView)
+    }
+
+    /// The primary signed two proposals for one number: all shall see both, and it is given up.
+    fn expose(&mut self, now: Now, first: &Verified, second: &Verified, out: &mut Output) {
+        let evidence = Effect::Evidence { first: first.signed().clone(), second: second.signed().clone() };
+        out.effects.push(evidence);
+        for message in [first, second] {
+            self.repeat(now, message, out);
+        }
+        self.suspect(now, out);
+    }
+
     /// Judges the proposals that are next in order, as far as they can be judged.
     pub(super) fn try_accept(&mut self, now: Now, out: &mut Output) {
-        self.resume();
-        while !self.is_primary() {
+        if self.is_changing() || self.is_silent() {
+            return;
+        }
+        loop {
+            self.resume();
+            // The primary agrees only to what its view carries over: the rest it proposes.
+            if self.is_primary() && self.accepted >= self.views.carried_upto {
+                break;
+            }
             let sequence = self.accepted.next();
             match self.judge(now, sequence) {
                 Judgement::Agreed(requests) => self.accept(now, sequence, requests, out),
@@ -82,8 +131,14 @@ impl Replica {
         let weak_quorum = self.settings.replicas.weak_quorum();
         let Some(slot) = self.log.get_mut(sequence, self.view) else { return Judgement::NotYet };
         let Some(proposal) = &slot.proposal else { return Judgement::NotYet };
+        if let Some(past) = self.archive.get(sequence, proposal.digest) {
+            if past.requests.len() == proposal.batch.requests.len() {
+                return Judgement::Agreed(past.requests.clone());
+            }
+        }
         // One correct replica saw it prepared: so a quorum has judged it already.
-        let settled = slot.matching(&slot.commits) >= weak_quorum;
+        // Likewise what the view carries over (1999, section 4.4).
+        let settled = slot.carried.is_some() || slot.matching(&slot.commits) >= weak_quorum;
         slot.refused &= !settled;
         if slot.refused {
             return Judgement::NotYet;
@@ -93,7 +148,8 @@ impl Replica {
             return Judgement::Refused("the timestamp is not above the previous one");
         }
         slot.judge_at = wait_for_clock(now, proposal.batch.timestamp).filter(|_| !settled);
-        if slot.judge_at.is_some() || inflight >= self.settings.inflight_max_bytes {
+        let full = inflight >= self.settings.inflight_max_bytes && slot.carried.is_none();
+        if slot.judge_at.is_some() || full {
             return Judgement::NotYet;
         }
         let found = |digest| self.pool.get(digest).cloned().ok_or(*digest);
@@ -109,7 +165,7 @@ impl Replica {
             return Judgement::NotYet;
         }
         let bytes: usize = requests.iter().map(|request| request.bytes().len()).sum();
-        if bytes > MAX_BATCH_BYTES {
+        if bytes > MAX_BATCH_BYTES && slot.carried.is_none() {
             slot.refused = true;
             return Judgement::Refused("the requests have too many bytes");
         }
@@ -117,25 +173,39 @@ impl Replica {
     }
 
     fn accept(&mut self, now: Now, sequence: SeqNum, requests: Vec<Arc<VerifiedRequest>>, out: &mut Output) {
+        let leads = self.is_primary();
         let Some(slot) = self.log.get_mut(sequence, self.view) else { return };
         let Some(proposal) = slot.proposal.clone() else { return };
-        let content = Content::Prepare(Prepare { view: self.view, sequence, digest: proposal.digest });
-        let prepare = Verified::sign(&self.settings.key, &self.settings.network, content);
-        // The bodies are promised by the vote, so they are on disk before it.
-        let body = |request: &Arc<_>| WalEntry::Body { sequence, request: Arc::clone(request) };
-        out.wal.extend(requests.iter().map(body));
-        out.wal.push(WalEntry::Accepted(proposal.message.signed().clone()));
-        out.wal.push(WalEntry::Sent(prepare.signed().clone()));
+        // The bodies are promised by the vote, so they are on disk before it; those that an earlier
+        // vote for this number promised are there.
+        if self.archive.get(sequence, proposal.digest).is_none() {
+            let body = |request: &Arc<_>| WalEntry::Body { sequence, request: Arc::clone(request) };
+            out.wal.extend(requests.iter().map(body));
+        }
+        let vote = if leads {
+            proposal.message.clone()
+        } else {
+            out.wal.push(WalEntry::Accepted(proposal.message.signed().clone()));
+            let content = Content::Prepare(Prepare { view: self.view, sequence, digest: proposal.digest });
+            let prepare = Verified::sign(&self.settings.key, &self.settings.network, content);
+            slot.prepares.insert(proposal.digest, prepare.clone());
+            prepare
+        };
+        out.wal.push(WalEntry::Sent(vote.signed().clone()));
         slot.phase = Phase::PrePrepared;
         slot.judge_at = None;
-        slot.prepares.insert(proposal.digest, prepare.clone());
-        slot.sent.push(prepare.clone());
+        slot.missing.clear();
+        slot.sent.push(vote.clone());
         slot.resend.restart(now.monotonic, &self.settings);
         self.pool.order(sequence, &requests, now.monotonic);
         slot.hold(requests);
         self.accepted = sequence;
         self.last_timestamp = self.last_timestamp.max(proposal.batch.timestamp);
-        self.broadcast(&prepare, out);
+        // The PRE-PREPAREs of a new view went out with its NEW-VIEW; who lacks a batch gets it with
+        // the repetition.
+        if !leads {
+            self.broadcast(&vote, out);
+        }
         self.try_commit(now, sequence, out);
     }
 }

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use crate::ledger::VerifiedRequest;
 use crate::pbft::io::{Now, Rejected, Source};
 use crate::pbft::replica::Replica;
+use crate::planted::{Bug, planted};
 use crate::types::{Hash, NodeId};
 
 /// Of how many proposals that are still to be judged the bodies are fetched at a time: enough to
 /// hide the round trips, few enough to bound what a faulty primary makes others fetch.
 pub(super) const FETCH_AHEAD: u64 = 8;
+
+/// Executed requests that may be ordered once more at a time; more are refused, and forwarded again.
+const MAX_REVIVED: usize = 64;
 
 impl Replica {
     pub(super) fn on_request(
@@ -20,8 +24,15 @@ impl Replica {
     ) -> Result<(), Rejected> {
         let digest = request.digest();
         let wanted = self.is_wanted(&digest);
-        if source != Source::Fetched && (request.node() == self.me) != (source == Source::Admitted) {
+        let others = matches!(source, Source::Fetched | Source::Forwarded);
+        if !others && (request.node() == self.me) != (source == Source::Admitted) {
             return Err(Rejected::WrongNode);
+        }
+        // Who forwards a request that was executed fetched the block, and cannot know which requests
+        // it rests on: ordering it once more tells everybody, and changes nothing.
+        if source == Source::Forwarded && self.pool.was_executed(&digest) && self.is_primary() {
+            let revived = self.pool.revive(request, now.monotonic, MAX_REVIVED);
+            return if revived { Ok(()) } else { Err(Rejected::Duplicate) };
         }
         if self.pool.knows(&digest) && !wanted {
             self.pool.heard_again(&digest, now.monotonic);
@@ -57,6 +68,9 @@ impl Replica {
 
     pub(super) fn has_room_for(&self, node: &NodeId, bytes: usize) -> bool {
         let (count, pending_bytes) = self.pool.pending_of(node);
+        if planted(Bug::PoolNotBounded) {
+            return true;
+        }
         count < self.settings.pool_max_requests && pending_bytes + bytes <= self.settings.pool_max_bytes
     }
 }

@@ -1,11 +1,13 @@
 //! PREPARE and COMMIT (1999, section 4.2), and what follows once there are enough of them.
 
+use crate::pbft::certificates::Prepared;
 use crate::pbft::io::{Effect, Now, Output, Rejected};
 use crate::pbft::log::{Inserted, Phase};
 use crate::pbft::message::{Commit, Content, Prepare, Verified};
 use crate::pbft::replica::Replica;
 use crate::pbft::resend::Resend;
 use crate::pbft::wal::WalEntry;
+use crate::planted::{Bug, planted};
 use crate::types::SeqNum;
 
 impl Replica {
@@ -16,8 +18,8 @@ impl Replica {
         message: Verified,
         out: &mut Output,
     ) -> Result<(), Rejected> {
-        self.check_slot(prepare.view, prepare.sequence)?;
-        if message.sender() == self.primary() {
+        self.check_slot(now, message.sender(), prepare.view, prepare.sequence)?;
+        if message.sender() == self.primary() && !planted(Bug::PrepareOfPrimaryCounted) {
             return Err(Rejected::NotBackup);
         }
         let resend = Resend::started(now.monotonic, &self.settings);
@@ -41,7 +43,7 @@ impl Replica {
         message: Verified,
         out: &mut Output,
     ) -> Result<(), Rejected> {
-        self.check_slot(commit.view, commit.sequence)?;
+        self.check_slot(now, message.sender(), commit.view, commit.sequence)?;
         let resend = Resend::started(now.monotonic, &self.settings);
         let slot = self.log.entry(commit.sequence, commit.view, resend);
         let second = message.signed().clone();
@@ -60,13 +62,27 @@ impl Replica {
     pub(super) fn try_commit(&mut self, now: Now, sequence: SeqNum, out: &mut Output) {
         let quorum = self.settings.replicas.quorum();
         let view = self.view;
+        if self.is_changing() || self.is_silent() {
+            return;
+        }
         let Some(slot) = self.log.get_mut(sequence, view) else { return };
-        let Some(digest) = slot.proposal.as_ref().map(|proposal| proposal.digest) else { return };
+        let Some(proposal) = &slot.proposal else { return };
+        let digest = proposal.digest;
         let mut sent = None;
         if slot.phase == Phase::PrePrepared && slot.prepared(quorum) {
             let content = Content::Commit(Commit { view, sequence, digest });
             let commit = Verified::sign(&self.settings.key, &self.settings.network, content);
+            // What a later VIEW-CHANGE must prove is on disk before anybody can count on it.
+            let prepared = Prepared {
+                view,
+                sequence,
+                digest,
+                pre_prepare: proposal.message.signed().signature,
+                prepares: slot.prepares.signatures(&digest, quorum - 1, &self.settings.replicas),
+            };
+            out.wal.push(WalEntry::Prepared(prepared.clone()));
             out.wal.push(WalEntry::Sent(commit.signed().clone()));
+            slot.prepared = Some(prepared);
             slot.phase = Phase::Prepared;
             slot.commits.insert(digest, commit.clone());
             slot.sent.push(commit.clone());
@@ -91,11 +107,14 @@ impl Replica {
         }
         let sequence = self.dispatched.next();
         let slot = self.log.get(sequence, self.view).filter(|slot| slot.phase == Phase::Committed);
-        let Some(slot) = slot else { return };
-        let Some(proposal) = &slot.proposal else { return };
-        self.pool.executed(sequence, &slot.requests, now.monotonic);
+        let current =
+            slot.and_then(|slot| Some((slot.proposal.as_ref()?.batch.clone(), slot.requests.clone())));
+        let past =
+            || self.archive.committed(sequence).map(|past| (past.batch.clone(), past.requests.clone()));
+        let Some((batch, requests)) = current.or_else(past) else { return };
+        self.pool.executed(sequence, &requests, now.monotonic);
         self.dispatched = sequence;
-        let (batch, requests) = (proposal.batch.clone(), slot.requests.clone());
+        self.executed_timestamp = self.executed_timestamp.max(batch.timestamp);
         out.effects.push(Effect::Execute { sequence, batch, requests });
     }
 }

@@ -34,6 +34,11 @@ impl Outbox {
         }
     }
 
+    /// How many requests are to be sent.
+    pub(super) fn len(&self) -> usize {
+        self.due.len()
+    }
+
     /// When the next request is due.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.due.first().map(|(next, ..)| *next)

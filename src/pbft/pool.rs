@@ -18,8 +18,8 @@ use crate::types::{Hash, NodeId, SeqNum};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// In its node's queue, under this number of arrival.
-    Pending(u64),
+    /// In its node's queue, under its number of arrival.
+    Pending,
     /// In the batch of this sequence number.
     Ordered(SeqNum),
 }
@@ -28,6 +28,8 @@ enum State {
 struct Entry {
     request: Arc<VerifiedRequest>,
     state: State,
+    /// When it came first: its number of arrival, and the time.
+    arrival: (u64, Duration),
     /// When it came last; decides whether its node has given it up.
     heard: Duration,
 }
@@ -50,6 +52,8 @@ pub(super) struct Pool {
     /// When they were executed stands with them.
     executed: BTreeMap<SeqNum, (Duration, Vec<Hash>)>,
     remembered: BTreeSet<Hash>,
+    /// Those that were executed and are ordered once more for who does not know it.
+    revived: BTreeSet<Hash>,
 }
 
 impl Pool {
@@ -58,12 +62,17 @@ impl Pool {
         self.entries.contains_key(digest) || self.remembered.contains(digest)
     }
 
+    /// Whether it was executed not long ago.
+    pub(super) fn was_executed(&self, digest: &Hash) -> bool {
+        self.remembered.contains(digest)
+    }
+
     pub(super) fn get(&self, digest: &Hash) -> Option<&Arc<VerifiedRequest>> {
         self.entries.get(digest).map(|entry| &entry.request)
     }
 
     pub(super) fn is_pending(&self, digest: &Hash) -> bool {
-        self.entries.get(digest).is_some_and(|entry| matches!(entry.state, State::Pending(_)))
+        self.entries.get(digest).is_some_and(|entry| entry.state == State::Pending)
     }
 
     /// Requests and bytes that are pending of `node`.
@@ -88,21 +97,24 @@ impl Pool {
         if self.entries.contains_key(&digest) {
             return;
         }
-        let state = self.enqueue(&request, now);
-        self.entries.insert(digest, Entry { request, state, heard: now });
+        let arrival = self.arrive(now);
+        self.enqueue(&request, arrival);
+        self.entries.insert(digest, Entry { request, state: State::Pending, arrival, heard: now });
     }
 
-    fn enqueue(&mut self, request: &VerifiedRequest, now: Duration) -> State {
-        let arrival = self.arrivals;
+    fn arrive(&mut self, now: Duration) -> (u64, Duration) {
         self.arrivals += 1;
-        let queue = self.queues.entry(request.node()).or_default();
-        queue.order.insert(arrival, (request.digest(), now));
-        queue.bytes += request.bytes().len();
-        State::Pending(arrival)
+        (self.arrivals, now)
     }
 
-    fn dequeue(&mut self, request: &VerifiedRequest, state: State) {
-        let State::Pending(arrival) = state else { return };
+    fn enqueue(&mut self, request: &VerifiedRequest, (arrival, came): (u64, Duration)) {
+        let queue = self.queues.entry(request.node()).or_default();
+        if queue.order.insert(arrival, (request.digest(), came)).is_none() {
+            queue.bytes += request.bytes().len();
+        }
+    }
+
+    fn dequeue(&mut self, request: &VerifiedRequest, arrival: u64) {
         let Some(queue) = self.queues.get_mut(&request.node()) else { return };
         if queue.order.remove(&arrival).is_some() {
             queue.bytes -= request.bytes().len();
@@ -151,16 +163,73 @@ impl Pool {
     /// The requests are in the batch of `sequence` now.
     pub(super) fn order(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>], now: Duration) {
         for request in requests {
-            let entry = Entry { request: Arc::clone(request), state: State::Ordered(sequence), heard: now };
-            if let Some(earlier) = self.entries.insert(request.digest(), entry) {
-                self.dequeue(request, earlier.state);
+            let digest = request.digest();
+            let arrival = match self.entries.get(&digest) {
+                Some(entry) => entry.arrival,
+                None => self.arrive(now),
+            };
+            self.dequeue(request, arrival.0);
+            let (request, state) = (Arc::clone(request), State::Ordered(sequence));
+            self.entries.insert(digest, Entry { request, state, arrival, heard: now });
+        }
+    }
+
+    /// The batch of `sequence` came to nothing in its view: its requests wait again, each in its old
+    /// place. Those that were executed with another batch are done with.
+    pub(super) fn reopen(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>]) {
+        for request in requests {
+            let digest = request.digest();
+            if !self.is_ordered_at(&digest, sequence) {
+                continue;
+            }
+            if self.remembered.contains(&digest) && !self.revived.contains(&digest) {
+                self.entries.remove(&digest);
+            } else if let Some(entry) = self.entries.get_mut(&digest) {
+                entry.state = State::Pending;
+                let arrival = entry.arrival;
+                self.enqueue(request, arrival);
             }
         }
+    }
+
+    /// Takes in a request that was executed, to be ordered once more; at most so many at a time.
+    pub(super) fn revive(&mut self, request: Arc<VerifiedRequest>, now: Duration, most: usize) -> bool {
+        let digest = request.digest();
+        if self.entries.contains_key(&digest) || self.revived.len() >= most {
+            return false;
+        }
+        self.revived.insert(digest);
+        self.insert(request, now);
+        true
+    }
+
+    /// The number of arrival of the oldest pending request of each node.
+    pub(super) fn heads(&self) -> impl Iterator<Item = (NodeId, u64)> {
+        let first = |queue: &Queue| queue.order.keys().next().copied();
+        self.queues.iter().filter_map(move |(node, queue)| Some((*node, first(queue)?)))
+    }
+
+    /// The pending requests of `node` that came before `time`, oldest first.
+    pub(super) fn waiting_since(
+        &self,
+        node: &NodeId,
+        time: Duration,
+    ) -> impl Iterator<Item = &Arc<VerifiedRequest>> {
+        let order = self.queues.get(node).into_iter().flat_map(|queue| queue.order.values());
+        let old = order.take_while(move |(_, came)| *came <= time);
+        old.filter_map(|(digest, _)| self.get(digest))
+    }
+
+    /// The state jumped: which of the pending requests were executed is not known. Those of other
+    /// nodes are dropped; they come again if their nodes still wait for them.
+    pub(super) fn drop_pending_of_others(&mut self, own: &NodeId) {
+        self.drop_pending(|entry| entry.request.node() != *own);
     }
 
     /// The batch of `sequence` was handed to execution: its requests are not taken again.
     pub(super) fn executed(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>], now: Duration) {
         let digests: Vec<Hash> = requests.iter().map(|request| request.digest()).collect();
+        self.revived.retain(|revived| !digests.contains(revived));
         self.remembered.extend(&digests);
         self.executed.insert(sequence, (now, digests));
     }
@@ -222,14 +291,17 @@ impl Pool {
 
     /// Drops the pending requests of other nodes that were last heard of before `since`.
     pub(super) fn expire(&mut self, since: Duration, own: &NodeId) {
-        let given_up = |entry: &Entry| {
-            entry.heard < since && matches!(entry.state, State::Pending(_)) && entry.request.node() != *own
-        };
-        let expired: Vec<Hash> =
-            self.entries.iter().filter(|(_, entry)| given_up(entry)).map(|(digest, _)| *digest).collect();
-        for digest in expired {
+        self.drop_pending(|entry| entry.heard < since && entry.request.node() != *own);
+    }
+
+    fn drop_pending(&mut self, unwanted: impl Fn(&Entry) -> bool) {
+        let pending = self.entries.iter().filter(|(_, entry)| entry.state == State::Pending);
+        let dropped: Vec<Hash> =
+            pending.filter(|(_, entry)| unwanted(entry)).map(|(digest, _)| *digest).collect();
+        for digest in dropped {
+            self.revived.remove(&digest);
             if let Some(entry) = self.entries.remove(&digest) {
-                self.dequeue(&entry.request, entry.state);
+                self.dequeue(&entry.request, entry.arrival.0);
             }
         }
     }

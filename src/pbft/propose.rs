@@ -41,6 +41,11 @@ impl Replica {
 
     fn may_propose(&self) -> bool {
         self.is_primary()
+            && !self.is_changing()
+            && !self.is_silent()
+            // What the view carries over is agreed to first, and what came before it is known.
+            && self.accepted >= self.views.carried_upto
+            && self.executed.sequence >= self.views.base
             && self.accepted < self.high_watermark()
             && self.accepted >= self.restored_upto
             // Others have executed what this primary does not know: it first catches up.

@@ -4,14 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ledger::{CheckpointContent, VerifiedRequest};
+use crate::pbft::archive::Archive;
 use crate::pbft::checkpoints::Checkpoints;
 use crate::pbft::io::{Effect, Input, Now, Output, Rejected};
 use crate::pbft::log::Log;
-use crate::pbft::message::{Content, Envelope, Verified};
+use crate::pbft::message::{Batch, Content, Envelope, Signed, Verified};
 use crate::pbft::outbox::Outbox;
 use crate::pbft::pool::Pool;
-use crate::pbft::settings::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, Settings};
+use crate::pbft::settings::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, Settings, window};
+use crate::pbft::silence::Silence;
+use crate::pbft::suspicion::Waiting;
+use crate::pbft::views::Views;
 use crate::pbft::wal::Restored;
+use crate::planted::{Bug, planted};
 use crate::types::{Hash, Height, NodeId, SeqNum, Timestamp, View};
 
 /// Why a replica cannot start.
@@ -44,6 +49,10 @@ pub struct Status {
     pub view: View,
     /// Its primary.
     pub primary: NodeId,
+    /// Whether the view has not begun here: its NEW-VIEW is waited for.
+    pub changing: bool,
+    /// Whether the replica does not vote because it lost an earlier log.
+    pub silent: bool,
     /// The low watermark: the last stable checkpoint.
     pub stable: SeqNum,
     /// The last executed sequence number.
@@ -82,8 +91,17 @@ pub(super) struct Progress {
 pub struct Replica {
     pub(super) settings: Settings,
     pub(super) me: NodeId,
+    /// The current view, or the one on the way to which the replica is.
     pub(super) view: View,
+    pub(super) views: Views,
     pub(super) log: Log,
+    pub(super) archive: Archive,
+    pub(super) waiting: Waiting,
+    pub(super) silence: Option<Silence>,
+    /// It was silent, and has not entered a view since: it makes no NEW-VIEW.
+    pub(super) unproven: bool,
+    /// It began without any log and has not voted yet.
+    pub(super) newcomer: bool,
     pub(super) pool: Pool,
     pub(super) outbox: Outbox,
     pub(super) checkpoints: Checkpoints,
@@ -91,14 +109,17 @@ pub struct Replica {
     pub(super) executed: CheckpointContent,
     /// The last sequence number handed to execution, or passed over.
     pub(super) dispatched: SeqNum,
-    /// All up to here were proposed, agreed to, or passed over.
+    /// All up to here were proposed, agreed to, or passed over in this view. A new view may begin
+    /// below what is executed: those batches are voted for once more, not executed again.
     pub(super) accepted: SeqNum,
     /// The timestamp of the batch at `accepted`, as far as it is known.
     pub(super) last_timestamp: Timestamp,
+    /// The timestamp of the batch at `dispatched`, likewise.
+    pub(super) executed_timestamp: Timestamp,
     pub(super) progress: Progress,
     pub(super) started: bool,
-    /// The highest sequence number that the log spoke of at the start: nothing is proposed up to
-    /// there, since it may have been proposed before.
+    /// The highest number that the log spoke of at the start, in this view: nothing is proposed up
+    /// to there, since it may have been proposed before.
     pub(super) restored_upto: SeqNum,
 }
 
@@ -111,18 +132,26 @@ impl Replica {
     pub fn new(settings: Settings, restored: Restored) -> Result<Self, SetupError> {
         check(&settings)?;
         let me = settings.key.node_id();
+        let window = window(&settings.replicas);
         let mut replica = Self {
             settings,
             me,
             view: View(0),
+            views: Views::default(),
             log: Log::default(),
+            archive: Archive::default(),
+            waiting: Waiting::default(),
+            silence: restored.lost_log.then(Silence::default),
+            unproven: restored.lost_log,
+            newcomer: restored.entries.is_empty() && restored.executed.sequence == SeqNum(0),
             pool: Pool::default(),
             outbox: Outbox::default(),
-            checkpoints: Checkpoints::new(SeqNum(0)),
+            checkpoints: Checkpoints::new(SeqNum(0), window),
             executed: restored.executed,
             dispatched: restored.executed.sequence,
             accepted: restored.executed.sequence,
             last_timestamp: restored.timestamp,
+            executed_timestamp: restored.timestamp,
             progress: Progress::default(),
             started: false,
             restored_upto: SeqNum(0),
@@ -143,16 +172,22 @@ impl Replica {
                 self.on_blocks_synced(now, certificate, timestamp, &mut out)
             }
             Input::CertificateFetched(certificate) => self.on_certificate_fetched(certificate, &mut out),
+            Input::Batch(batch) => self.on_batch(batch),
             Input::Tick => Ok(()),
         };
-        out.rejected = taken.err();
+        out.rejected = taken.err().or(out.rejected);
         if !std::mem::replace(&mut self.started, true) {
             self.start(now, &mut out);
         }
+        self.notice_lost_log(&mut out);
+        self.try_speak(now, &mut out);
+        self.try_suspect(now, &mut out);
         self.try_accept(now, &mut out);
         self.try_propose(now, &mut out);
         self.try_execute(now, &mut out);
+        self.watch(now);
         self.on_time(now, &mut out);
+        self.log_views_again(&mut out);
         self.assert_invariants();
         out
     }
@@ -166,12 +201,34 @@ impl Replica {
             Content::PrePrepare(_) => self.on_pre_prepare(now, message, out),
             Content::Prepare(prepare) => self.on_prepare(now, prepare, message, out),
             Content::Commit(commit) => self.on_commit(now, commit, message, out),
+            Content::ViewChange(ref view_change) => self.on_view_change(now, view_change.view, message, out),
+            Content::NewView(ref new_view) => self.on_new_view(now, new_view.view, message, out),
         }
+    }
+
+    /// What proves the view that the replica is in, if it is `view` or a later one: its NEW-VIEW and
+    /// the VIEW-CHANGEs that this names. To answer others' fetches.
+    pub fn view_proof(&self, view: View) -> Vec<Signed> {
+        let entered = self.views.entered.as_ref();
+        let entered = entered.filter(|entered| entered.new_view.content().view() >= Some(view));
+        let messages = entered.map(|entered| std::iter::once(&entered.new_view).chain(&entered.view_changes));
+        messages.into_iter().flatten().map(|message| message.signed().clone()).collect()
+    }
+
+    /// The batch with this digest, if the replica agreed to it: to answer others' fetches.
+    pub fn batch(&self, digest: &Hash) -> Option<Batch> {
+        let proposals = self.log.iter().filter_map(|(_, slot)| slot.proposal.as_ref());
+        let current = proposals.filter(|proposal| proposal.digest == *digest).map(|proposal| &proposal.batch);
+        current.chain(self.archive.batch(digest)).next().cloned()
+    }
+
+    pub(super) const fn is_changing(&self) -> bool {
+        self.views.changing.is_some()
     }
 
     /// The request with this digest, if the replica has it: to answer others' fetches.
     pub fn request(&self, digest: &Hash) -> Option<Arc<VerifiedRequest>> {
-        self.pool.get(digest).cloned()
+        self.pool.get(digest).or_else(|| self.archive.request(digest)).cloned()
     }
 
     /// Whether the pool takes another request of this node of so many bytes: admission waits
@@ -185,6 +242,8 @@ impl Replica {
         Status {
             view: self.view,
             primary: self.primary(),
+            changing: self.is_changing(),
+            silent: self.is_silent(),
             stable: self.checkpoints.stable,
             executed: self.executed.sequence,
             height: self.executed.height,
@@ -211,12 +270,23 @@ impl Replica {
         self.checkpoints.high()
     }
 
-    /// Whether a slot message is for the current view and between the watermarks.
-    pub(super) fn check_slot(&self, view: View, sequence: SeqNum) -> Result<(), Rejected> {
+    /// Whether a slot message is for the current view and between the watermarks. Votes of a later
+    /// view show that it has begun.
+    pub(super) fn check_slot(
+        &mut self,
+        now: Now,
+        sender: NodeId,
+        view: View,
+        sequence: SeqNum,
+    ) -> Result<(), Rejected> {
+        if view > self.view || view == self.view && self.is_changing() {
+            self.views.see(sender, view);
+            self.views.fetch_at.get_or_insert(now.monotonic + self.settings.fetch_delay);
+        }
         if sequence <= self.checkpoints.stable {
             return Err(Rejected::BelowWatermark { low: self.checkpoints.stable });
         }
-        if sequence > self.high_watermark() {
+        if sequence > self.high_watermark() && !planted(Bug::WatermarkNotChecked) {
             return Err(Rejected::AboveWatermark { high: self.high_watermark() });
         }
         if view != self.view {
@@ -249,7 +319,6 @@ impl Replica {
         let stable = self.checkpoints.stable;
         assert!(stable <= self.executed.sequence, "stable implies executed");
         assert!(self.executed.sequence <= self.dispatched, "executed implies handed to execution");
-        assert!(self.dispatched <= self.accepted, "handed to execution implies agreed to");
         let first = self.log.iter().next().map(|(sequence, _)| sequence);
         assert!(first.is_none_or(|first| first > stable), "the log begins above the low watermark");
     }
@@ -276,7 +345,11 @@ fn check(settings: &Settings) -> Result<(), SetupError> {
             "must leave room for the largest request, 8388608",
         );
     }
+    if settings.request_timeout_max < settings.request_timeout || settings.patience == 0 {
+        return bad("request_timeout, request_timeout_max and patience", "must ascend, and be above 0");
+    }
     let timers = [
+        settings.request_timeout,
         settings.resend_initial,
         settings.request_resend,
         settings.request_expiry,
@@ -285,7 +358,10 @@ fn check(settings: &Settings) -> Result<(), SetupError> {
         settings.status_interval,
     ];
     if timers.iter().any(Duration::is_zero) {
-        return bad("intervals of repeating, fetching, forgetting and status", "must be above 0");
+        return bad(
+            "timeouts and intervals of repeating, fetching, forgetting and status",
+            "must be above 0",
+        );
     }
     Ok(())
 }

@@ -7,11 +7,24 @@ use std::time::Duration;
 
 use crate::crypto::SecretKey;
 use crate::ledger::{MAX_REQUEST_BYTES, ReplicaSet};
+use crate::pbft::certificates::Prepared;
+use crate::pbft::message::MAX_ENVELOPE_BYTES;
 use crate::types::NetworkId;
 
-/// Sequence numbers between the low and the high watermark (1999, section 4.2), and how many
-/// batches the digests of executed requests are remembered for. Bounds the log of a replica.
+/// The most sequence numbers between the low and the high watermark (1999, section 4.2), and how
+/// many batches the digests of executed requests are remembered for. Bounds the log of a replica.
 pub const WINDOW: u64 = 256;
+
+/// What a VIEW-CHANGE has besides its prepared certificates: at most a certificate of 200 replicas.
+const VIEW_CHANGE_OVERHEAD: usize = 16 << 10;
+
+/// The numbers between the watermarks in this set of replicas: [`WINDOW`], or fewer in a set of
+/// more than 20, so that a VIEW-CHANGE with a certificate for each of them fits into one message.
+pub fn window(replicas: &ReplicaSet) -> u64 {
+    let certificate = Prepared::FIXED_BYTES + replicas.quorum() * Prepared::BYTES_PER_SIGNATURE;
+    let fitting = (MAX_ENVELOPE_BYTES - VIEW_CHANGE_OVERHEAD) / certificate;
+    WINDOW.min(u64::try_from(fitting).unwrap_or(WINDOW)).max(1)
+}
 
 /// The most requests that a batch may have: 32 KiB of digests, so that a PRE-PREPARE stays far
 /// below what gossipsub carries.
@@ -75,6 +88,19 @@ pub struct Settings {
     /// How often the last own CHECKPOINT is repeated when nothing happens, so that who missed
     /// everything learns of it.
     pub status_interval: Duration,
+    /// How long execution may stand still while requests wait before the primary is given up; also
+    /// how long a new primary may take for its NEW-VIEW. Doubles with each view that fails, up to ...
+    pub request_timeout: Duration,
+    /// ... this.
+    pub request_timeout_max: Duration,
+    /// How many times `request_timeout` the oldest request of one node may wait for its turn while
+    /// others are executed: what is longer is censorship.
+    pub patience: u32,
+    /// How long any request may wait in all under one primary.
+    pub request_age_max: Duration,
+    /// How long a replica that lost its log listens before it settles on how much it may have
+    /// voted for.
+    pub lost_log_wait: Duration,
 }
 
 impl Settings {
@@ -94,7 +120,7 @@ impl Settings {
             inflight_max_bytes: 128 << 20,
             resend_initial: Duration::from_millis(250),
             resend_max: Duration::from_secs(2),
-            request_resend: Duration::from_secs(1),
+            request_resend: Duration::from_millis(500),
             request_resend_max: Duration::from_secs(8),
             request_expiry: Duration::from_secs(60),
             request_memory: Duration::from_secs(30),
@@ -102,6 +128,11 @@ impl Settings {
             fetch_interval: Duration::from_millis(500),
             behind_delay: Duration::from_millis(500),
             status_interval: Duration::from_secs(1),
+            request_timeout: Duration::from_secs(1),
+            request_timeout_max: Duration::from_secs(32),
+            patience: 4,
+            request_age_max: Duration::from_secs(30),
+            lost_log_wait: Duration::from_secs(10),
         }
     }
 }

@@ -1,15 +1,20 @@
 //! What happens because time passed: repeating, fetching, catching up, forgetting.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::pbft::io::{Effect, Now, Output};
 use crate::pbft::log::{Phase, Slot};
 use crate::pbft::on_request::FETCH_AHEAD;
 use crate::pbft::replica::Replica;
-use crate::types::NodeId;
+use crate::pbft::views::Entered;
+use crate::types::{Hash, NodeId};
 
 /// Of how many slots, the lowest ones, the own messages are repeated: the others wait for these.
 const REPEATED_SLOTS: usize = 32;
+
+/// How often a NEW-VIEW is repeated by itself; later, who lacks it asks.
+const NEW_VIEW_REPEATS: u32 = 8;
 
 /// How often an own CHECKPOINT is repeated before the certificate is fetched instead.
 const REPEATS_BEFORE_FETCH: u32 = 3;
@@ -24,7 +29,8 @@ impl Replica {
             return Some(Duration::ZERO);
         }
         let next_fetches = self.unjudged().flat_map(|slot| {
-            let fetch = (!slot.missing.is_empty()).then_some(slot.fetch_at);
+            let lacks = !slot.missing.is_empty() || slot.carried.is_some() && slot.proposal.is_none();
+            let fetch = lacks.then_some(slot.fetch_at);
             [fetch, slot.judge_at].into_iter().flatten()
         });
         let alone = self.settings.replicas.n() == 1;
@@ -35,6 +41,10 @@ impl Replica {
             self.status_due(),
             self.blocks_due(),
             self.certificates_due(),
+            self.suspicion_due(),
+            self.forward_due(),
+            self.silence_due(),
+            self.view_due(),
         ]
         .into_iter()
         .flatten()
@@ -54,6 +64,9 @@ impl Replica {
             self.tell_status(now, out);
             self.catch_up(now, out);
             self.fetch_certificates(time, out);
+            self.forward(time, out);
+            self.repeat_view(now, out);
+            self.fetch_view(time, out);
         }
         if time >= self.progress.expired + self.sweep_interval() {
             self.progress.expired = time;
@@ -87,23 +100,103 @@ impl Replica {
     fn fetch_bodies(&mut self, time: Duration, out: &mut Output) {
         let last = self.accepted.0 + FETCH_AHEAD;
         let (me, primary) = (self.me, self.primary());
+        let mut batches: BTreeMap<Vec<NodeId>, Vec<Hash>> = BTreeMap::new();
         for (sequence, slot) in self.log.above_mut(self.accepted) {
-            let open = slot.phase == Phase::Waiting && !slot.refused && !slot.missing.is_empty();
-            let Some(proposal) = slot.proposal.as_ref().filter(|_| open && sequence.0 <= last) else {
-                continue;
-            };
-            if slot.fetch_at > time {
+            let open = slot.phase == Phase::Waiting && !slot.refused && slot.fetch_at <= time;
+            if !open || sequence.0 > last {
                 continue;
             }
-            let mut from: Vec<NodeId> = std::iter::once(primary)
-                .chain(slot.prepares.voters(&proposal.digest).filter(|node| *node != me))
+            let proposed = slot.proposal.as_ref().map(|proposal| proposal.digest);
+            let carried = slot.carried.as_ref().map(|(carried, _)| carried);
+            let Some(digest) = proposed.or(carried.map(|carried| carried.digest)) else { continue };
+            if proposed.is_some() && slot.missing.is_empty() {
+                continue;
+            }
+            let holders = carried.map(|carried| carried.holders.clone()).unwrap_or_default();
+            let mut from: Vec<NodeId> = holders
+                .into_iter()
+                .chain([primary])
+                .chain(slot.prepares.voters(&digest))
+                .filter(|node| *node != me)
                 .collect();
+            let mut seen = BTreeSet::new();
+            from.retain(|node| seen.insert(*node));
+            if from.is_empty() {
+                continue;
+            }
             let first = slot.fetches % from.len();
             from.rotate_left(first);
             slot.fetches += 1;
             slot.fetch_at = time + self.settings.fetch_interval;
-            out.effects.push(Effect::FetchRequests { digests: slot.missing.iter().copied().collect(), from });
+            match proposed {
+                Some(_) => {
+                    let digests = slot.missing.iter().copied().collect();
+                    out.effects.push(Effect::FetchRequests { digests, from });
+                }
+                None => batches.entry(from).or_default().push(digest),
+            }
         }
+        for (from, digests) in batches {
+            out.effects.push(Effect::FetchBatches { digests, from });
+        }
+    }
+
+    fn view_due(&self) -> Option<Duration> {
+        let changing = self.views.changing.as_ref();
+        let late = changing.and_then(|changing| changing.deadline);
+        let repeat = changing.map(|changing| changing.resend.next);
+        let begun = self.begun().map(|entered| entered.resend.next);
+        [late, repeat, begun, self.views.fetch_at].into_iter().flatten().min()
+    }
+
+    /// The own NEW-VIEW, while it is repeated: until something was executed, and not for ever.
+    fn begun(&self) -> Option<&Entered> {
+        let entered = self.views.entered.as_ref().filter(|_| self.is_primary() && !self.is_changing());
+        entered.filter(|entered| {
+            entered.resend.attempt < NEW_VIEW_REPEATS && self.views.executed_here == 0 && !self.is_silent()
+        })
+    }
+
+    /// Repeats the own VIEW-CHANGE until a view begins, and the own NEW-VIEW until it is under way.
+    fn repeat_view(&mut self, now: Now, out: &mut Output) {
+        if let Some(changing) = &mut self.views.changing
+            && changing.resend.next <= now.monotonic
+        {
+            changing.resend.again(now.monotonic, &self.settings);
+            let message = changing.message.clone();
+            self.repeat(now, &message, out);
+        }
+        if self.begun().is_none_or(|entered| entered.resend.next > now.monotonic) {
+            return;
+        }
+        if let Some(entered) = &mut self.views.entered {
+            entered.resend.again(now.monotonic, &self.settings);
+            let message = entered.new_view.clone();
+            self.repeat(now, &message, out);
+        }
+    }
+
+    /// Asks for the NEW-VIEW that others act on, or for the VIEW-CHANGEs that one here lacks.
+    fn fetch_view(&mut self, time: Duration, out: &mut Output) {
+        if self.views.fetch_at.is_none_or(|due| due > time) {
+            return;
+        }
+        let wanted = if self.is_changing() { self.view } else { self.view.next() };
+        let (highest, mut from) = self.views.seen_from(wanted);
+        from.extend(
+            self.views.offers.keys().filter(|node| !from.contains(node)).copied().collect::<Vec<_>>(),
+        );
+        from.retain(|node| *node != self.me);
+        if from.is_empty() {
+            self.views.fetch_at = None;
+            return;
+        }
+        let first = self.views.fetches % from.len();
+        from.rotate_left(first);
+        self.views.fetches += 1;
+        self.views.fetch_at = Some(time + self.settings.fetch_interval);
+        let view = wanted.min(highest);
+        out.effects.push(Effect::FetchView { view, from });
     }
 
     fn repeated_slots(&self) -> impl Iterator<Item = Duration> {

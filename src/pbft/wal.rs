@@ -7,10 +7,17 @@
 //!   2  sent       canonical Signed: an own message; after a restart these very bytes are sent again
 //!   3  committed  canonical (view, sequence, digest)
 //!   4  certified  canonical Certificate
+//!   5  prepared   canonical Prepared, before the COMMIT that rests on it
+//!   6  view change   canonical Signed: the own VIEW-CHANGE
+//!   7  new view      canonical (Signed NEW-VIEW, list of its Signed VIEW-CHANGEs)
+//!   8  silent        canonical bool: begin or end of not voting
 //! ```
 //!
 //! Bodies come before the vote that promises them. Each entry belongs to a sequence number; those
 //! below the last stable checkpoint that is also durable in the ledger store are needed no more.
+//! Where a replica is in its views belongs to no number: of each such kind the newest entry is
+//! needed always ([`WalEntry::pin`]). The core writes them again every window, so that they do not
+//! hold the whole log.
 
 use std::sync::Arc;
 
@@ -18,11 +25,15 @@ use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
 use crate::ledger::{Certificate, CheckpointContent, MAX_REQUEST_BYTES, RequestError, VerifiedRequest};
+use crate::pbft::certificates::Prepared;
 use crate::pbft::message::{MAX_ENVELOPE_BYTES, Signed};
 use crate::types::{Hash, Height, NetworkId, SeqNum, Timestamp, View};
 
 /// The longest entry: a body of the largest size, with tag and sequence number.
 pub const MAX_WAL_ENTRY_BYTES: usize = MAX_REQUEST_BYTES + 9;
+
+/// The longest entry of a new view: the VIEW-CHANGEs of a quorum of 100 replicas.
+const MAX_NEW_VIEW_BYTES: usize = 70 * MAX_ENVELOPE_BYTES;
 
 /// Why bytes of the log are not an entry. The log has checksums, so this is damage that they did
 /// not see, or the log of another network or version.
@@ -64,6 +75,30 @@ pub enum WalEntry {
     },
     /// A quorum executed up to here.
     Certified(Certificate),
+    /// A batch is prepared, before COMMIT says so: what a later VIEW-CHANGE has to prove.
+    Prepared(Prepared),
+    /// The own VIEW-CHANGE: nothing for an earlier view is signed after it.
+    ViewChange(Signed),
+    /// The view that the replica is in.
+    NewView {
+        /// The NEW-VIEW.
+        new_view: Signed,
+        /// The VIEW-CHANGEs that it names.
+        view_changes: Vec<Signed>,
+    },
+    /// Whether the replica keeps silent because it lost an earlier log; false once it votes again.
+    Silent(bool),
+}
+
+/// The kinds of entries of which the newest is needed whatever is executed and stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pin {
+    /// [`WalEntry::ViewChange`].
+    ViewChange,
+    /// [`WalEntry::NewView`].
+    NewView,
+    /// [`WalEntry::Silent`].
+    Silent,
 }
 
 #[derive(Encode, Decode)]
@@ -77,6 +112,19 @@ impl WalEntry {
             Self::Body { sequence, .. } | Self::Committed { sequence, .. } => *sequence,
             Self::Accepted(signed) | Self::Sent(signed) => signed.content.sequence(),
             Self::Certified(certificate) => certificate.content.sequence,
+            Self::Prepared(prepared) => prepared.sequence,
+            Self::ViewChange(_) | Self::NewView { .. } | Self::Silent(_) => SeqNum(0),
+        }
+    }
+
+    /// The kind of which this entry is needed as long as it is the newest; if there is one, the
+    /// sequence number says nothing.
+    pub const fn pin(&self) -> Option<Pin> {
+        match self {
+            Self::ViewChange(_) => Some(Pin::ViewChange),
+            Self::NewView { .. } => Some(Pin::NewView),
+            Self::Silent(_) => Some(Pin::Silent),
+            _ => None,
         }
     }
 
@@ -94,6 +142,10 @@ impl WalEntry {
                 (3, codec::encode(&CommittedMark(*view, *sequence, *digest)))
             }
             Self::Certified(certificate) => (4, codec::encode(certificate)),
+            Self::Prepared(prepared) => (5, codec::encode(prepared)),
+            Self::ViewChange(signed) => (6, codec::encode(signed)),
+            Self::NewView { new_view, view_changes } => (7, codec::encode(&(new_view, view_changes))),
+            Self::Silent(silent) => (8, codec::encode(silent)),
         };
         let mut bytes = Vec::with_capacity(1 + content.len());
         bytes.push(tag);
@@ -121,6 +173,13 @@ impl WalEntry {
                 Ok(Self::Committed { view, sequence, digest })
             }
             4 => Ok(Self::Certified(codec::decode::<MAX_ENVELOPE_BYTES, _>(content)?)),
+            5 => Ok(Self::Prepared(codec::decode::<MAX_ENVELOPE_BYTES, _>(content)?)),
+            6 => Ok(Self::ViewChange(codec::decode::<MAX_ENVELOPE_BYTES, _>(content)?)),
+            7 => {
+                let (new_view, view_changes) = codec::decode::<MAX_NEW_VIEW_BYTES, _>(content)?;
+                Ok(Self::NewView { new_view, view_changes })
+            }
+            8 => Ok(Self::Silent(codec::decode::<1, _>(content)?)),
             unknown => Err(WalError::Kind(Some(*unknown))),
         }
     }
@@ -140,11 +199,21 @@ pub struct Restored {
     pub uncertified: Vec<Height>,
     /// All entries that the log still has.
     pub entries: Vec<WalEntry>,
+    /// The log that this key voted with is gone: the replica keeps silent until it cannot
+    /// contradict what it may have signed.
+    pub lost_log: bool,
 }
 
 impl Restored {
     /// The start of a replica whose log has no entries.
     pub const fn new(executed: CheckpointContent, timestamp: Timestamp) -> Self {
-        Self { executed, timestamp, certificate: None, uncertified: Vec::new(), entries: Vec::new() }
+        Self {
+            executed,
+            timestamp,
+            certificate: None,
+            uncertified: Vec::new(),
+            entries: Vec::new(),
+            lost_log: false,
+        }
     }
 }

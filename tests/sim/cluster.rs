@@ -1,83 +1,64 @@
-//! The cluster: events in virtual time, faults, and the checker that runs after every event.
+//! The cluster: what it consists of, and the words that scenarios are told in. How it runs is in
+//! `events.rs` and `effects.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ledgermq::crypto::SecretKey;
-use ledgermq::ledger::{
-    Block, Certificate, CheckpointContent, Genesis, ReplicaSet, ReplicaSetKeys, VerifiedRequest,
-    genesis::GENESIS_VERSION,
-};
-use ledgermq::pbft::message::Content;
-use ledgermq::pbft::{Effect, Envelope, Input, Now, Rejected, Replica, Settings, Signed, Source};
-use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, SeqNum, Timestamp, View};
+use ledgermq::ledger::{Genesis, ReplicaSet, ReplicaSetKeys, VerifiedRequest, genesis::GENESIS_VERSION};
+use ledgermq::pbft::{Envelope, Input, Replica, Settings, Signed, Source, Verified};
+use ledgermq::types::{Hash, MessageSeq, NetworkId, NodeId, Timestamp};
 
+use crate::adversary::Adversary;
 use crate::clients::{ADMIN_SEED, client};
-use crate::node::Node;
+use crate::events::Event;
+use crate::network::{Links, Weather};
+use crate::node::{Clock, CrashPoint, Node};
+use crate::planted::ShellBug;
+use crate::property::{self, LIVENESS_LIMIT, Liveness, Property, World};
 use crate::rng::Rng;
 
 pub const START: Timestamp = Timestamp(1_767_225_600_000);
 
-/// What the network does to each message.
-#[derive(Debug, Clone, Copy)]
-pub struct Weather {
-    pub loss_percent: u64,
-    pub duplicate_percent: u64,
-    pub min_delay_us: u64,
-    pub max_delay_us: u64,
-}
-
-impl Weather {
-    pub const FAIR: Self =
-        Self { loss_percent: 0, duplicate_percent: 0, min_delay_us: 200, max_delay_us: 2_000 };
-    pub const STORM: Self =
-        Self { loss_percent: 15, duplicate_percent: 10, min_delay_us: 200, max_delay_us: 40_000 };
-}
-
-enum Event {
-    Step { node: usize, life: u64, input: Box<Input> },
-    Gossip { to: usize, bytes: Vec<u8> },
-    Synced { node: usize, life: u64, position: usize, effects: Vec<Effect> },
-    FetchRequests { at: usize, from: usize, digests: Vec<Hash> },
-    FetchBlocks { at: usize, from: usize, above: Height },
-    Blocks { to: usize, blocks: Vec<(Block, Certificate)> },
-    FetchCertificates { at: usize, from: usize, heights: Vec<Height> },
-    Certificates { to: usize, certificates: Vec<Certificate> },
-    Wake { node: usize },
-}
-
 pub struct Cluster {
     pub seed: u64,
+    /// What else tells this run from others, for the message of a failure.
+    pub title: String,
     pub network: NetworkId,
     pub replicas: ReplicaSet,
     pub keys: Vec<SecretKey>,
-    set_keys: ReplicaSetKeys,
+    pub set_keys: Arc<ReplicaSetKeys>,
+    genesis: Genesis,
+    /// The first n are the replicas; twins come after them.
     pub nodes: Vec<Node>,
     pub rng: Rng,
     pub weather: Weather,
+    pub links: Links,
     /// Replicas that hear but are not heard.
     pub silent: BTreeSet<usize>,
     /// Replicas that neither hear nor are heard.
     pub cut_off: BTreeSet<usize>,
-    /// Replicas whose state the checker does not believe.
-    pub faulty: BTreeSet<usize>,
+    pub adversaries: BTreeMap<usize, Box<dyn Adversary>>,
+    pub world: World,
+    pub properties: Vec<Box<dyn Property>>,
+    pub liveness: Liveness,
+    /// A mistake in the shell around the cores, to see that it is found.
+    pub planted: Option<ShellBug>,
+    /// For one of these mistakes: what each node said last.
+    pub last_votes: BTreeMap<usize, Envelope>,
     pub time: Duration,
-    events: BTreeMap<(Duration, u64), Event>,
-    next_event: u64,
+    pub events: BTreeMap<(Duration, u64), Event>,
+    pub next_event: u64,
+    /// Events that happened.
+    pub happened: u64,
     /// How much was asked of each node.
     asked_of: Vec<u64>,
-    /// What must be written in the end.
-    pub asked: BTreeSet<(ClientId, MessageSeq)>,
-    /// Bytes of gossip that each node has seen: gossipsub drops what it has seen.
-    seen: Vec<BTreeSet<Hash>>,
+    /// Ids of gossip that each node has seen: gossipsub drops what it has seen.
+    pub seen: Vec<BTreeSet<Hash>>,
+    /// Messages whose signatures were checked: each needs that only once for all who hear it.
+    pub verified: BTreeMap<Hash, Verified>,
     pub evidence: Vec<(Signed, Signed)>,
-    // What the first replica that got there has; all others must have the same.
-    pub batches: BTreeMap<SeqNum, Hash>,
-    pub contents: BTreeMap<SeqNum, CheckpointContent>,
-    pub blocks: BTreeMap<Height, Hash>,
-    /// The first message that each replica signed, by kind, view and sequence number.
-    pub promises: BTreeMap<(usize, &'static str, Option<View>, SeqNum), Content>,
 }
 
 impl Cluster {
@@ -90,45 +71,53 @@ impl Cluster {
         let mut keys: Vec<SecretKey> = (0..n).map(|at| SecretKey::from_seed(&[at as u8 + 1; 32])).collect();
         keys.sort_by_key(SecretKey::node_id);
         let replicas = ReplicaSet::new(keys.iter().map(SecretKey::node_id).collect()).unwrap();
+        let admin = SecretKey::from_seed(&ADMIN_SEED).public();
         let genesis = Genesis {
             version: GENESIS_VERSION,
             name: "simulated".to_owned(),
             created: START,
             replicas: replicas.clone(),
-            admins: vec![SecretKey::from_seed(&ADMIN_SEED).public()],
+            admins: vec![admin],
         };
         let network = genesis.network_id();
+        let set_keys = Arc::new(ReplicaSetKeys::new(&replicas).unwrap());
         let node = |key: &SecretKey| {
             let mut settings = Settings::new(network, replicas.clone(), key.clone());
+            settings.pool_max_requests = property::POOL_MAX_REQUESTS;
             change(&mut settings);
-            Node::new(settings, &genesis)
+            Node::new(settings, &genesis, Arc::clone(&set_keys))
         };
         let mut cluster = Self {
             seed,
+            title: String::new(),
             network,
             nodes: keys.iter().map(node).collect(),
-            set_keys: ReplicaSetKeys::new(&replicas).unwrap(),
+            world: World::new(network, replicas.clone(), admin),
+            set_keys,
             replicas,
             keys,
+            genesis,
             rng: Rng::new(seed),
             weather: Weather::FAIR,
+            links: Links::default(),
             silent: BTreeSet::new(),
             cut_off: BTreeSet::new(),
-            faulty: BTreeSet::new(),
+            adversaries: BTreeMap::new(),
+            properties: property::all(),
+            liveness: Liveness::default(),
+            planted: None,
+            last_votes: BTreeMap::new(),
             time: Duration::ZERO,
             events: BTreeMap::new(),
             next_event: 0,
+            happened: 0,
             asked_of: vec![0; n],
-            asked: BTreeSet::new(),
             seen: vec![BTreeSet::new(); n],
+            verified: BTreeMap::new(),
             evidence: Vec::new(),
-            batches: BTreeMap::new(),
-            contents: BTreeMap::new(),
-            blocks: BTreeMap::new(),
-            promises: BTreeMap::new(),
         };
         for node in 0..n {
-            cluster.schedule(Duration::ZERO, Event::Wake { node });
+            cluster.wake_at(node, Duration::ZERO);
         }
         cluster.register_clients();
         cluster
@@ -139,15 +128,56 @@ impl Cluster {
         self
     }
 
+    /// How many replicas the ledger has; there may be more instances.
+    pub fn n(&self) -> usize {
+        self.keys.len()
+    }
+
+    pub fn instances(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A replica turns Byzantine.
+    pub fn corrupt(&mut self, at: usize, adversary: Box<dyn Adversary>) -> &mut Self {
+        self.world.faulty.insert(at);
+        self.adversaries.insert(at, adversary);
+        self.schedule(Duration::from_millis(1), Event::AdversaryTick { at });
+        self
+    }
+
+    /// Starts a second instance of replica `of`, with the same key and an empty disk, and makes
+    /// both Byzantine. Gives its number.
+    pub fn add_twin(&mut self, of: usize) -> usize {
+        let settings = self.nodes[of].settings.clone();
+        let twin = Node::new(settings, &self.genesis, Arc::clone(&self.set_keys));
+        let at = self.instances();
+        self.nodes.push(twin);
+        self.seen.push(BTreeSet::new());
+        self.world.identities.push(of);
+        self.world.faulty.extend([of, at]);
+        self.wake_at(at, self.time);
+        at
+    }
+
+    /// Sets a node's clock wrong.
+    pub fn set_clock(&mut self, node: usize, clock: Clock) -> &mut Self {
+        self.nodes[node].clock = clock;
+        self
+    }
+
     // ---- what a scenario says ----
 
-    /// A client of `node` asks for something.
+    /// A client of `node` asks for something, if the node is up and has room.
     pub fn ask(&mut self, node: usize) -> &mut Self {
-        if self.nodes[node].replica.is_some() {
+        let request = self.request(node, self.asked_of[node] + 1);
+        let replica = self.nodes[node].replica.as_ref();
+        if replica.is_some_and(|replica| replica.has_room(request.bytes().len())) {
             self.asked_of[node] += 1;
-            let number = self.asked_of[node];
-            self.asked.insert((client(node), MessageSeq(number)));
-            self.ask_again(node, number);
+            // A Byzantine node may well forget what it was asked for.
+            if !self.world.faulty.contains(&node) {
+                self.liveness.asked(client(node), MessageSeq(self.asked_of[node]));
+            }
+            self.step(node, Input::Request { request, source: Source::Admitted });
         }
         self
     }
@@ -161,31 +191,57 @@ impl Cluster {
 
     /// A client that is not registered asks: its request is consumed and makes no block.
     pub fn ask_for_stranger(&mut self, node: usize, number: u64) -> &mut Self {
-        let request = self.write_request(node, ClientId::new("not/registered").unwrap(), number);
-        self.step(node, Input::Request { request, source: Source::Admitted });
-        self
+        let request = self.strangers_request(node, number);
+        self.offer(node, request)
     }
 
-    /// Hands a request to a node that need not be new.
-    pub fn ask_again(&mut self, node: usize, number: u64) -> &mut Self {
-        let request = self.request(node, number);
-        self.step(node, Input::Request { request, source: Source::Admitted });
-        self
+    /// Someone asks in the name of the node's client, with another key.
+    pub fn ask_with_wrong_key(&mut self, node: usize, number: u64) -> &mut Self {
+        let request = self.forged_request(node, number);
+        self.offer(node, request)
     }
 
-    pub fn crash(&mut self, node: usize) -> &mut Self {
-        if self.nodes[node].replica.is_some() {
-            let survivors = self.rng.below(4) as usize;
-            self.nodes[node].crash(survivors);
-            self.seen[node].clear();
+    /// A message that the client of `of` gave its own node comes through another one, too.
+    pub fn ask_through(&mut self, of: usize, node: usize, number: u64) -> &mut Self {
+        let request = self.request_through(of, node, number);
+        self.offer(node, request)
+    }
+
+    /// Hands a request to a node, as its ingress does: only if there is room.
+    fn offer(&mut self, node: usize, request: Arc<VerifiedRequest>) -> &mut Self {
+        let replica = self.nodes[node].replica.as_ref();
+        if replica.is_some_and(|replica| replica.has_room(request.bytes().len())) {
+            self.step(node, Input::Request { request, source: Source::Admitted });
         }
         self
     }
 
-    /// Down, and its disk with it.
+    pub fn asked_of(&self, node: usize) -> u64 {
+        self.asked_of[node]
+    }
+
+    pub fn crash(&mut self, node: usize) -> &mut Self {
+        if self.nodes[node].is_up() {
+            let unsynced = self.nodes[node].disk.unsynced() as u64;
+            let survivors = self.rng.below(unsynced + 1) as usize;
+            self.trace(|| format!("{node} crashes; {survivors} of {unsynced} entries survive"));
+            self.nodes[node].crash(survivors);
+            self.seen[node].clear();
+            self.check(node);
+        }
+        self
+    }
+
+    /// The node loses power `steps` steps from now.
+    pub fn crash_in(&mut self, node: usize, steps: u64, point: CrashPoint) -> &mut Self {
+        self.nodes[node].crash_at = Some((self.nodes[node].steps + steps, point));
+        self
+    }
+
+    /// Down, and its log with it.
     pub fn lose_disk(&mut self, node: usize) -> &mut Self {
         self.crash(node);
-        self.nodes[node].lose_log();
+        self.nodes[node].disk.lose();
         self
     }
 
@@ -196,15 +252,37 @@ impl Cluster {
     }
 
     pub fn restart(&mut self, node: usize) -> &mut Self {
-        if self.nodes[node].replica.is_none() {
-            self.nodes[node].restart();
-            self.schedule(Duration::ZERO, Event::Wake { node });
+        if !self.nodes[node].is_up() {
+            self.trace(|| format!("{node} starts again"));
+            let bug = self.planted;
+            let started = self.nodes[node].restart(|entry| bug.is_some_and(|bug| bug.forgets(entry)));
+            if let Err(why) = started {
+                self.fail("restart", &format!("replica {node} cannot start: {why}"));
+            }
+            self.check(node);
+            self.wake_at(node, self.time);
             // The ingress log feeds the pool again with what was accepted and not yet answered.
-            for number in 1..=self.asked_of[node] {
-                if !self.nodes[node].written.contains(&(client(node), MessageSeq(number))) {
-                    self.ask_again(node, number);
+            let identity = self.world.identities[node];
+            for number in 1..=self.asked_of[identity] {
+                if !self.nodes[node].written.contains(&(client(identity), MessageSeq(number))) {
+                    let request = self.request(identity, number);
+                    self.step(node, Input::Request { request, source: Source::Admitted });
                 }
             }
+        }
+        self
+    }
+
+    /// Faults of network, disks and processes end; Byzantine replicas and wrong clocks stay.
+    pub fn heal(&mut self) -> &mut Self {
+        self.trace(|| "all faults end".to_owned());
+        self.weather = Weather::FAIR;
+        self.links.heal();
+        self.cut_off.clear();
+        self.silent.clear();
+        for node in 0..self.instances() {
+            self.nodes[node].crash_at = None;
+            self.restart(node);
         }
         self
     }
@@ -225,7 +303,7 @@ impl Cluster {
         while !done(self) {
             let due = self.events.first_key_value().map(|((at, _), _)| *at);
             if due.is_none_or(|at| at > end) {
-                self.fail(&format!("not within {limit:?}: {what}"));
+                self.fail("liveness", &format!("not within {limit:?}: {what}"));
             }
             self.next();
         }
@@ -236,17 +314,20 @@ impl Cluster {
     /// certificate for each block.
     pub fn until_all_written(&mut self, limit: Duration) -> &mut Self {
         self.run_until(limit, "everything asked for is written everywhere and certified", |cluster| {
-            cluster.reachable().all(|at| {
-                let node = &cluster.nodes[at];
-                cluster.asked.is_subset(&node.written) && node.uncertified().is_empty()
-            })
+            cluster.reachable().all(|at| cluster.liveness.is_final_at(&cluster.nodes[at]))
         })
     }
 
+    /// The liveness property, once faults have stopped.
+    pub fn until_all_final(&mut self) -> &mut Self {
+        self.until_all_written(LIVENESS_LIMIT)
+    }
+
+    /// Until everything proposed is executed, by all who are reachable.
     pub fn reachable(&self) -> impl Iterator<Item = usize> {
-        (0..self.nodes.len()).filter(|at| {
-            let apart = [&self.cut_off, &self.silent, &self.faulty].iter().any(|set| set.contains(at));
-            self.nodes[*at].replica.is_some() && !apart
+        (0..self.n()).filter(|at| {
+            let apart = [&self.cut_off, &self.silent, &self.world.faulty].iter().any(|set| set.contains(at));
+            self.nodes[*at].is_up() && !apart
         })
     }
 
@@ -254,228 +335,39 @@ impl Cluster {
         &self.nodes[at]
     }
 
+    /// An instance of the replica.
     pub fn index_of(&self, node: &NodeId) -> usize {
         self.replicas.index_of(node).unwrap()
     }
 
-    pub fn fail(&self, what: &str) -> ! {
+    /// Ends the run with all that is needed to repeat it.
+    pub fn fail(&self, property: &str, what: &str) -> ! {
         let status = |node: &Node| {
-            let unwritten = self.asked.difference(&node.written).count();
-            let uncertified = node.uncertified();
+            let missing = self.liveness.missing_at(node);
             let status = node.replica.as_ref().map(Replica::status);
-            format!("{unwritten} not written, {uncertified:?} not certified, {status:?}")
+            format!("{missing} not written, {:?} not certified, {status:?}", node.uncertified())
         };
         let status: Vec<_> = self.nodes.iter().map(status).collect();
         panic!(
-            "{what}\nat {:?}, seed {}\n{}\nrepeat with: SIM_SEED={} cargo test --test sim",
+            "[{property}] {what}\nat {:?}, seed {}, {}\n{}",
             self.time,
             self.seed,
+            self.title,
             status.join("\n"),
-            self.seed
         );
     }
 
-    // ---- how it runs ----
-
-    fn schedule(&mut self, after: Duration, event: Event) {
-        self.next_event += 1;
-        self.events.insert((self.time + after, self.next_event), event);
-    }
-
-    fn now(&self) -> Now {
-        Now { wall: START.plus_ms(self.time.as_millis() as u64), monotonic: self.time }
-    }
-
-    fn next(&mut self) {
-        let Some(((at, _), event)) = self.events.pop_first() else { return };
-        self.time = at;
-        self.happen(event);
-        self.check();
-    }
-
-    fn happen(&mut self, event: Event) {
-        match event {
-            Event::Step { node, life, input } if self.nodes[node].life == life => self.step(node, *input),
-            Event::Synced { node, life, position, effects } if self.nodes[node].life == life => {
-                self.nodes[node].synced(position);
-                for effect in effects {
-                    self.carry_out(node, effect);
-                }
-            }
-            Event::Gossip { to, bytes } => self.hear(to, &bytes),
-            Event::FetchRequests { at, from, digests } => self.answer_requests(at, from, &digests),
-            Event::FetchBlocks { at, from, above } => {
-                let blocks = self.nodes[at].certified_above(above);
-                if self.nodes[at].replica.is_some() && self.passes(at, from) {
-                    let delay = self.delay();
-                    self.schedule(delay, Event::Blocks { to: from, blocks });
-                }
-            }
-            Event::Blocks { to, blocks } if self.nodes[to].replica.is_some() => {
-                if let Some((certificate, block)) = self.nodes[to].apply(blocks) {
-                    let timestamp = block.header.timestamp;
-                    self.step(to, Input::BlocksSynced { certificate, timestamp });
-                }
-            }
-            Event::FetchCertificates { at, from, heights } => {
-                let found = heights.iter().filter_map(|height| self.nodes[at].certificates.get(height));
-                let certificates = found.cloned().collect();
-                if self.nodes[at].replica.is_some() && self.passes(at, from) {
-                    let delay = self.delay();
-                    self.schedule(delay, Event::Certificates { to: from, certificates });
-                }
-            }
-            Event::Certificates { to, certificates } if self.nodes[to].replica.is_some() => {
-                for certificate in certificates {
-                    self.nodes[to].put_certificate(&certificate);
-                    self.step(to, Input::CertificateFetched(certificate));
-                }
-            }
-            Event::Wake { node } => self.wake(node),
-            // To an earlier life, or to a node that is down.
-            _ => {}
+    /// Tells what happens, with SIM_TRACE=1.
+    pub fn trace(&self, what: impl FnOnce() -> String) {
+        if crate::run::tracing() > 0 {
+            eprintln!("{:>12?} {}", self.time, what());
         }
     }
 
-    fn wake(&mut self, node: usize) {
-        let Some(replica) = &self.nodes[node].replica else { return };
-        if replica.next_deadline().is_some_and(|due| due <= self.time) {
-            self.step(node, Input::Tick);
-        }
-    }
-
-    pub fn step(&mut self, node: usize, input: Input) {
-        let now = self.now();
-        let Some(replica) = &mut self.nodes[node].replica else { return };
-        let output = replica.step(now, input);
-        let due = replica.next_deadline();
-        if let Some(rejected @ (Rejected::OutOfOrder { .. } | Rejected::PoolFull)) = output.rejected {
-            assert!(matches!(rejected, Rejected::OutOfOrder { .. }), "{rejected}");
-        }
-        let position = self.nodes[node].append(&output.wal);
-        let life = self.nodes[node].life;
-        // Each node's disk syncs in order, in up to 2 ms, and effects wait for it in order.
-        let delay = if output.wal.is_empty() { 0 } else { 1_000 + self.rng.below(1_000) };
-        let synced_at = self.nodes[node].disk_free_at.max(self.time + Duration::from_micros(delay));
-        self.nodes[node].disk_free_at = synced_at;
-        if !output.is_empty() {
-            let effects = output.effects;
-            self.schedule(synced_at - self.time, Event::Synced { node, life, position, effects });
-        }
-        if let Some(due) = due {
-            self.schedule(due.saturating_sub(self.time), Event::Wake { node });
-        }
-    }
-
-    fn any_of(&mut self, nodes: &[NodeId]) -> usize {
-        let pick = self.rng.below(nodes.len() as u64) as usize;
-        self.index_of(&nodes[pick])
-    }
-
-    fn delay(&mut self) -> Duration {
-        let Weather { min_delay_us, max_delay_us, .. } = self.weather;
-        Duration::from_micros(min_delay_us + self.rng.below(max_delay_us - min_delay_us + 1))
-    }
-
-    /// Whether something that `from` sends reaches `to`.
-    fn passes(&mut self, from: usize, to: usize) -> bool {
-        let lost = self.rng.percent(self.weather.loss_percent);
-        let cut = self.silent.contains(&from) || self.cut_off.contains(&from) || self.cut_off.contains(&to);
-        !lost && !cut
-    }
-
-    /// Sends one envelope to one replica through the weather.
-    pub fn send(&mut self, from: usize, to: usize, envelope: &Envelope) {
-        let copies = if self.rng.percent(self.weather.duplicate_percent) { 2 } else { 1 };
-        for _ in 0..copies {
-            if self.passes(from, to) {
-                let delay = self.delay();
-                self.schedule(delay, Event::Gossip { to, bytes: envelope.encode() });
-            }
-        }
-    }
-
-    fn hear(&mut self, to: usize, bytes: &[u8]) {
-        let id = ledgermq::crypto::HashKind::Gossip.hash(bytes);
-        if self.nodes[to].replica.is_none() || !self.seen[to].insert(id) {
-            return;
-        }
-        let envelope = Envelope::decode(bytes).expect("what was encoded");
-        let verified = envelope.signed.verify(&self.set_keys, &self.network).expect("good signatures");
-        self.step(to, Input::Message(verified));
-    }
-
-    fn carry_out(&mut self, node: usize, effect: Effect) {
-        let n = self.nodes.len();
-        let ask = |from: Vec<NodeId>, cluster: &Self| cluster.index_of(&from[0]);
-        match effect {
-            Effect::Broadcast(envelope) => {
-                self.check_promise(node, &envelope.signed.content);
-                for to in (0..n).filter(|to| *to != node) {
-                    self.send(node, to, &envelope);
-                }
-            }
-            Effect::SendRequests { requests } => {
-                for to in (0..n).filter(|to| *to != node) {
-                    if self.passes(node, to) {
-                        let delay = self.delay();
-                        for request in &requests {
-                            self.give(to, request, Source::Bundle, delay);
-                        }
-                    }
-                }
-            }
-            Effect::FetchRequests { digests, from } => {
-                let at = ask(from, self);
-                if self.passes(node, at) {
-                    let delay = self.delay();
-                    self.schedule(delay, Event::FetchRequests { at, from: node, digests });
-                }
-            }
-            Effect::FetchBlocks { above, from, .. } => {
-                let at = self.any_of(&from);
-                if self.passes(node, at) {
-                    let delay = self.delay();
-                    self.schedule(delay, Event::FetchBlocks { at, from: node, above });
-                }
-            }
-            Effect::FetchCertificates { heights, from } => {
-                let at = self.any_of(&from);
-                if self.passes(node, at) {
-                    let delay = self.delay();
-                    self.schedule(delay, Event::FetchCertificates { at, from: node, heights });
-                }
-            }
-            Effect::Execute { sequence, batch, requests } => {
-                if let Some(content) = self.nodes[node].execute(sequence, &batch, &requests) {
-                    let life = self.nodes[node].life;
-                    let input = Box::new(Input::Executed(content));
-                    self.schedule(Duration::from_micros(300), Event::Step { node, life, input });
-                }
-            }
-            Effect::Skip(content) => self.nodes[node].skip(&content),
-            Effect::Certified(certificate) => self.nodes[node].put_certificate(&certificate),
-            Effect::Diverged { own, other } => {
-                self.fail(&format!("replica {node} says it diverged: {own:?} {other:?}"))
-            }
-            Effect::Evidence { first, second } => self.evidence.push((first, second)),
-        }
-    }
-
-    fn give(&mut self, to: usize, request: &Arc<VerifiedRequest>, source: Source, after: Duration) {
-        let life = self.nodes[to].life;
-        let input = Box::new(Input::Request { request: Arc::clone(request), source });
-        self.schedule(after, Event::Step { node: to, life, input });
-    }
-
-    fn answer_requests(&mut self, at: usize, from: usize, digests: &[Hash]) {
-        let Some(replica) = &self.nodes[at].replica else { return };
-        let found: Vec<_> = digests.iter().filter_map(|digest| replica.request(digest)).collect();
-        if self.passes(at, from) {
-            let delay = self.delay();
-            for request in found {
-                self.give(from, &request, Source::Fetched, delay);
-            }
+    /// Tells everything, with SIM_TRACE=2.
+    pub fn trace_all(&self, what: impl FnOnce() -> String) {
+        if crate::run::tracing() > 1 {
+            eprintln!("{:>12?} {}", self.time, what());
         }
     }
 }

@@ -1,16 +1,35 @@
-//! A cluster of PBFT cores in virtual time, with real ledger state, a lossy network and disks that
-//! forget what was not synced.
+//! A deterministic simulator: clusters of real PBFT cores with real ledger state, in virtual time,
+//! over a virtual network and virtual disks.
+//!
+//! ```text
+//! seed ─▶ storm ─▶ faults, requests ─▶ events ─▶ cores ─▶ log entries ─▶ disk ─▶ effects ─▶ network
+//!                                        │                                                    │
+//!                                        └───────────◀───────── Byzantine replicas ◀──────────┘
+//!                  after every event: all of property/; at the end: liveness, and the whole ledger
+//! ```
 //!
 //! Everything that happens comes from one queue of events and one seeded generator, so a seed
-//! reproduces a run exactly. After every event the checker compares what all replicas executed.
-//! A failing scenario prints the command that repeats it; `SIM_SEEDS=1000` runs more of them.
+//! reproduces a run exactly. `storm.rs` mixes all faults; `scenarios.rs` tells one story at a
+//! time; `crashes.rs` crashes at every step; `planted.rs` proves that mistakes are found. A failure
+//! prints the command that repeats it. `SIM_SEEDS=100000 cargo test --release --test sim storm`
+//! runs more seeds on all processors, from `SIM_FIRST` on; `SIM_TRACE=1` tells each fault.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
+#![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
 mod adversary;
-mod checker;
+mod audit;
 mod clients;
 mod cluster;
+mod crashes;
+mod disk;
+mod effects;
+mod events;
+mod network;
 mod node;
+mod planted;
+mod property;
 mod rng;
+mod run;
 mod scenarios;
+mod storm;

@@ -1,16 +1,22 @@
-//! One node: the core, its log, and its ledger, as the actors of the program will hold them.
+//! One node: the core, its log on a virtual disk, and its ledger, as the actors of the program
+//! hold them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ledgermq::crypto::blake3_plain;
 use ledgermq::device;
 use ledgermq::ledger::{
     Block, Certificate, CertifiedBlock, CheckpointContent, Genesis, Operation, ReplicaSetKeys, State,
     VerifiedRequest,
 };
-use ledgermq::pbft::{Batch, Replica, Restored, Settings, WalEntry};
-use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, SeqNum};
+use ledgermq::pbft::{Batch, Now, Replica, Restored, Settings, SetupError, WalEntry};
+use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, SeqNum, Timestamp};
+
+use crate::cluster::START;
+use crate::disk::Disk;
+use crate::property::Seen;
 
 /// The messages of which a block writes something.
 pub fn written(block: &Block) -> impl Iterator<Item = (ClientId, MessageSeq)> {
@@ -21,79 +27,109 @@ pub fn written(block: &Block) -> impl Iterator<Item = (ClientId, MessageSeq)> {
     })
 }
 
-/// What the checker compares between replicas.
-pub enum Fact {
-    Executed(SeqNum, Hash),
-    Reached(CheckpointContent),
-    Block(Height, Hash),
-}
-
 /// How many sequence numbers lie between two moments at which the ledger store is made durable.
 const DURABLE_EVERY: u64 = 10;
 
-/// What is on disk for good.
-#[derive(Clone)]
-struct Durable {
-    state: Entries,
-    blocks: BTreeMap<Height, Block>,
-    certificates: BTreeMap<Height, Certificate>,
+/// At which point of its next steps a node loses power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CrashPoint {
+    /// Before the step's entries are handed to the disk.
+    BeforeAppend,
+    /// While they are on their way: any part of them survives.
+    BeforeSync,
+    /// When all are on the disk and nothing is sent.
+    AfterSync,
+    /// After the first of the effects was carried out.
+    BetweenEffects,
 }
 
-#[derive(Clone)]
-struct Entries {
-    head: ledgermq::ledger::Head,
-    entries: Vec<(Vec<u8>, Vec<u8>)>,
+impl CrashPoint {
+    pub const ALL: [Self; 4] = [Self::BeforeAppend, Self::BeforeSync, Self::AfterSync, Self::BetweenEffects];
 }
 
-impl Entries {
-    fn of(state: &State) -> Self {
-        Self { head: state.head().clone(), entries: state.entries().collect() }
+/// A node's clock: ahead or behind, and a little fast or slow.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clock {
+    pub offset_ms: i64,
+    pub drift_ppm: i64,
+}
+
+impl Clock {
+    pub fn now(&self, time: Duration) -> Now {
+        let micros = time.as_micros() as i64;
+        let wall =
+            START.0 as i64 + micros / 1_000 + self.offset_ms + micros / 1_000 * self.drift_ppm / 1_000_000;
+        Now { wall: Timestamp(wall as u64), monotonic: self.monotonic(time) }
     }
+
+    pub fn monotonic(&self, time: Duration) -> Duration {
+        let micros = time.as_micros() as i64;
+        Duration::from_micros((micros + micros * self.drift_ppm / 1_000_000) as u64)
+    }
+
+    /// When this clock shows `monotonic`, or a little later.
+    pub fn when(&self, monotonic: Duration) -> Duration {
+        let micros = monotonic.as_micros().min(i64::MAX as u128 / 2_000_000) as i64;
+        Duration::from_micros((micros * 1_000_000 / (1_000_000 + self.drift_ppm) + 2) as u64)
+    }
+}
+
+/// What is in the ledger store and on disk for good.
+struct Durable {
+    state: State,
+    height: Height,
+    /// Certificates that came since.
+    later_certificates: BTreeSet<Height>,
 }
 
 pub struct Node {
     pub settings: Settings,
     network: NetworkId,
-    keys: ReplicaSetKeys,
+    keys: Arc<ReplicaSetKeys>,
     /// None while it is down.
     pub replica: Option<Replica>,
-    /// Entries as bytes; those from `synced` on are lost in a crash, but for a random part.
-    wal: Vec<Vec<u8>>,
-    synced: usize,
+    pub disk: Disk,
+    pub clock: Clock,
     pub state: State,
-    pub blocks: BTreeMap<Height, Block>,
+    pub blocks: BTreeMap<Height, Arc<Block>>,
     pub certificates: BTreeMap<Height, Certificate>,
     durable: Durable,
-    /// What happened since the checker looked last.
-    pub news: Vec<Fact>,
+    /// What happened since the properties looked last.
+    pub news: Vec<Seen>,
     /// What the blocks here wrote.
     pub written: BTreeSet<(ClientId, MessageSeq)>,
     /// Counts its lives: what is on its way to an earlier one is void.
     pub life: u64,
+    /// Counts its steps over all lives.
+    pub steps: u64,
+    /// Loses power at this step.
+    pub crash_at: Option<(u64, CrashPoint)>,
     pub blocks_fetched: usize,
     pub skips: usize,
     /// When all that was appended so far is synced.
     pub disk_free_at: Duration,
+    /// When it is to be woken next.
+    pub wake_at: Option<Duration>,
     /// Its executions come out wrong.
     pub damaged: bool,
+    /// Its log is gone, and it knows.
+    pub lost_log: bool,
 }
 
 impl Node {
-    pub fn new(settings: Settings, genesis: &Genesis) -> Self {
+    pub fn new(settings: Settings, genesis: &Genesis, keys: Arc<ReplicaSetKeys>) -> Self {
         let state = State::genesis(genesis);
         let durable =
-            Durable { state: Entries::of(&state), blocks: BTreeMap::new(), certificates: BTreeMap::new() };
-        let network = settings.network;
-        let keys = ReplicaSetKeys::new(&settings.replicas).unwrap();
+            Durable { state: state.clone(), height: Height(0), later_certificates: BTreeSet::new() };
         let restored = Restored::new(state.checkpoint(), state.head().timestamp);
         let replica = Some(Replica::new(settings.clone(), restored).unwrap());
         Self {
+            network: settings.network,
             settings,
-            network,
             keys,
             replica,
-            wal: Vec::new(),
-            synced: 0,
+            disk: Disk::default(),
+            clock: Clock::default(),
             state,
             blocks: BTreeMap::new(),
             certificates: BTreeMap::new(),
@@ -101,43 +137,56 @@ impl Node {
             news: Vec::new(),
             written: BTreeSet::new(),
             life: 0,
+            steps: 0,
+            crash_at: None,
             blocks_fetched: 0,
             skips: 0,
             disk_free_at: Duration::ZERO,
+            wake_at: None,
             damaged: false,
+            lost_log: false,
         }
     }
 
-    /// Appends entries; gives the length at which they are synced.
+    pub fn is_up(&self) -> bool {
+        self.replica.is_some()
+    }
+
+    /// Appends entries; gives the position at which they are synced.
     pub fn append(&mut self, entries: &[WalEntry]) -> usize {
-        self.wal.extend(entries.iter().map(WalEntry::encode));
-        self.wal.len()
+        for entry in entries {
+            self.disk.append(entry.encode());
+        }
+        self.disk.end()
     }
 
     pub fn synced(&mut self, upto: usize) {
-        self.synced = self.synced.max(upto).min(self.wal.len());
+        let entries = self.disk.sync(upto);
+        self.news.push(Seen::Synced(entries.iter().map(|bytes| promise_of(&self.network, bytes)).collect()));
     }
 
     /// Power is lost: of what was not synced, the first `survivors` entries happen to remain.
     pub fn crash(&mut self, survivors: usize) {
+        let entries = self.disk.crash(survivors);
+        self.news.push(Seen::Synced(entries.iter().map(|bytes| promise_of(&self.network, bytes)).collect()));
         self.replica = None;
         self.life += 1;
-        let kept = (self.synced + survivors).min(self.wal.len());
-        self.wal.truncate(kept);
-        self.synced = self.wal.len();
-        let Durable { state, blocks, certificates } = self.durable.clone();
-        self.state = State::restore(self.network, state.head, state.entries).unwrap();
-        self.written = blocks.values().flat_map(written).collect();
-        self.blocks = blocks;
-        self.certificates = certificates;
+        self.crash_at = None;
+        self.wake_at = None;
+        self.disk_free_at = Duration::ZERO;
+        let Durable { state, height, later_certificates } = &mut self.durable;
+        self.state = State::restore(self.network, state.head().clone(), state.entries()).unwrap();
+        self.blocks.split_off(&height.next());
+        self.certificates.split_off(&height.next());
+        for height in std::mem::take(later_certificates) {
+            self.certificates.remove(&height);
+        }
+        self.written = self.blocks.values().flat_map(|block| written(block)).collect();
     }
 
-    pub fn lose_log(&mut self) {
-        self.wal.clear();
-        self.synced = 0;
-    }
-
-    pub fn restart(&mut self) {
+    /// # Errors
+    /// If the core refuses to start.
+    pub fn restart(&mut self, forgets: impl Fn(&WalEntry) -> bool) -> Result<(), SetupError> {
         let decode = |bytes: &Vec<u8>| WalEntry::decode(&self.network, bytes).unwrap();
         let executed = self.state.checkpoint();
         let restored = Restored {
@@ -145,9 +194,12 @@ impl Node {
             timestamp: self.state.head().timestamp,
             certificate: self.certificates.values().last().cloned(),
             uncertified: self.uncertified(),
-            entries: self.wal.iter().map(decode).collect(),
+            entries: self.disk.entries().iter().map(decode).filter(|entry| !forgets(entry)).collect(),
+            lost_log: self.lost_log,
         };
-        self.replica = Some(Replica::new(self.settings.clone(), restored).unwrap());
+        self.replica = Some(Replica::new(self.settings.clone(), restored)?);
+        self.news.push(Seen::Started(executed));
+        Ok(())
     }
 
     pub fn execute(
@@ -161,19 +213,20 @@ impl Node {
         }
         let mut done = self.state.execute(sequence, batch, requests);
         done.checkpoint.state.0[0] ^= u8::from(self.damaged);
-        self.news.push(Fact::Executed(sequence, batch.digest()));
+        self.news.push(Seen::Executed { sequence, batch: batch.digest() });
         self.store(done.checkpoint, done.block);
         Some(done.checkpoint)
     }
 
     fn store(&mut self, checkpoint: CheckpointContent, block: Option<Block>) {
-        self.news.push(Fact::Reached(checkpoint));
         if let Some(block) = block {
-            self.news.push(Fact::Block(block.header.height, block.header.hash()));
+            let block = Arc::new(block);
+            self.news.push(Seen::Block(Arc::clone(&block)));
             self.written.extend(written(&block));
             self.blocks.insert(block.header.height, block);
         }
-        let before = self.durable.state.head.sequence.0;
+        self.news.push(Seen::Reached(checkpoint));
+        let before = self.durable.state.head().sequence.0;
         if checkpoint.sequence.0 >= before + DURABLE_EVERY {
             self.make_durable();
         }
@@ -181,29 +234,47 @@ impl Node {
 
     /// A storage checkpoint: everything so far is on disk, and the log is cut from its start.
     fn make_durable(&mut self) {
-        let (blocks, certificates) = (self.blocks.clone(), self.certificates.clone());
-        self.durable = Durable { state: Entries::of(&self.state), blocks, certificates };
+        let height = self.state.head().height;
+        self.durable = Durable { state: self.state.clone(), height, later_certificates: BTreeSet::new() };
         let stable = self.replica.as_ref().unwrap().status().stable;
         let needed_from = stable.min(self.state.head().sequence);
-        let old = |bytes: &&Vec<u8>| WalEntry::decode(&self.network, bytes).unwrap().sequence() < needed_from;
-        let cut = self.wal[..self.synced].iter().take_while(old).count();
-        self.wal.drain(..cut);
-        self.synced -= cut;
+        let decode = |bytes: &Vec<u8>| WalEntry::decode(&self.network, bytes).unwrap();
+        let synced: Vec<WalEntry> = self.disk.synced().iter().map(decode).collect();
+        // Of what belongs to no number, the newest is kept.
+        let newest = |pin| synced.iter().rposition(|entry| entry.pin() == Some(pin));
+        let old = |(at, entry): &(usize, &WalEntry)| match entry.pin() {
+            Some(pin) => newest(pin) != Some(*at),
+            None => entry.sequence() < needed_from,
+        };
+        let count = synced.iter().enumerate().take_while(old).count();
+        self.disk.cut(count);
     }
 
     pub fn skip(&mut self, content: &CheckpointContent) {
         self.state.skip_to(content).unwrap();
         self.skips += 1;
-        self.news.push(Fact::Reached(*content));
+        self.news.push(Seen::Skipped(*content));
     }
 
+    /// Stores a certificate that the core made, or one that was fetched and verified.
     pub fn put_certificate(&mut self, certificate: &Certificate) {
-        certificate.verify(&self.network, &self.keys).expect("a certificate that verifies");
         let height = certificate.content.height;
-        if height > Height(0) {
-            assert_eq!(self.blocks[&height].header.hash(), certificate.content.block);
+        if height > Height(0) && self.blocks.contains_key(&height) {
+            self.durable.later_certificates.insert(height);
             self.certificates.insert(height, certificate.clone());
         }
+    }
+
+    /// A certificate from a peer is taken only if it verifies and is that of the block here.
+    pub fn take_certificate(&mut self, certificate: &Certificate) -> bool {
+        let block = self.blocks.get(&certificate.content.height);
+        let fits = block.is_some_and(|block| block.header.hash() == certificate.content.block);
+        let good = fits && certificate.verify(&self.network, &self.keys).is_ok();
+        if good {
+            self.news.push(Seen::Certified(certificate.clone()));
+            self.put_certificate(certificate);
+        }
+        good
     }
 
     /// Blocks that lack their certificates.
@@ -211,30 +282,49 @@ impl Node {
         self.blocks.keys().filter(|height| !self.certificates.contains_key(height)).copied().collect()
     }
 
+    pub fn is_certified(&self) -> bool {
+        self.blocks.len() == self.certificates.len()
+    }
+
     /// Blocks above `height` that have certificates, as a peer gets them.
     pub fn certified_above(&self, height: Height) -> Vec<(Block, Certificate)> {
         let above = self.blocks.range(height.next()..);
         above
-            .map_while(|(at, block)| Some((block.clone(), self.certificates.get(at)?.clone())))
+            .map_while(|(at, block)| Some((Block::clone(block), self.certificates.get(at)?.clone())))
             .take(64)
             .collect()
     }
 
-    /// Applies fetched blocks; gives the last one's certificate if any was new.
-    pub fn apply(&mut self, blocks: Vec<(Block, Certificate)>) -> Option<(Certificate, Block)> {
+    /// Applies fetched blocks; gives the last one's certificate if any was new. What does not
+    /// verify, and all after it, is not taken.
+    pub fn apply(&mut self, blocks: Vec<(Block, Certificate)>) -> Option<(Certificate, Timestamp)> {
         let mut last = None;
         for (block, certificate) in blocks {
             if block.header.height != self.state.head().height.next() {
                 continue;
             }
-            let certified =
-                CertifiedBlock::verify(block, certificate, &self.network, &self.keys).expect("a good block");
+            let Ok(certified) = CertifiedBlock::verify(block, certificate, &self.network, &self.keys) else {
+                break;
+            };
             let done = self.state.apply(&certified).expect("the same result as the quorum's");
             self.blocks_fetched += 1;
             self.store(done.checkpoint, done.block);
-            self.certificates.insert(certified.block().header.height, certified.certificate().clone());
-            last = Some((certified.certificate().clone(), certified.block().clone()));
+            self.news.push(Seen::Certified(certified.certificate().clone()));
+            self.put_certificate(certified.certificate());
+            last = Some((certified.certificate().clone(), certified.block().header.timestamp));
         }
         last
+    }
+}
+
+/// The hash by which the properties know an entry of a log: of an own message, that of the message.
+fn promise_of(network: &NetworkId, bytes: &[u8]) -> Hash {
+    // Bodies cost a signature to read, and are known by their bytes.
+    let entry = if bytes[0] == 0 { None } else { Some(WalEntry::decode(network, bytes).unwrap()) };
+    match entry {
+        Some(WalEntry::ViewChange(signed) | WalEntry::NewView { new_view: signed, .. }) => {
+            blake3_plain(&WalEntry::Sent(signed).encode())
+        }
+        _ => blake3_plain(bytes),
     }
 }

@@ -1,5 +1,7 @@
 //! SplitMix64: a small generator whose output never changes with a dependency's version.
 
+use std::time::Duration;
+
 pub struct Rng(u64);
 
 impl Rng {
@@ -20,7 +22,29 @@ impl Rng {
         self.next() % n
     }
 
+    /// A number from `low` to `high`, both included.
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+
     pub fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
+    }
+
+    pub fn index(&mut self, len: usize) -> usize {
+        self.below(len as u64) as usize
+    }
+
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.index(of.len())]
+    }
+
+    pub fn ms(&mut self, low: u64, high: u64) -> Duration {
+        Duration::from_micros(self.between(low * 1_000, high * 1_000))
+    }
+
+    /// Another generator, so that what one part draws does not shift what others draw.
+    pub fn fork(&mut self) -> Self {
+        Self(self.next())
     }
 }

@@ -4,19 +4,13 @@ use std::time::Duration;
 
 use ledgermq::types::SeqNum;
 
-use crate::cluster::{Cluster, Weather};
+use crate::adversary::false_new_view::FalseNewView;
+use crate::cluster::Cluster;
+use crate::network::Weather;
+use crate::run::{self, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// The seeds to run: `SIM_SEED` alone, or the first `SIM_SEEDS` (as many as `few` by default).
-fn seeds(few: u64) -> impl Iterator<Item = u64> {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    match number("SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SIM_SEEDS").unwrap_or(few),
-    }
-}
 
 #[test]
 fn every_size_of_cluster_writes_what_each_node_is_asked_for() {
@@ -193,7 +187,9 @@ fn chaos_of_crashes_and_partitions_never_breaks_agreement_and_ends_in_progress()
         t.until_all_written(2 * MINUTE).check_ledgers();
         assert!(t.evidence.is_empty(), "correct replicas never contradict themselves");
         t.run_until(5 * MINUTE, "no request is left over anywhere", |t| {
-            t.nodes.iter().all(|node| node.replica.as_ref().unwrap().status().pending == 0)
+            // Who alone gave a view up keeps its requests until others follow.
+            let statuses = t.nodes.iter().map(|node| node.replica.as_ref().unwrap().status());
+            statuses.into_iter().all(|status| status.pending == 0 || status.changing)
         });
         t.check_ledgers();
     }
@@ -203,7 +199,7 @@ fn chaos_of_crashes_and_partitions_never_breaks_agreement_and_ends_in_progress()
 fn a_primary_that_proposes_two_batches_for_one_number_is_shown_and_splits_nobody() {
     for seed in seeds(8) {
         let mut t = Cluster::new(seed, 4);
-        t.faulty.insert(0);
+        t.world.faulty.insert(0);
         t.silent.insert(0);
         t.ask(1).ask(2).run(Duration::from_millis(50));
         let (one, other) = (t.request(1, 1).digest(), t.request(2, 1).digest());
@@ -212,14 +208,14 @@ fn a_primary_that_proposes_two_batches_for_one_number_is_shown_and_splits_nobody
         for to in 1..4 {
             let first = &batches[to % 2];
             let envelope = t.pre_prepare(0, 2, first.clone());
-            t.send(0, to, &envelope);
+            t.inject(0, to, Duration::ZERO, &envelope);
         }
         t.run(Duration::from_millis(50));
         for to in 1..4 {
             for batch in &batches {
                 let digest = batch.digest();
                 for envelope in [t.pre_prepare(0, 2, batch.clone()), t.commit(0, 2, digest)] {
-                    t.send(0, to, &envelope);
+                    t.inject(0, to, Duration::ZERO, &envelope);
                 }
             }
         }
@@ -234,12 +230,12 @@ fn a_primary_that_proposes_two_batches_for_one_number_is_shown_and_splits_nobody
 #[test]
 fn a_backup_that_votes_for_everything_cannot_make_others_commit() {
     let mut t = Cluster::new(2, 4);
-    t.faulty.insert(3);
+    t.world.faulty.insert(3);
     let digest = ledgermq::types::Hash([9; 32]);
     for sequence in 1..10 {
         for to in 0..3 {
             for envelope in [t.prepare(3, 1 + sequence, digest), t.commit(3, 1 + sequence, digest)] {
-                t.send(3, to, &envelope);
+                t.inject(3, to, Duration::ZERO, &envelope);
             }
         }
     }
@@ -269,6 +265,116 @@ fn the_checker_sees_a_primary_that_lost_its_log_propose_anew() {
 fn a_replica_whose_state_is_damaged_notices_it() {
     let mut t = Cluster::new(1, 4);
     t.ask(0).until_all_written(SECOND);
-    t.faulty.insert(2);
+    t.world.faulty.insert(2);
     t.damage(2).ask(0).run(5 * SECOND);
+}
+
+#[test]
+fn a_dead_primary_is_replaced_and_requests_are_final_within_two_seconds() {
+    for n in [2, 3, 4, 5, 7, 10] {
+        let mut t = Cluster::new(n as u64, n);
+        t.ask_times(n - 1, 5).until_all_written(SECOND);
+        t.crash(0).run(SECOND);
+        t.ask_times(n - 1, 5);
+        if n >= 4 {
+            t.until_all_written(2 * SECOND);
+        } else {
+            // No replica of two or three may fail: they wait for it.
+            t.run(5 * SECOND);
+        }
+        t.restart(0).ask(0).until_all_written(MINUTE).check_ledgers();
+        assert!(t.evidence.is_empty());
+    }
+}
+
+#[test]
+fn a_primary_that_is_not_heard_is_replaced() {
+    for seed in seeds(8) {
+        let mut t = Cluster::new(seed, 4).weather(Weather::STORM);
+        t.silent.insert(0);
+        t.ask_times(1, 20).ask_times(2, 20).until_all_written(MINUTE).check_ledgers();
+        t.silent.clear();
+        t.ask(0).until_all_written(MINUTE).check_ledgers();
+    }
+}
+
+#[test]
+fn a_primary_that_dies_at_any_moment_takes_nothing_with_it() {
+    for seed in seeds(30) {
+        let mut t = Cluster::with(seed, 4, |settings| settings.batch_max_requests = 2);
+        t.ask_times(1, 6).ask_times(2, 6).ask_times(3, 6).run(Duration::from_micros(1_000 + 400 * seed));
+        t.crash(0).until_all_written(10 * SECOND);
+        t.ask_times(3, 6).run(Duration::from_millis(5));
+        t.restart(0).until_all_written(MINUTE).check_ledgers();
+        assert!(t.evidence.is_empty());
+    }
+}
+
+#[test]
+fn primaries_that_die_one_after_another_are_all_replaced() {
+    for (n, dead) in [(7, 2), (10, 3)] {
+        let mut t = Cluster::new(3, n);
+        for primary in 0..dead {
+            t.ask_times(n - 1, 4).run(Duration::from_millis(3));
+            t.crash(primary).run(Duration::from_millis(300));
+        }
+        t.ask_times(n - 1, 4).until_all_written(MINUTE);
+        for primary in 0..dead {
+            t.restart(primary).ask(primary);
+        }
+        t.until_all_written(MINUTE).check_ledgers();
+    }
+}
+
+#[test]
+fn idle_replicas_stay_in_their_view_and_one_that_was_away_finds_it() {
+    let mut t = Cluster::new(4, 4);
+    t.ask(1).until_all_written(SECOND).run(10 * MINUTE);
+    assert!(t.nodes.iter().all(|node| node.replica.as_ref().unwrap().status().view.0 == 0));
+    t.crash(0).run(SECOND).ask(1).until_all_written(10 * SECOND);
+    t.restart(0).ask(0).until_all_written(10 * SECOND).check_ledgers();
+    let views: Vec<u64> = t.nodes.iter().map(|node| node.replica.as_ref().unwrap().status().view.0).collect();
+    assert_eq!(views, [1, 1, 1, 1]);
+}
+
+/// The primary goes away in the middle of its work, and the next one leaves out of its NEW-VIEW what
+/// was prepared.
+pub fn a_liar_makes_the_new_view(seed: u64) -> u64 {
+    let mut t = Cluster::with(seed, 4, |settings| settings.batch_max_requests = 1);
+    t.corrupt(1, Box::new(FalseNewView));
+    t.weather.max_delay_us = 6_000;
+    t.ask_times(2, 3).ask_times(3, 3).run(Duration::from_micros(6_000 + 500 * (seed % 60)));
+    // What the others still say reaches the one that leaves: it may be the only one to execute.
+    for to in [2, 3] {
+        t.links.cut_one_way(0, to);
+        t.links.cut_one_way(5 - to, to);
+    }
+    t.run(Duration::from_millis(10));
+    t.links.heal();
+    t.cut_off.insert(0);
+    t.run(8 * SECOND).heal();
+    t.ask(0).ask(2).until_all_final().check_ledgers();
+    t.happened
+}
+
+#[test]
+fn a_new_view_that_leaves_out_what_was_prepared_is_refused() {
+    run::all("a_new_view_that_leaves_out", seeds(30), a_liar_makes_the_new_view);
+}
+
+#[test]
+fn a_replica_that_lost_its_log_keeps_silent_until_it_cannot_contradict_itself() {
+    for seed in seeds(8) {
+        let mut t = Cluster::with(seed, 4, |settings| settings.batch_max_requests = 1);
+        t.ask_times(1, 5).run(Duration::from_millis(3 + seed));
+        let lost = (seed % 4) as usize;
+        t.lose_disk(lost);
+        t.nodes[lost].lost_log = true;
+        t.run(Duration::from_millis(50)).restart(lost);
+        for round in 0..30 {
+            t.ask_times((round + 1) % 4, 3).run(Duration::from_millis(200));
+        }
+        t.until_all_final().check_ledgers();
+        assert!(t.evidence.is_empty());
+    }
 }

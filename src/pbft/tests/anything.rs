@@ -85,7 +85,7 @@ impl Watch {
     }
 
     fn watch(&mut self, effects: &[Effect]) {
-        for content in sent(effects) {
+        for content in sent_by(&self.bench.replica.settings.key, effects) {
             let slot = (content.sequence(), content.signature_kind().as_str());
             let first = self.promises.entry(slot).or_insert_with(|| content.clone());
             assert_eq!(*first, content, "two different messages for {slot:?}");

@@ -61,8 +61,14 @@ fn the_largest_proposal_fits_an_envelope_and_a_longer_one_is_refused_unread() {
     let message = Verified::sign(&t.keys[0], &NETWORK, pre_prepare(1, &batch));
     let bytes = Envelope { attempt: 0, signed: message.signed().clone() }.encode();
     assert!(Envelope::decode(&bytes).is_ok());
-    let refused = Envelope::decode(&vec![0; 65_537]);
+    let refused = Envelope::decode(&vec![0; 262_145]);
     assert!(matches!(refused, Err(MessageError::Codec(CodecError::TooLong { .. }))));
+    let requests = vec![Hash([5; 32]); 2_048];
+    let message =
+        Verified::sign(&t.keys[0], &NETWORK, pre_prepare(1, &Batch { requests, ..t.batch(&[], 1) }));
+    let bytes = Envelope { attempt: 0, signed: message.signed().clone() }.encode();
+    let refused = Envelope::decode(&bytes);
+    assert!(matches!(refused, Err(MessageError::Codec(CodecError::TooLong { limit: 65_536, .. }))));
 }
 
 #[test]

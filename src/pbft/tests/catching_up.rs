@@ -117,5 +117,8 @@ fn a_primary_that_is_behind_proposes_nothing() {
     };
     assert_eq!(proposals(&t.wait(Duration::from_millis(100))), 0);
     let _ = t.step(Input::BlocksSynced { certificate: certificate(result(9, 9)), timestamp: START });
+    assert_eq!(t.replica.status().pending, 0, "what others asked for may be on the ledger by now");
+    let _ = t.ask(1, 1);
+    let _ = t.wait(Duration::from_millis(10));
     assert_eq!(t.replica.status().accepted, SeqNum(10), "and goes on above what it learned");
 }

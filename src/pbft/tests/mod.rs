@@ -5,9 +5,12 @@
 mod anything;
 mod bytes;
 mod catching_up;
+mod new_view;
 mod proposals;
 mod requests;
 mod restart;
+mod silence;
+mod view_change;
 mod votes;
 
 use std::sync::Arc;
@@ -42,7 +45,11 @@ fn keys(n: u8) -> Vec<SecretKey> {
 
 fn settings(keys: &[SecretKey], at: usize) -> Settings {
     let replicas = ReplicaSet::new(keys.iter().map(SecretKey::node_id).collect()).unwrap();
-    Settings::new(NETWORK, replicas, keys[at].clone())
+    let mut settings = Settings::new(NETWORK, replicas, keys[at].clone());
+    // Only the tests about it let a primary be given up.
+    settings.request_timeout = Duration::from_secs(3600);
+    settings.request_timeout_max = Duration::from_secs(3600);
+    settings
 }
 
 fn genesis() -> CheckpointContent {
@@ -181,6 +188,12 @@ fn sent(effects: &[Effect]) -> Vec<Content> {
         _ => None,
     };
     effects.iter().filter_map(content).collect()
+}
+
+/// The same, of this sender only.
+fn sent_by(sender: &SecretKey, effects: &[Effect]) -> Vec<Content> {
+    let own = |effect: &&Effect| matches!(effect, Effect::Broadcast(envelope) if envelope.signed.sender == sender.node_id());
+    sent(&effects.iter().filter(own).cloned().collect::<Vec<_>>())
 }
 
 fn executions(effects: &[Effect]) -> Vec<u64> {

@@ -11,7 +11,7 @@ fn own_requests_go_out_in_bundles_and_again_until_they_are_ordered() {
     }
     let bundle = Effect::SendRequests { requests: requests.clone() };
     let first = t.wait(Duration::from_millis(2));
-    let again = t.wait(Duration::from_millis(1_010));
+    let again = t.wait(Duration::from_millis(510));
     assert_eq!(first, [bundle]);
     assert_eq!(again, first, "in the same order");
     let _ = t.propose(1, &t.batch(&requests, 5));

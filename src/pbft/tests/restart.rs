@@ -8,8 +8,8 @@ use crate::pbft::SetupError;
 /// The first message for each slot and kind; panics if a later one differs.
 type Promises = BTreeMap<(SeqNum, &'static str), Content>;
 
-fn keep_promises(promises: &mut Promises, effects: &[Effect]) {
-    for content in sent(effects) {
+fn keep_promises(promises: &mut Promises, key: &SecretKey, effects: &[Effect]) {
+    for content in sent_by(key, effects) {
         let slot = (content.sequence(), content.signature_kind().as_str());
         let first = promises.entry(slot).or_insert_with(|| content.clone());
         assert_eq!(*first, content, "a second message for {slot:?}");
@@ -83,7 +83,7 @@ fn wherever_the_log_ends_nothing_is_signed_that_contradicts_it() {
                 }
             }
             pending.extend(t.wait(Duration::from_secs(3)));
-            keep_promises(&mut promises, &pending);
+            keep_promises(&mut promises, &t.replica.settings.key, &pending);
         }
     }
 }

@@ -20,7 +20,12 @@ fn prepared_takes_the_proposal_and_q_minus_one_prepares_of_backups() {
     assert!(sent(&t.hear(2, prepare(1, Hash([9; 32]))).effects).is_empty());
     let output = t.hear(3, prepare(1, digest));
     assert_eq!(sent(&output.effects), [commit(1, digest)]);
-    assert!(matches!(&output.wal[..], [WalEntry::Sent(_)]), "logged before it is sent");
+    let [WalEntry::Prepared(prepared), WalEntry::Sent(_)] = &output.wal[..] else { panic!("{output:?}") };
+    assert_eq!(
+        (prepared.digest, prepared.prepares.len()),
+        (digest, 2),
+        "its proof is logged before it is sent"
+    );
 }
 
 #[test]

@@ -1,0 +1,48 @@
+//! How much a replica holds: what the limits of `docs/CONSENSUS.md` bound.
+
+use crate::pbft::replica::Replica;
+use crate::types::SeqNum;
+
+/// Counts of what a replica keeps in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Slots of the log.
+    pub slots: usize,
+    /// The number of the highest of them.
+    pub highest_slot: SeqNum,
+    /// Batches that earlier views left.
+    pub archived: usize,
+    /// VIEW-CHANGEs and NEW-VIEWs of others.
+    pub views: usize,
+    /// PREPAREs and COMMITs in them.
+    pub votes: usize,
+    /// CHECKPOINTs that are collected.
+    pub checkpoints: usize,
+    /// Replicas whose last claim is remembered.
+    pub claims: usize,
+    /// Requests that are not ordered, of the node that has most of them.
+    pub pending: usize,
+    /// Own requests that are to be sent again.
+    pub outbox: usize,
+}
+
+impl Replica {
+    /// How much the replica holds.
+    pub fn footprint(&self) -> Footprint {
+        let votes = self.log.iter().map(|(_, slot)| slot.prepares.len() + slot.commits.len());
+        let (checkpoints, claims) = self.checkpoints.held();
+        let members = self.settings.replicas.members().iter();
+        let pending = members.map(|node| self.pool.pending_of(node).0);
+        Footprint {
+            slots: self.log.iter().count(),
+            highest_slot: self.log.iter().last().map(|(sequence, _)| sequence).unwrap_or_default(),
+            archived: self.archive.iter().count(),
+            views: self.views.held(),
+            votes: votes.sum(),
+            checkpoints,
+            claims,
+            pending: pending.max().unwrap_or_default(),
+            outbox: self.outbox.len(),
+        }
+    }
+}

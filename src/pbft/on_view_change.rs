@@ -1,0 +1,113 @@
+//! VIEW-CHANGE (1999, section 4.4): giving a view up, and what others' giving up means.
+
+use crate::pbft::certificates::ViewChange;
+use crate::pbft::io::{Now, Output, Rejected};
+use crate::pbft::log::Phase;
+use crate::pbft::message::{Content, Verified};
+use crate::pbft::replica::Replica;
+use crate::pbft::resend::Resend;
+use crate::pbft::views::{Changing, Heard};
+use crate::pbft::wal::WalEntry;
+use crate::planted::{Bug, planted};
+use crate::types::View;
+
+impl Replica {
+    pub(super) fn on_view_change(
+        &mut self,
+        now: Now,
+        view: View,
+        message: Verified,
+        out: &mut Output,
+    ) -> Result<(), Rejected> {
+        let Content::ViewChange(view_change) = message.content() else { return Ok(()) };
+        let heard = Heard { digest: view_change.digest(), message: message.clone() };
+        if let Some(certificate) = view_change.checkpoint.clone() {
+            self.learn_certificate(certificate, out);
+        }
+        let mut useful = false;
+        for offer in self.views.offers.values_mut() {
+            useful |= offer.take(&heard, &self.settings.replicas);
+        }
+        if view <= self.view && !self.is_changing() {
+            self.answer_straggler(now, view, out);
+            return if useful { Ok(()) } else { Err(Rejected::OtherView { view: self.view }) };
+        }
+        let higher = self.views.hear(message, view, heard.digest);
+        self.try_change(now, out);
+        if useful || higher { Ok(()) } else { Err(Rejected::Duplicate) }
+    }
+
+    /// What follows from the VIEW-CHANGEs that are here.
+    pub(super) fn try_change(&mut self, now: Now, out: &mut Output) {
+        self.try_enter_offered(now, out);
+        let joinable = self.views.joinable(self.joined_by());
+        if let Some(view) = joinable.filter(|view| *view > self.view) {
+            self.start_view_change(now, view, out);
+            return;
+        }
+        let supported = self.views.supporters(self.view) >= self.settings.replicas.quorum();
+        let timeout = self.view_timeout();
+        if let Some(changing) = &mut self.views.changing
+            && supported
+        {
+            changing.deadline.get_or_insert(now.monotonic + timeout);
+            self.try_new_view(now, out);
+        }
+    }
+
+    /// How many others make this replica join them: one of them is correct.
+    fn joined_by(&self) -> usize {
+        if planted(Bug::JoinOnOneWord) { 1 } else { self.settings.replicas.weak_quorum() }
+    }
+
+    /// Gives up all views below `view`: logs and sends VIEW-CHANGE. From here on, this replica
+    /// signs nothing for an earlier view.
+    pub(super) fn start_view_change(&mut self, now: Now, view: View, out: &mut Output) {
+        if view <= self.view || self.is_silent() {
+            return;
+        }
+        self.view = view;
+        self.leave_views(view);
+        let stable = self.checkpoints.stable;
+        let checkpoint = self.checkpoints.get(stable).and_then(|slot| slot.certificate.clone());
+        let view_change = ViewChange { view, checkpoint, prepared: self.archive.prepared() };
+        let digest = view_change.digest();
+        let content = Content::ViewChange(view_change);
+        let message = Verified::sign(&self.settings.key, &self.settings.network, content);
+        out.wal.push(WalEntry::ViewChange(message.signed().clone()));
+        self.broadcast(&message, out);
+        let resend = Resend::started(now.monotonic, &self.settings);
+        self.views.changing = Some(Changing { message: message.clone(), resend, deadline: None });
+        self.views.hear(message, view, digest);
+        self.try_change(now, out);
+    }
+
+    /// Ends the views below `view`: what they promise goes to the archive, and requests that were
+    /// ordered but not committed wait again, in their old place.
+    pub(super) fn leave_views(&mut self, view: View) {
+        for (sequence, slot) in self.log.leave(view) {
+            if slot.phase != Phase::Committed && sequence > self.dispatched {
+                self.pool.reopen(sequence, &slot.requests);
+            }
+            self.archive.absorb(sequence, slot);
+        }
+    }
+
+    /// Somebody still wants a view that has begun here: it may lack the NEW-VIEW.
+    fn answer_straggler(&mut self, now: Now, view: View, out: &mut Output) {
+        let Some(entered) = self.views.entered.as_ref().filter(|_| view <= self.view) else { return };
+        let pause = self.settings.resend_initial;
+        if self.views.answered.is_some_and(|answered| now.monotonic < answered + pause) {
+            return;
+        }
+        let messages: Vec<Verified> =
+            entered.view_changes.iter().chain([&entered.new_view]).cloned().collect();
+        self.views.answered = Some(now.monotonic);
+        // The primary answers with all of it; of the others the NEW-VIEW is enough, from which the
+        // straggler learns whom to ask for the rest.
+        let from = if self.is_primary() { 0 } else { messages.len() - 1 };
+        for message in &messages[from..] {
+            self.repeat(now, message, out);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! A replica that lost its log keeps silent until it cannot contradict what it may have signed.
+//!
+//! It may have voted for any number up to a window above its last stable checkpoint, in any view up
+//! to the one after that of the others. While it is silent it counts as one of the f faulty. Of the
+//! q-1 others whose CHECKPOINTs made that checkpoint stable, at least q-f are correct (f-1 others may
+//! be faulty beside it), and of these at least q-2f+1 are among any n-f others. So once it has
+//! heard from n-f others, the (q-2f+1)-th highest of their claims, or the f-th if that is
+//! lower, is at or above that checkpoint unless correct ones were heard only with old claims, which
+//! `lost_log_wait` is for; and with f ≤ 2 it is at most what a correct one claims. A window above
+//! it lies everything that this replica can have voted for. Once its own stable checkpoint
+//! is there it votes again, for numbers that it never voted for.
+//!
+//! A VIEW-CHANGE that it sent and forgot lists nothing above that window either. It makes no
+//! NEW-VIEW before it has entered a view by that of another: so it cannot make two for one view.
+
+use std::time::Duration;
+
+use crate::pbft::io::{Now, Output};
+use crate::pbft::replica::Replica;
+use crate::pbft::settings::window;
+use crate::pbft::wal::WalEntry;
+use crate::types::{SeqNum, View};
+
+/// See the module.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Silence {
+    /// Since when it listens.
+    since: Option<Duration>,
+    /// The stable checkpoint from which on it votes.
+    until: Option<SeqNum>,
+}
+
+impl Replica {
+    pub(super) const fn is_silent(&self) -> bool {
+        self.silence.is_some()
+    }
+
+    /// A replica without any log that finds the others more than a window ahead was here before.
+    pub(super) fn notice_lost_log(&mut self, out: &mut Output) {
+        let known = self.checkpoints.known(&self.settings.replicas);
+        if self.newcomer && known > self.high_watermark() {
+            self.fall_silent(out);
+        }
+        self.newcomer &= self.accepted == SeqNum(0) && self.view == View(0);
+    }
+
+    pub(super) fn fall_silent(&mut self, out: &mut Output) {
+        if self.silence.is_none() {
+            out.wal.push(WalEntry::Silent(true));
+            self.silence = Some(Silence::default());
+        }
+    }
+
+    pub(super) fn silence_due(&self) -> Option<Duration> {
+        let silence = self.silence.as_ref().filter(|silence| silence.until.is_none())?;
+        Some(silence.since.map_or(Duration::ZERO, |since| since + self.settings.lost_log_wait))
+    }
+
+    /// Settles how long to keep silent, and ends it.
+    pub(super) fn try_speak(&mut self, now: Now, out: &mut Output) {
+        let replicas = &self.settings.replicas;
+        let Some(silence) = &mut self.silence else { return };
+        let since = *silence.since.get_or_insert(now.monotonic);
+        let waited = now.monotonic >= since + self.settings.lost_log_wait;
+        if silence.until.is_none() && waited {
+            let (f, q) = (replicas.f(), replicas.quorum());
+            let rank = (q + 1).saturating_sub(2 * f).min(f).max(1);
+            let heard_of = replicas.n() - f.max(1);
+            let claim = self.checkpoints.ranked_claim(heard_of, rank);
+            silence.until = claim.map(|claim| SeqNum(claim.0.saturating_add(window(replicas))));
+            silence.since = Some(now.monotonic);
+        }
+        if silence.until.is_some_and(|until| self.checkpoints.stable >= until) {
+            out.wal.push(WalEntry::Silent(false));
+            self.silence = None;
+            self.unproven = true;
+        }
+    }
+
+    /// Writes the views, and silence, to the log once more when much has been executed since, so
+    /// that the log can be cut before them.
+    pub(super) fn log_views_again(&mut self, out: &mut Output) {
+        let stable = self.checkpoints.stable;
+        if stable.0 < self.views.logged_at.0 + window(&self.settings.replicas) {
+            return;
+        }
+        self.views.logged_at = stable;
+        if let Some(entered) = &self.views.entered {
+            out.wal.push(WalEntry::NewView {
+                new_view: entered.new_view.signed().clone(),
+                view_changes: entered.view_changes.iter().map(|message| message.signed().clone()).collect(),
+            });
+        }
+        if let Some(changing) = &self.views.changing {
+            out.wal.push(WalEntry::ViewChange(changing.message.signed().clone()));
+        }
+        if self.silence.is_some() {
+            out.wal.push(WalEntry::Silent(true));
+        }
+    }
+}

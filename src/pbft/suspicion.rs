@@ -1,0 +1,179 @@
+//! When the primary is given up (1999, sections 4.4 and 4.5.2), and when it must not be.
+//!
+//! | sign | limit | why an honest primary is safe |
+//! | --- | --- | --- |
+//! | requests wait and nothing is executed | `request_timeout` | restarts with each execution, here or elsewhere; stands still while this node's own executor is at work |
+//! | the oldest request of one node waits for its turn | `patience` times that | a primary takes the oldest of each node into each batch; what it may lack is forwarded to it at half the timeout |
+//! | what was executed is not certified | likewise | others repeat their CHECKPOINTs; who cannot execute it is on its way to another view, where it can |
+//! | any request waits in one view | `request_age_max` | no queue is longer than the pool |
+//! | two proposals for one number | at once | none signs them |
+//!
+//! With nothing to order nothing is suspected, so idle replicas change no views. All limits double
+//! with each view that brought nothing (see [`crate::pbft::views`]).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::pbft::io::{Effect, Now, Output};
+use crate::pbft::log::Phase;
+use crate::pbft::replica::Replica;
+use crate::pbft::settings::MAX_BATCH_BYTES;
+use crate::planted::{Bug, planted};
+use crate::types::{NodeId, SeqNum};
+
+/// The most requests forwarded at a time: the oldest, which all others wait for.
+const FORWARDED_AT_A_TIME: usize = 64;
+
+/// The oldest pending request of a node.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    arrival: u64,
+    since: Duration,
+    forward_at: Duration,
+}
+
+/// What waits, and since when.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Waiting {
+    /// Since when anything waits without progress.
+    since: Option<Duration>,
+    heads: BTreeMap<NodeId, Head>,
+    /// What others were known to have executed.
+    known: SeqNum,
+    /// The last stable checkpoint, and since when one that is executed waits to be.
+    stable: SeqNum,
+    uncertified: Option<Duration>,
+}
+
+impl Replica {
+    /// The time that the next step of the protocol may take in this view.
+    pub(super) fn view_timeout(&self) -> Duration {
+        self.views.timeout(self.settings.request_timeout, self.settings.request_timeout_max)
+    }
+
+    /// A view began, or execution moved on: patience starts anew.
+    pub(super) fn progressed(&mut self, now: Now) {
+        if let Some(since) = &mut self.waiting.since {
+            *since = now.monotonic;
+        }
+    }
+
+    /// A view began: its primary gets the whole time.
+    pub(super) fn wait_anew(&mut self, now: Now) {
+        self.progressed(now);
+        self.waiting.heads.clear();
+        self.waiting.uncertified = None;
+    }
+
+    /// Looks at what waits; at the end of each step.
+    pub(super) fn watch(&mut self, now: Now) {
+        if self.settings.replicas.n() == 1 {
+            return;
+        }
+        let known = self.checkpoints.known(&self.settings.replicas);
+        if known > self.waiting.known {
+            self.waiting.known = known;
+            self.progressed(now);
+        }
+        let time = now.monotonic;
+        self.waiting.since = self.anything_waits().then(|| self.waiting.since.unwrap_or(time));
+        let stable = self.checkpoints.stable;
+        let moved = std::mem::replace(&mut self.waiting.stable, stable) != stable;
+        let since = self.waiting.uncertified.filter(|_| !moved).unwrap_or(time);
+        self.waiting.uncertified = (stable < self.executed.sequence).then_some(since);
+        let half = self.view_timeout() / 2;
+        let heads = &mut self.waiting.heads;
+        let oldest: BTreeMap<NodeId, u64> = self.pool.heads().collect();
+        heads.retain(|node, head| oldest.get(node) == Some(&head.arrival));
+        for (node, arrival) in oldest {
+            heads.entry(node).or_insert(Head { arrival, since: time, forward_at: time + half });
+        }
+    }
+
+    fn anything_waits(&self) -> bool {
+        let ordered = |(_, slot): (_, &crate::pbft::log::Slot)| {
+            slot.phase >= Phase::PrePrepared && !slot.requests.is_empty() || slot.carried.is_some()
+        };
+        self.pool.pending().0 > 0 || self.log.above(self.dispatched).any(ordered)
+    }
+
+    /// Whether the primary is judged at all: not by one that is on its way to another view, keeps
+    /// silent, or is itself what the others wait for.
+    fn judges(&self) -> bool {
+        !self.is_changing() && self.silence.is_none() && self.settings.replicas.n() > 1
+    }
+
+    /// When the primary will have taken too long, if nothing moves.
+    pub(super) fn suspicion_due(&self) -> Option<Duration> {
+        if !self.judges() || planted(Bug::NobodySuspected) {
+            return None;
+        }
+        let timeout = self.view_timeout();
+        let executing = self.dispatched > self.executed.sequence;
+        let still = self.waiting.since.filter(|_| !executing).map(|since| since + timeout);
+        let patience = timeout * self.settings.patience;
+        let turn = self.waiting.heads.values().map(|head| head.since + patience).min();
+        let uncertified = self.waiting.uncertified.map(|since| since + patience);
+        let oldest = self.pool.oldest().map(|came| came.max(self.views.entered_at));
+        let age = oldest.map(|since| since + timeout.max(self.settings.request_age_max));
+        [still, turn, uncertified, age].into_iter().flatten().min()
+    }
+
+    /// Gives the primary up if it is time.
+    pub(super) fn try_suspect(&mut self, now: Now, out: &mut Output) {
+        if self.suspicion_due().is_some_and(|due| due <= now.monotonic) {
+            self.suspect(now, out);
+        }
+        let late = self.views.changing.as_ref().and_then(|changing| changing.deadline);
+        if late.is_some_and(|due| due <= now.monotonic) {
+            self.views.failed();
+            self.start_view_change(now, self.view.next(), out);
+        }
+    }
+
+    /// The primary is slow or faulty: to the next view.
+    pub(super) fn suspect(&mut self, now: Now, out: &mut Output) {
+        if !self.judges() {
+            return;
+        }
+        if self.views.entered.is_some() && self.views.executed_here == 0 {
+            self.views.failed();
+        }
+        self.start_view_change(now, self.view.next(), out);
+    }
+
+    /// When requests are to be forwarded, if they still wait.
+    pub(super) fn forward_due(&self) -> Option<Duration> {
+        if !self.judges() || self.is_primary() {
+            return None;
+        }
+        self.waiting.heads.values().map(|head| head.forward_at).min()
+    }
+
+    /// Forwards the oldest requests of those nodes whose turn does not come.
+    pub(super) fn forward(&mut self, time: Duration, out: &mut Output) {
+        if self.forward_due().is_none_or(|due| due > time) {
+            return;
+        }
+        let half = self.view_timeout() / 2;
+        let mut requests = Vec::new();
+        let mut bytes = 0;
+        for (node, head) in &mut self.waiting.heads {
+            if head.forward_at > time {
+                continue;
+            }
+            head.forward_at = time + half;
+            for request in self.pool.waiting_since(node, time.saturating_sub(half)) {
+                bytes += request.bytes().len();
+                if requests.len() == FORWARDED_AT_A_TIME || bytes > MAX_BATCH_BYTES {
+                    break;
+                }
+                requests.push(Arc::clone(request));
+            }
+        }
+        if !requests.is_empty() {
+            out.effects.push(Effect::ForwardRequests { requests, to: self.primary() });
+        }
+    }
+}
