@@ -10,7 +10,7 @@ fn own_requests_go_out_in_bundles_and_again_until_they_are_ordered() {
         let _ = t.ask(1, number);
     }
     let bundle = Effect::SendRequests { requests: requests.clone() };
-    assert_eq!(t.wait(Duration::from_millis(2)), [bundle.clone()]);
+    assert_eq!(t.wait(Duration::from_millis(2)), std::slice::from_ref(&bundle));
     assert_eq!(t.wait(Duration::from_millis(510)), [bundle], "in the same order");
     let _ = t.propose(1, &t.batch(&requests, 5));
     let later = t.wait(Duration::from_secs(20));
