@@ -64,14 +64,6 @@ pub(super) fn open(
 
     let settings = log_settings(config, network, clock, metrics)?;
     let (log, replay) = Log::open(&config.data_dir.join("log"), settings)?;
-    let lost_log = log.is_new() && state.head().sequence > SeqNum(0);
-    if lost_log {
-        tracing::error!(
-            "the log in {} is gone, and with it what this node promised to the other replicas: it does not vote \
-             until it cannot contradict that; see \"A lost log\" in docs/STORAGE.md",
-            config.data_dir.join("log").display()
-        );
-    }
     let marks = WalMarks::default();
     let (mut entries, mut accepted) = (Vec::new(), Accepted::default());
     for entry in replay {
@@ -89,6 +81,10 @@ pub(super) fn open(
         }
     }
     let accepted = accepted.into_admission(&admission);
+    let lost_log = entries.is_empty() && state.head().sequence > SeqNum(0);
+    if lost_log {
+        lost(config, genesis)?;
+    }
     let certificate = store.certificate(store.certified_height())?;
     let (executed, timestamp) = (state.checkpoint(), state.head().timestamp);
     let uncertified = uncertified(&store, executed.height)?;
@@ -106,6 +102,26 @@ pub(super) fn open(
         restored: Some(restored),
         accepted,
     })
+}
+
+/// The ledger is here and not one consensus entry of the log: what this node promised to the other
+/// replicas is gone. It may start, since it does not vote until it cannot contradict that; a ledger
+/// with one replica has nobody to learn it from.
+fn lost(config: &Config, genesis: &Genesis) -> anyhow::Result<()> {
+    let log = config.data_dir.join("log");
+    if genesis.replicas.n() == 1 {
+        anyhow::bail!(
+            "the log in {} is gone, and with it what this node promised; bring it back: see \"A lost log\" in \
+             docs/STORAGE.md",
+            log.display()
+        );
+    }
+    tracing::error!(
+        "the log in {} is gone, and with it what this node promised to the other replicas: it does not vote until it \
+         cannot contradict that; see \"A lost log\" in docs/STORAGE.md",
+        log.display()
+    );
+    Ok(())
 }
 
 /// Heights whose blocks are here and whose certificates got lost, ascending.

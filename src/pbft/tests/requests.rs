@@ -10,10 +10,8 @@ fn own_requests_go_out_in_bundles_and_again_until_they_are_ordered() {
         let _ = t.ask(1, number);
     }
     let bundle = Effect::SendRequests { requests: requests.clone() };
-    let first = t.wait(Duration::from_millis(2));
-    let again = t.wait(Duration::from_millis(510));
-    assert_eq!(first, [bundle]);
-    assert_eq!(again, first, "in the same order");
+    assert_eq!(t.wait(Duration::from_millis(2)), std::slice::from_ref(&bundle));
+    assert_eq!(t.wait(Duration::from_millis(510)), [bundle], "in the same order");
     let _ = t.propose(1, &t.batch(&requests, 5));
     let later = t.wait(Duration::from_secs(20));
     assert!(!later.iter().any(|effect| matches!(effect, Effect::SendRequests { .. })));
