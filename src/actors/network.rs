@@ -96,8 +96,8 @@ impl Handler<PeerEvent> for Network {
             NetworkEvent::Request { from, request, responder } => {
                 tokio::spawn(self.judge.clone().request(from, request, responder));
             }
-            NetworkEvent::Connected(node) => tracing::info!(%node, "connected"),
-            NetworkEvent::Disconnected(node) => tracing::info!(%node, "disconnected"),
+            NetworkEvent::Connected(node) => tracing::debug!(%node, "connected"),
+            NetworkEvent::Disconnected(node) => tracing::debug!(%node, "disconnected"),
         }
     }
 }

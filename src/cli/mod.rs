@@ -63,11 +63,24 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Whoever reads our output has seen enough (`ledgermq … | head`): nothing to complain of.
             if !output::is_closed_pipe(&error) {
-                eprintln!("error: {error:#}");
+                eprintln!("error: {}", told(&error));
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, each told once: some messages end with their cause already.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
+        if told.is_empty() {
+            cause
+        } else if told.ends_with(&cause) {
+            told
+        } else {
+            format!("{told}: {cause}")
+        }
+    })
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -78,5 +91,19 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Client(command) => client::run(command),
         Command::Publish(args) => publish::run(&args),
         Command::Verify(args) => verify::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::told;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let known = anyhow!("no such file").context("cannot read a.key: no such file").context("no key");
+        assert_eq!(told(&known), "no key: cannot read a.key: no such file");
+        assert_eq!(told(&anyhow!("denied").context("cannot write")), "cannot write: denied");
     }
 }

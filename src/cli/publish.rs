@@ -228,7 +228,12 @@ fn explain(client: &ClientId, status: &Status) -> anyhow::Error {
                  key that it was registered with"
             )
         }
-        Status::Connecting { reason: Some(reason) } => anyhow!("cannot connect: {reason}"),
+        Status::Connecting { reason: Some(reason) } => {
+            anyhow!(
+                "cannot connect: {reason}: is a node running there, and is --key the key that {client} was \
+                 registered with?"
+            )
+        }
         Status::Connecting { reason: None } => anyhow!("cannot connect: no node answers; is one running?"),
         Status::Handshaking => anyhow!("the node did not take a payload key in time"),
         Status::Ready { .. } | Status::Stopped => anyhow!("the gateway has stopped"),

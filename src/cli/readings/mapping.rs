@@ -114,10 +114,9 @@ impl Mapping {
     pub fn new(headers: &StringRecord, options: &CsvOptions) -> Result<Self, String> {
         let time = match &options.time_column {
             Some(name) => find(headers, name)?,
-            None => TIME_COLUMNS
-                .iter()
-                .find_map(|name| find(headers, name).ok())
-                .ok_or_else(|| format!("name the time column; there are {}", names(headers)))?,
+            None => TIME_COLUMNS.iter().find_map(|name| find(headers, name).ok()).ok_or_else(|| {
+                format!("name the time column; there are {} (--time-column)", names(headers))
+            })?,
         };
         let device = match &options.device_column {
             Some(name) => Device::InColumn(find(headers, name)?),
@@ -198,7 +197,7 @@ impl Mapping {
 
     fn not_a_time(&self, cell: &str) -> String {
         if !self.assume_utc && utc(cell).is_some() {
-            return format!("the time {cell:?} has no zone; say that it is UTC if it is");
+            return format!("the time {cell:?} has no zone; say that it is UTC if it is (--assume-utc)");
         }
         format!("{cell:?} is no time: give RFC 3339, such as 2026-01-01T00:00:00Z, or a whole number")
     }
