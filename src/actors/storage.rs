@@ -457,6 +457,11 @@ impl Storage {
         }
         let entry = self.state.written(&client, seq).cloned();
         let Some(WindowEntry { header: written_header, written, height }) = entry else {
+            // Below the window the ledger does not tell any more whether it wrote or refused it.
+            let highest = self.state.highest(&client);
+            if seq.0.saturating_add(ledger::SEQ_WINDOW) < highest.0 {
+                return Some(FinalVerdict::Rejected(Rejection::SeqTooOld { highest }));
+            }
             return Some(FinalVerdict::NotWritten);
         };
         if written_header != header {

@@ -271,6 +271,18 @@ fn a_message_is_not_taken_for_another_one_with_its_seq() {
 }
 
 #[test]
+fn nobody_is_told_success_after_a_restart_for_what_may_have_been_too_old_for_the_ledger() {
+    let mut bench = Bench::new();
+    let (old, recent) = (bench.write(2), bench.write(300));
+    // Another node took the recent one in before this node's request for the old one was ordered.
+    let content = bench.execute(&[bench.register(), recent, Arc::clone(&old)]);
+    bench.certify(content);
+    let FinalMessage { client, seq, header, .. } = Bench::message(&old);
+    let verdict = bench.storage.look_up(LookUpMessage { client, seq, header }).unwrap();
+    assert_eq!(verdict, FinalVerdict::Rejected(Rejection::SeqTooOld { highest: MessageSeq(300) }));
+}
+
+#[test]
 fn fetched_blocks_tell_this_nodes_clients_and_admins() {
     let mut bench = Bench::new();
     let write = bench.write(1);
