@@ -124,8 +124,9 @@ pub struct AwaitAdmin {
 pub enum Awaited {
     /// The answer comes when the operation is final: submit it.
     Waiting,
-    /// The ledger has this or a later operation of that admin already.
-    Stale(Rejection),
+    /// The ledger would refuse it now: its signer is no admin, or it has this or a later operation
+    /// of that admin already.
+    Refused(Rejection),
     /// Too many wait.
     TooMany,
 }
@@ -474,10 +475,13 @@ impl Storage {
     }
 
     fn await_admin(&mut self, AwaitAdmin { operation, answer }: AwaitAdmin) -> Awaited {
-        if let Some(last) = self.state.admin_sequence(&operation.admin)
-            && operation.sequence <= last
-        {
-            return Awaited::Stale(Rejection::StaleAdminSequence { last });
+        // Signed by somebody is not signed by an admin: what anybody could send in any number is not
+        // even ordered.
+        let Some(last) = self.state.admin_sequence(&operation.admin) else {
+            return Awaited::Refused(Rejection::NotAnAdmin);
+        };
+        if operation.sequence <= last {
+            return Awaited::Refused(Rejection::StaleAdminSequence { last });
         }
         self.admins.retain(|_, answers| {
             answers.retain(|answer| !answer.is_closed());

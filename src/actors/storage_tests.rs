@@ -305,8 +305,19 @@ fn an_admins_operation_that_the_ledger_has_is_not_waited_for() {
     bench.execute(&[bench.register()]);
     let (answer, _outcome) = oneshot::channel();
     let operation = bench.registration();
-    let stale = Awaited::Stale(Rejection::StaleAdminSequence { last: 1 });
+    let stale = Awaited::Refused(Rejection::StaleAdminSequence { last: 1 });
     assert_eq!(bench.storage.await_admin(AwaitAdmin { operation, answer }), stale);
+}
+
+#[test]
+fn an_operation_that_no_admin_signed_is_not_ordered() {
+    let mut bench = Bench::new();
+    let (answer, _outcome) = oneshot::channel();
+    let AdminOperation { action, .. } = bench.registration();
+    let operation = AdminOperation::sign(bench.network, &bench.device, 1, action);
+    let refused = Awaited::Refused(Rejection::NotAnAdmin);
+    assert_eq!(bench.storage.await_admin(AwaitAdmin { operation, answer }), refused);
+    assert!(bench.storage.admins.is_empty());
 }
 
 #[test]
