@@ -221,7 +221,8 @@ impl Storage {
             return;
         }
         let awaiting = self.own_outcomes(requests, &executed);
-        self.note_changes(requests.iter().map(|request| request.asked()));
+        let outcomes = executed.outcomes.iter().map(|(_, outcome)| outcome);
+        self.note_changes(requests.iter().map(|request| request.asked()).zip(outcomes));
         self.parts.tally.executed(executed.outcomes.iter().map(|(_, outcome)| outcome));
         self.awaiting.insert(sequence, awaiting);
         self.parts.outlets.executed.put_now(BatchExecuted(executed.checkpoint));
@@ -293,15 +294,19 @@ impl Storage {
     }
 
     /// Publishes the clients that admin operations changed, and the highest seqs that were written.
-    fn note_changes<'a>(&self, asked: impl Iterator<Item = Asked<'a>>) {
-        for asked in asked {
+    /// What was refused changed nothing: it must not close the sessions of the client that it names.
+    fn note_changes<'a>(&self, judged: impl Iterator<Item = (Asked<'a>, &'a Outcome)>) {
+        for (asked, outcome) in judged {
             match asked {
                 Asked::Write(_, telemetry) => {
                     if let Some(client) = self.parts.view.client(&telemetry.header.client) {
                         client.note_written(self.state.highest(&telemetry.header.client));
                     }
                 }
-                Asked::Admin(operation) => self.note_client(operation.action.client()),
+                Asked::Admin(operation) if matches!(outcome, Outcome::AdminExecuted { .. }) => {
+                    self.note_client(operation.action.client());
+                }
+                Asked::Admin(_) => {}
             }
         }
     }

@@ -321,6 +321,19 @@ fn an_operation_that_no_admin_signed_is_not_ordered() {
 }
 
 #[test]
+fn an_operation_that_is_refused_disturbs_no_client() {
+    let mut bench = Bench::new();
+    bench.execute(&[bench.register()]);
+    let clients = bench.storage.parts.outlets.clients.clone();
+    assert_eq!(clients.take(), Some(Bench::client()));
+    let AdminOperation { action, .. } = bench.registration();
+    let operation = AdminOperation::sign(bench.network, &bench.device, 2, action);
+    let request = Request::Admin { node: bench.node.node_id(), operation };
+    bench.execute(&[Arc::new(VerifiedRequest::verify(&bench.network, request).unwrap())]);
+    assert_eq!(clients.take(), None);
+}
+
+#[test]
 fn two_who_wait_for_the_same_operation_both_hear_of_it() {
     let mut bench = Bench::new();
     let outcomes: Vec<_> = (0..2)
