@@ -27,7 +27,7 @@ impl ChangedClients {
         self.changed.notify_one();
     }
 
-    fn take(&self) -> Option<ClientId> {
+    pub(super) fn take(&self) -> Option<ClientId> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_first()
     }
 

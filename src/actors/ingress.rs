@@ -554,9 +554,16 @@ impl Handler<TellFinal> for Ingress {
         // As many at once as there are places.
         tokio::spawn(async move {
             // In the log before anything that the client sends after the ack: so a restart knows
-            // that this message is done. Nobody has to wait for the disk.
+            // that this message is done.
             let mark = LogRecord::Final { client: message.client.clone(), seq: message.seq };
-            if let Err(error) = log.append(vec![mark.entry()]).await {
+            let logged = match log.append(vec![mark.entry()]).await {
+                // No other node has it, and its client may delete it now: the disk comes first. For
+                // what a quorum wrote or refused nobody has to wait.
+                Ok(mark) if message.verdict == FinalVerdict::NotWritten => log.synced(mark).await,
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = logged {
                 return fatal.stop(anyhow::Error::new(error).context("writing the log"));
             }
             send(&downlink, &message.client, reply).await;
@@ -598,3 +605,7 @@ impl Handler<ClientChanged> for Ingress {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "ingress_tests.rs"]
+mod tests;

@@ -174,13 +174,74 @@ impl Judge {
 
     async fn look_up_blocks(&self, from: Height, max: u32) -> PeerResponse {
         let store = Arc::clone(&self.store);
-        let found = tokio::task::spawn_blocking(move || certified_blocks(&*store, from, max)).await;
-        found.map_or(PeerResponse::Busy, PeerResponse::blocks)
+        let read = move |height| Some((store.block(height).ok()??, store.certificate(height).ok()??));
+        let answer = tokio::task::spawn_blocking(move || certified_blocks(read, from, max)).await;
+        answer.unwrap_or(PeerResponse::Busy)
     }
 }
 
-/// Blocks with certificates from a height on, until one is missing.
-fn certified_blocks(store: &dyn LedgerStore, from: Height, max: u32) -> Vec<(Block, Certificate)> {
-    let certified = |height| Some((store.block(height).ok()??, store.certificate(height).ok()??));
-    (from.0..from.0.saturating_add(u64::from(max))).map_while(|height| certified(Height(height))).collect()
+/// Blocks with certificates from a height on, until one is missing or the answer is full. Read one by
+/// one: a peer asks for hundreds, of which a few may fill the answer.
+fn certified_blocks(
+    read: impl Fn(Height) -> Option<(Block, Certificate)>,
+    from: Height,
+    max: u32,
+) -> PeerResponse {
+    let heights = from.0..from.0.saturating_add(u64::from(max));
+    PeerResponse::blocks(heights.map_while(|height| read(Height(height))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::block::Header;
+    use crate::ledger::{CheckpointContent, Operation, WriteRequest, WrittenItem};
+    use crate::types::{PublicKey, SeqNum, Signature, Timestamp, View};
+    use std::cell::Cell;
+
+    /// A block of about 5 MiB; nobody looks into it here.
+    fn block(height: Height) -> (Block, Certificate) {
+        let zero = Hash([0; 32]);
+        let request = WriteRequest {
+            node: NodeId([0; 32]),
+            client_key: PublicKey([0; 32]),
+            header: Vec::new(),
+            signature: Signature([0; 64]),
+            items: vec![WrittenItem { index: 0, bytes: vec![0; 5 << 20] }],
+            proof: Vec::new(),
+        };
+        let header = Header {
+            version: 1,
+            network: NetworkId([0; 32]),
+            height,
+            sequence: SeqNum(height.0),
+            timestamp: Timestamp(0),
+            previous: zero,
+            merkle_root: zero,
+            operation_count: 1,
+            next_replica_set: zero,
+            origin_view: View(0),
+            proposer: NodeId([0; 32]),
+            difficulty_target: 0,
+            nonce: 0,
+        };
+        let content = CheckpointContent { sequence: SeqNum(height.0), height, block: zero, state: zero };
+        let operations = vec![Operation::Write { request, written: vec![0] }];
+        (Block { header, operations }, Certificate { content, signatures: Vec::new() })
+    }
+
+    #[test]
+    fn no_more_blocks_are_read_for_a_peer_than_an_answer_carries() {
+        let read = Cell::new(0);
+        let answer = certified_blocks(
+            |height| {
+                read.set(read.get() + 1);
+                Some(block(height))
+            },
+            Height(1),
+            64,
+        );
+        let PeerResponse::Blocks(blocks) = answer else { panic!("no blocks") };
+        assert_eq!((blocks.len(), read.get()), (2, 3));
+    }
 }

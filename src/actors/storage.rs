@@ -124,8 +124,9 @@ pub struct AwaitAdmin {
 pub enum Awaited {
     /// The answer comes when the operation is final: submit it.
     Waiting,
-    /// The ledger has this or a later operation of that admin already.
-    Stale(Rejection),
+    /// The ledger would refuse it now: its signer is no admin, or it has this or a later operation
+    /// of that admin already.
+    Refused(Rejection),
     /// Too many wait.
     TooMany,
 }
@@ -220,7 +221,8 @@ impl Storage {
             return;
         }
         let awaiting = self.own_outcomes(requests, &executed);
-        self.note_changes(requests.iter().map(|request| request.asked()));
+        let outcomes = executed.outcomes.iter().map(|(_, outcome)| outcome);
+        self.note_changes(requests.iter().map(|request| request.asked()).zip(outcomes));
         self.parts.tally.executed(executed.outcomes.iter().map(|(_, outcome)| outcome));
         self.awaiting.insert(sequence, awaiting);
         self.parts.outlets.executed.put_now(BatchExecuted(executed.checkpoint));
@@ -292,15 +294,19 @@ impl Storage {
     }
 
     /// Publishes the clients that admin operations changed, and the highest seqs that were written.
-    fn note_changes<'a>(&self, asked: impl Iterator<Item = Asked<'a>>) {
-        for asked in asked {
+    /// What was refused changed nothing: it must not close the sessions of the client that it names.
+    fn note_changes<'a>(&self, judged: impl Iterator<Item = (Asked<'a>, &'a Outcome)>) {
+        for (asked, outcome) in judged {
             match asked {
                 Asked::Write(_, telemetry) => {
                     if let Some(client) = self.parts.view.client(&telemetry.header.client) {
                         client.note_written(self.state.highest(&telemetry.header.client));
                     }
                 }
-                Asked::Admin(operation) => self.note_client(operation.action.client()),
+                Asked::Admin(operation) if matches!(outcome, Outcome::AdminExecuted { .. }) => {
+                    self.note_client(operation.action.client());
+                }
+                Asked::Admin(_) => {}
             }
         }
     }
@@ -457,6 +463,11 @@ impl Storage {
         }
         let entry = self.state.written(&client, seq).cloned();
         let Some(WindowEntry { header: written_header, written, height }) = entry else {
+            // Below the window the ledger does not tell any more whether it wrote or refused it.
+            let highest = self.state.highest(&client);
+            if seq.0.saturating_add(ledger::SEQ_WINDOW) < highest.0 {
+                return Some(FinalVerdict::Rejected(Rejection::SeqTooOld { highest }));
+            }
             return Some(FinalVerdict::NotWritten);
         };
         if written_header != header {
@@ -469,10 +480,13 @@ impl Storage {
     }
 
     fn await_admin(&mut self, AwaitAdmin { operation, answer }: AwaitAdmin) -> Awaited {
-        if let Some(last) = self.state.admin_sequence(&operation.admin)
-            && operation.sequence <= last
-        {
-            return Awaited::Stale(Rejection::StaleAdminSequence { last });
+        // Signed by somebody is not signed by an admin: what anybody could send in any number is not
+        // even ordered.
+        let Some(last) = self.state.admin_sequence(&operation.admin) else {
+            return Awaited::Refused(Rejection::NotAnAdmin);
+        };
+        if operation.sequence <= last {
+            return Awaited::Refused(Rejection::StaleAdminSequence { last });
         }
         self.admins.retain(|_, answers| {
             answers.retain(|answer| !answer.is_closed());

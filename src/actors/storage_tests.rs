@@ -271,6 +271,18 @@ fn a_message_is_not_taken_for_another_one_with_its_seq() {
 }
 
 #[test]
+fn nobody_is_told_success_after_a_restart_for_what_may_have_been_too_old_for_the_ledger() {
+    let mut bench = Bench::new();
+    let (old, recent) = (bench.write(2), bench.write(300));
+    // Another node took the recent one in before this node's request for the old one was ordered.
+    let content = bench.execute(&[bench.register(), recent, Arc::clone(&old)]);
+    bench.certify(content);
+    let FinalMessage { client, seq, header, .. } = Bench::message(&old);
+    let verdict = bench.storage.look_up(LookUpMessage { client, seq, header }).unwrap();
+    assert_eq!(verdict, FinalVerdict::Rejected(Rejection::SeqTooOld { highest: MessageSeq(300) }));
+}
+
+#[test]
 fn fetched_blocks_tell_this_nodes_clients_and_admins() {
     let mut bench = Bench::new();
     let write = bench.write(1);
@@ -293,8 +305,32 @@ fn an_admins_operation_that_the_ledger_has_is_not_waited_for() {
     bench.execute(&[bench.register()]);
     let (answer, _outcome) = oneshot::channel();
     let operation = bench.registration();
-    let stale = Awaited::Stale(Rejection::StaleAdminSequence { last: 1 });
+    let stale = Awaited::Refused(Rejection::StaleAdminSequence { last: 1 });
     assert_eq!(bench.storage.await_admin(AwaitAdmin { operation, answer }), stale);
+}
+
+#[test]
+fn an_operation_that_no_admin_signed_is_not_ordered() {
+    let mut bench = Bench::new();
+    let (answer, _outcome) = oneshot::channel();
+    let AdminOperation { action, .. } = bench.registration();
+    let operation = AdminOperation::sign(bench.network, &bench.device, 1, action);
+    let refused = Awaited::Refused(Rejection::NotAnAdmin);
+    assert_eq!(bench.storage.await_admin(AwaitAdmin { operation, answer }), refused);
+    assert!(bench.storage.admins.is_empty());
+}
+
+#[test]
+fn an_operation_that_is_refused_disturbs_no_client() {
+    let mut bench = Bench::new();
+    bench.execute(&[bench.register()]);
+    let clients = bench.storage.parts.outlets.clients.clone();
+    assert_eq!(clients.take(), Some(Bench::client()));
+    let AdminOperation { action, .. } = bench.registration();
+    let operation = AdminOperation::sign(bench.network, &bench.device, 2, action);
+    let request = Request::Admin { node: bench.node.node_id(), operation };
+    bench.execute(&[Arc::new(VerifiedRequest::verify(&bench.network, request).unwrap())]);
+    assert_eq!(clients.take(), None);
 }
 
 #[test]

@@ -433,11 +433,15 @@ impl VerifierParts {
     }
 
     /// The answer to a message that is not new.
-    async fn repeat(&self, standing: Standing, mut message: FinalMessage) -> Verification {
+    pub(super) async fn repeat(&self, standing: Standing, mut message: FinalMessage) -> Verification {
         let (code, detail) = match standing {
             Standing::Pending { logged } => return self.pending(logged).await,
             Standing::New => return Verification::Unavailable,
             Standing::Final(verdict) => {
+                // Final may be before on disk, and the PUBACK of this copy says on disk.
+                if let Err(error) = self.log.synced(self.log.last()).await {
+                    return self.log_failed(error);
+                }
                 message.verdict = verdict;
                 return Verification::Known(message);
             }

@@ -6,9 +6,9 @@
 //!
 //! rmqtt takes any number of sockets and waits without end for the first bytes of a CONNECT, so a
 //! thousand silent connections would use up the process's open files, and with them a node's disk. The
-//! door takes a limited number, closes those that are silent, and hands the bytes of the others on. It
-//! also remembers who is behind each inner connection: one that did not come through the door (another
-//! program on this machine) is nobody's, and is refused.
+//! door takes a limited number, closes those that are silent or do not begin with a CONNECT of sensible
+//! length, and hands the bytes of the others on. It also remembers who is behind each inner connection:
+//! one that did not come through the door (another program on this machine) is nobody's, and is refused.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -30,6 +30,12 @@ const FILES_PER_CONNECTION: u64 = 3;
 const FILES_RESERVED: u64 = 400;
 /// The shortest CONNECT there is; rmqtt tells the version from this much.
 const FIRST_BYTES: usize = 14;
+/// The longest CONNECT taken: a client id, a token of 4 KiB, a user name and a few properties. rmqtt
+/// keeps a whole packet before it looks at it, so without this each connection of somebody without
+/// any key would be worth as much memory as the largest message.
+const MAX_CONNECT_BYTES: usize = 16 * 1024;
+/// The first byte of a CONNECT.
+const CONNECT: u8 = 0x10;
 /// Buffer of each direction of a connection.
 const BUFFER: usize = 16 * 1024;
 /// How long rmqtt may take to end its side after the client has ended its own.
@@ -151,7 +157,20 @@ async fn first_bytes(client: &mut TcpStream) -> std::io::Result<Vec<u8>> {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
     }
-    Ok(first)
+    if may_be_connect(&first) { Ok(first) } else { Err(std::io::ErrorKind::InvalidData.into()) }
+}
+
+/// Whether this is the beginning of a CONNECT that is not too long.
+fn may_be_connect(first: &[u8]) -> bool {
+    let Some((CONNECT, rest)) = first.split_first().map(|(kind, rest)| (*kind, rest)) else { return false };
+    let mut remaining = 0;
+    for (byte, shift) in rest.iter().zip([0, 7, 14, 21]) {
+        remaining |= usize::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return remaining <= MAX_CONNECT_BYTES;
+        }
+    }
+    false
 }
 
 /// Hands bytes on both ways. When the broker hangs up, so does the door.

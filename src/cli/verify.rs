@@ -108,7 +108,9 @@ fn read_bundle(path: &Path) -> anyhow::Result<ProofBundle> {
 }
 
 fn describe(verdict: &Verdict, replicas: &ReplicaSet) -> anyhow::Result<()> {
-    let path = verdict.bundle.display();
+    // A name that came with the file must not be able to write a verdict of its own.
+    let path = verdict.bundle.to_string_lossy();
+    let path = path.escape_debug();
     let Some(proven) = &verdict.proven else {
         let problem = verdict.problem.as_deref().unwrap_or("unknown");
         return output::line(format_args!("NOT PROVEN  {path}\n  {problem}"));

@@ -242,7 +242,7 @@ impl NodeView for ApiView {
         let (answer, outcome) = oneshot::channel();
         match self.storage.send(AwaitAdmin { operation, answer }).await {
             Ok(Awaited::Waiting) => {}
-            Ok(Awaited::Stale(rejection)) => return Err(SubmitError::Rejected(rejection.to_string())),
+            Ok(Awaited::Refused(rejection)) => return Err(SubmitError::Rejected(rejection.to_string())),
             Ok(Awaited::TooMany) => return Err(SubmitError::Overloaded),
             Err(_) => return Err(SubmitError::Stopping),
         }

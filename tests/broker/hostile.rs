@@ -40,6 +40,22 @@ async fn an_oversized_connect_is_not_read() {
 }
 
 #[tokio::test]
+async fn nobody_can_have_megabytes_kept_before_they_are_known() {
+    let world = World::new().await;
+    // A CONNECT, and a PUBLISH before any CONNECT, each of 4 MiB.
+    for first in [0x10, 0x30] {
+        let mut client = world.raw(V311).await;
+        let mut bytes = vec![first, 0x80, 0x80, 0x80, 0x02];
+        bytes.extend([0, 4, b'M', b'Q', b'T', b'T', V311, 0xc2, 0, 60, 0, 5]);
+        bytes.extend(b"a/bcd");
+        client.stream.write_all(&bytes).await.unwrap();
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(3), client.receive()).await;
+        assert!(matches!(ended, Ok(None)), "{first:#x}: it waits for the rest");
+    }
+    assert_eq!(world.gate.count(|_| true), 0);
+}
+
+#[tokio::test]
 async fn a_packet_that_announces_more_than_it_may_is_refused_at_once() {
     let world = World::new().await;
     let mut client = world.join(V311, "devices/iot", "secret").await;

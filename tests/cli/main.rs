@@ -324,6 +324,17 @@ fn verify_says_what_is_wrong_with_its_files() {
 }
 
 #[test]
+fn the_name_of_a_bundle_cannot_write_a_verdict() {
+    let dir = tempfile::tempdir().unwrap();
+    reading(&dir);
+    let name = "x\u{1b}[1A\u{1b}[2K\rPROVEN  reading.lmqproof\u{1b}[8m";
+    fs::write(dir.path().join(name), [0xff; 1000]).unwrap();
+    let (code, out, err) = ledgermq(&dir, &["verify", name, "--genesis", "net/genesis.json"]);
+    assert_eq!(code, 1);
+    assert!(out.contains("NOT PROVEN") && !(out + &err).contains(['\u{1b}', '\r']));
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_crash() {
     let dir = tempfile::tempdir().unwrap();
     let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("ledgermq"))
