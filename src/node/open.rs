@@ -57,14 +57,6 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
     settings.segment_bytes = config.storage.log_segment_bytes;
     settings.max_queued_bytes = usize::try_from(config.storage.log_max_queued_bytes)?;
     let (log, replay) = Log::open(&config.data_dir.join("log"), settings)?;
-    let lost_log = log.is_new() && state.head().sequence > SeqNum(0);
-    if lost_log {
-        tracing::error!(
-            "the log in {} is gone, and with it what this node promised to the other replicas: it does not vote \
-             until it cannot contradict that; see \"A lost log\" in docs/STORAGE.md",
-            config.data_dir.join("log").display()
-        );
-    }
     let marks = WalMarks::default();
     let (mut entries, mut accepted) = (Vec::new(), Unfinished::new());
     for entry in replay {
@@ -80,6 +72,10 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
             }
             EntryKind::AcceptedMessage => note_record(&mut accepted, position, &entry.bytes)?,
         }
+    }
+    let lost_log = entries.is_empty() && state.head().sequence > SeqNum(0);
+    if lost_log {
+        lost(config, genesis)?;
     }
     let certificate = store.certificate(store.certified_height())?;
     let (executed, timestamp) = (state.checkpoint(), state.head().timestamp);
@@ -98,6 +94,26 @@ pub(super) fn open(config: &Config, genesis: &Genesis, clock: SharedClock) -> an
         restored: Some(restored),
         accepted: accepted.into_values().collect(),
     })
+}
+
+/// The ledger is here and not one consensus entry of the log: what this node promised to the other
+/// replicas is gone. It may start, since it does not vote until it cannot contradict that; a ledger
+/// with one replica has nobody to learn it from.
+fn lost(config: &Config, genesis: &Genesis) -> anyhow::Result<()> {
+    let log = config.data_dir.join("log");
+    if genesis.replicas.n() == 1 {
+        anyhow::bail!(
+            "the log in {} is gone, and with it what this node promised; bring it back: see \"A lost log\" in \
+             docs/CONSENSUS.md",
+            log.display()
+        );
+    }
+    tracing::error!(
+        "the log in {} is gone, and with it what this node promised to the other replicas: it does not vote until it \
+         cannot contradict that; see \"A lost log\" in docs/CONSENSUS.md",
+        log.display()
+    );
+    Ok(())
 }
 
 /// Heights whose blocks are here and whose certificates got lost, ascending.

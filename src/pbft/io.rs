@@ -68,6 +68,8 @@ pub enum Input {
 
 /// Everything that is to be done, in order, after the entries of the same output are on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
+// Evidence is the largest and the rarest; the others are moved once.
+#[allow(clippy::large_enum_variant)]
 pub enum Effect {
     /// Send to all replicas over gossip.
     Broadcast(Envelope),

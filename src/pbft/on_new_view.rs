@@ -221,7 +221,7 @@ impl Replica {
     }
 
     /// A batch came that was asked for.
-    pub(super) fn on_batch(&mut self, batch: Batch) -> Result<(), Rejected> {
+    pub(super) fn on_batch(&mut self, batch: &Batch) -> Result<(), Rejected> {
         let digest = batch.digest();
         let (view, primary) = (self.view, self.primary());
         let lacking: Vec<(SeqNum, Signature)> = self.lacking(digest).collect();

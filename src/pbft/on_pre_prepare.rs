@@ -43,7 +43,7 @@ impl Replica {
             return Err(Rejected::OtherView { view });
         }
         if sequence <= self.views.carried_upto {
-            return self.on_carried(now, sequence, &message, batch, out);
+            return self.on_carried(now, sequence, &message, &batch, out);
         }
         if batch.origin_view != view || batch.proposer != message.sender() {
             return Err(Rejected::InvalidBatch("a fresh batch names its own view and proposer"));
@@ -74,7 +74,7 @@ impl Replica {
         now: Now,
         sequence: SeqNum,
         message: &Verified,
-        batch: Batch,
+        batch: &Batch,
         out: &mut Output,
     ) -> Result<(), Rejected> {
         let Some(slot) = self.log.get_mut(sequence, self.view) else { return Err(Rejected::Duplicate) };
@@ -131,10 +131,9 @@ impl Replica {
         let weak_quorum = self.settings.replicas.weak_quorum();
         let Some(slot) = self.log.get_mut(sequence, self.view) else { return Judgement::NotYet };
         let Some(proposal) = &slot.proposal else { return Judgement::NotYet };
-        if let Some(past) = self.archive.get(sequence, proposal.digest) {
-            if past.requests.len() == proposal.batch.requests.len() {
-                return Judgement::Agreed(past.requests.clone());
-            }
+        let past = self.archive.get(sequence, proposal.digest);
+        if let Some(past) = past.filter(|past| past.requests.len() == proposal.batch.requests.len()) {
+            return Judgement::Agreed(past.requests.clone());
         }
         // One correct replica saw it prepared: so a quorum has judged it already.
         // Likewise what the view carries over (1999, section 4.4).

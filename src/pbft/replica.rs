@@ -172,7 +172,7 @@ impl Replica {
                 self.on_blocks_synced(now, certificate, timestamp, &mut out)
             }
             Input::CertificateFetched(certificate) => self.on_certificate_fetched(certificate, &mut out),
-            Input::Batch(batch) => self.on_batch(batch),
+            Input::Batch(batch) => self.on_batch(&batch),
             Input::Tick => Ok(()),
         };
         out.rejected = taken.err().or(out.rejected);

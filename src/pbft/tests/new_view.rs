@@ -24,7 +24,7 @@ fn proof(keys: &[SecretKey], view: u64, sequence: u64, digest: Hash) -> Prepared
             &proposal_bytes(view, sequence, digest),
         ),
         prepares: backups
-            .map(|at| (at as u16, keys[at].sign(SignatureKind::Prepare, &NETWORK, &vote)))
+            .map(|at| (u16::try_from(at).unwrap(), keys[at].sign(SignatureKind::Prepare, &NETWORK, &vote)))
             .collect(),
     }
 }
@@ -41,7 +41,7 @@ fn new_view(keys: &[SecretKey], view: u64, from: &[(usize, Content)], digests: &
         (*digest, primary.sign(SignatureKind::PrePrepare, &NETWORK, &bytes))
     };
     let named = |(at, content): &(usize, Content)| match content {
-        Content::ViewChange(view_change) => (*at as u16, view_change.digest()),
+        Content::ViewChange(view_change) => (u16::try_from(*at).unwrap(), view_change.digest()),
         other => panic!("{other:?}"),
     };
     Content::NewView(NewView {
