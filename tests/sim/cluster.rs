@@ -59,6 +59,8 @@ pub struct Cluster {
     /// Messages whose signatures were checked: each needs that only once for all who hear it.
     pub verified: BTreeMap<Hash, Verified>,
     pub evidence: Vec<(Signed, Signed)>,
+    /// Byzantine replicas whose own core says that its state is damaged.
+    pub diverged: BTreeSet<usize>,
 }
 
 impl Cluster {
@@ -115,6 +117,7 @@ impl Cluster {
             seen: vec![BTreeSet::new(); n],
             verified: BTreeMap::new(),
             evidence: Vec::new(),
+            diverged: BTreeSet::new(),
         };
         for node in 0..n {
             cluster.wake_at(node, Duration::ZERO);

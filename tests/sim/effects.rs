@@ -63,6 +63,7 @@ impl Cluster {
                 }
             }
             Effect::Diverged { own, other } => {
+                self.diverged.insert(node);
                 if !self.world.faulty.contains(&node) {
                     self.fail("agreement", &format!("replica {node} says it diverged: {own:?} {other:?}"));
                 }

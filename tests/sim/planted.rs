@@ -17,8 +17,6 @@ pub enum ShellBug {
     VotesForgotten,
     /// What is sent is sent once.
     NothingRepeated,
-    /// Prepared certificates are not read back after a crash.
-    PreparedForgotten,
     /// Bodies are not read back after a crash.
     BodiesForgotten,
     /// A vote for a view is sent again after the view was given up.
@@ -32,7 +30,6 @@ impl ShellBug {
     pub fn forgets(self, entry: &WalEntry) -> bool {
         match entry {
             WalEntry::Sent(_) | WalEntry::ViewChange(_) => self == Self::VotesForgotten,
-            WalEntry::Prepared(_) => self == Self::PreparedForgotten,
             WalEntry::Body { .. } => self == Self::BodiesForgotten,
             _ => false,
         }
