@@ -319,7 +319,7 @@ impl Runner {
         let Ok(place) = Arc::clone(&self.block_fetch).try_acquire_owned() else { return };
         let runner = Arc::clone(self);
         tokio::spawn(async move {
-            tracing::info!(%above, %upto, "behind: fetching blocks");
+            tracing::debug!(%above, %upto, "behind: fetching blocks");
             let mut above = above;
             for node in from {
                 while let Some(applied) = runner.fetch_some_blocks(node, above).await

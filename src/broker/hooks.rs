@@ -103,11 +103,11 @@ impl Hooks {
     async fn on_connect(&self, info: &ConnectInfo) -> AuthResult {
         let id = info.id();
         let Ok(client) = ClientId::new(id.client_id.to_string()) else {
-            tracing::info!(client = %id.client_id.escape_debug(), "connect refused: not a client id");
+            tracing::debug!(client = %id.client_id.escape_debug(), "connect refused: not a client id");
             return AuthResult::NotAuthorized;
         };
         if info.last_will().is_some() {
-            tracing::info!(%client, "connect refused: carries a will");
+            tracing::debug!(%client, "connect refused: carries a will");
             return AuthResult::NotAuthorized;
         }
         let Some(request) = connect_request(info, client, &self.shared) else {
@@ -122,7 +122,7 @@ impl Hooks {
             ConnectVerdict::Registered => Standing::Registered,
             ConnectVerdict::Unregistered => Standing::Unregistered,
             ConnectVerdict::Refuse => {
-                tracing::info!(%client, "connect refused: missing or bad token");
+                tracing::debug!(%client, "connect refused: missing or bad token");
                 return AuthResult::NotAuthorized;
             }
         };
@@ -135,7 +135,7 @@ impl Hooks {
             revoked: false,
         };
         if !self.shared.registry.admit(id, slot, self.shared.settings.max_strangers) {
-            tracing::warn!(client = %session.client, "connect refused: too many unregistered clients");
+            tracing::debug!(client = %session.client, "connect refused: too many unregistered clients");
             self.shared.gatekeeper.disconnected(&session).await;
             return AuthResult::NotAuthorized;
         }
@@ -159,7 +159,7 @@ impl Hooks {
         if allowed {
             SubscribeReturn::new_success(subscribe.opts.qos(), None)
         } else {
-            tracing::info!(client = %id.client_id, filter = %subscribe.topic_filter.escape_debug(),
+            tracing::debug!(client = %id.client_id, filter = %subscribe.topic_filter.escape_debug(),
                 "subscribe refused: not the client's own topic");
             SubscribeReturn::new_failure(SubscribeAckReason::NotAuthorized)
         }
@@ -173,7 +173,7 @@ impl Hooks {
             return disconnect();
         }
         if publish.retain || !topics::may_publish(&slot.session.client, &publish.topic) {
-            tracing::info!(client = %id.client_id, topic = %publish.topic.escape_debug(), retain = publish.retain,
+            tracing::debug!(client = %id.client_id, topic = %publish.topic.escape_debug(), retain = publish.retain,
                 "publish refused: retained, or not the client's own topic");
             return not_authorized(slot.protocol);
         }

@@ -38,8 +38,12 @@ pub(super) fn run(args: &NodeArgs) -> anyhow::Result<()> {
     crate::node::run(config)
 }
 
+/// Libraries that tell at `info` or `warn` what is no operator's concern: a server that starts, a
+/// message that gossip had already. `log.level` can name them, and is then stronger.
+const QUIET: &str = "actix_server=warn,libp2p_gossipsub=error,libp2p_swarm=error";
+
 fn start_logging(settings: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.level)
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", settings.level))
         .with_context(|| format!("log.level: {:?} is no level and no list of directives", settings.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match settings.format {

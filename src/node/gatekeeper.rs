@@ -49,7 +49,7 @@ impl NodeGatekeeper {
             }
         };
         let Some(password) = password else {
-            tracing::info!(%client, %remote, "connection refused: no token");
+            tracing::debug!(%client, %remote, "connection refused: no token");
             return self.refuse("no_token");
         };
         let verified = token::verify(
@@ -63,7 +63,7 @@ impl NodeGatekeeper {
         match verified {
             Ok(_) => ConnectVerdict::Registered,
             Err(error) => {
-                tracing::info!(%client, %remote, %error, "connection refused: bad token");
+                tracing::debug!(%client, %remote, %error, "connection refused: bad token");
                 self.refuse("bad_token")
             }
         }
