@@ -185,6 +185,12 @@ impl TestNetwork {
         line.and_then(|line| line.rsplit(' ').next()).map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// The number of the primary, as the first node sees it that answers.
+    pub async fn primary(&self) -> usize {
+        let status = self.local.statuses().await.into_iter().flatten().next().unwrap();
+        status.replicas.iter().position(|replica| replica.node == status.primary).unwrap()
+    }
+
     pub async fn certified_height(&self, at: usize) -> u64 {
         self.get(at, "/v1/status").await["certified_height"].as_u64().unwrap()
     }
