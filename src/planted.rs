@@ -1,7 +1,7 @@
 //! Bugs that are planted on purpose, to prove that the simulator finds them.
 //!
 //! Without the cargo feature `planted-bugs`, which only `tests/sim` uses, [`planted`] is a constant
-//! `false` and the compiler removes all of it. With it, [`with`] plants one bug in whatever runs on
+//! `false` and the compiler removes all of it. With it, `with` plants one bug in whatever runs on
 //! the calling thread.
 
 /// A mistake in the protocol that someone could make.

@@ -9,7 +9,7 @@
 //!
 //! All of it names batches by digest, and V names messages by hash (as in the paper's journal
 //! version of 2002), so each message fits into one of gossip; who lacks a VIEW-CHANGE or a batch
-//! fetches it. [`plan`] is the function that makes O of V: the new primary and everybody who checks
+//! fetches it. `plan` is the function that makes O of V: the new primary and everybody who checks
 //! it use the same.
 
 use bincode::{Decode, Encode};
