@@ -84,6 +84,8 @@ pub enum HashKind {
     StateEntry,
     /// The lattice hash's sum, and with it the state digest.
     StateDigest,
+    /// A piece of evidence, for its id.
+    Evidence,
     /// A gossip message, for its id.
     Gossip,
 }
@@ -98,6 +100,7 @@ impl HashKind {
             Self::ReplicaSet => "ledgermq v1 replica set",
             Self::StateEntry => "ledgermq v1 state entry",
             Self::StateDigest => "ledgermq v1 state digest",
+            Self::Evidence => "ledgermq v1 evidence",
             Self::Gossip => "ledgermq v1 gossip",
         }
     }

@@ -168,7 +168,9 @@ metrics! {
         fetches: IntCounterVec("ledgermq_consensus_fetches_total", ["what"])
             "Fetches from other nodes, by what was missing: requests, blocks, certificates, batches, view.";
         evidence: IntCounterVec("ledgermq_consensus_evidence_total", ["kind"])
-            "Proofs that a node lied, by the kind of message that it contradicted itself in. Anything above 0 needs a person.";
+            "Proofs that a replica is faulty, by what it signed: pre_prepare, prepare, commit, checkpoint, new_view (two different ones), contradicted_new_view, false_new_view. Anything above 0 needs a person.";
+        evidence_stored: IntGauge("ledgermq_consensus_evidence_stored")
+            "Pieces of evidence that the node keeps, from earlier runs too: GET /v1/evidence.";
     }
 }
 

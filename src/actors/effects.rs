@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::bundles::Bundles;
 use super::consensus::{BlocksSynced, CertificateFetched, PeerBatches, PeerMessage, PeerRequests};
+use super::evidence::EvidenceKeeper;
 use super::storage::{Applied, ApplyBlocks, ExecuteBatch, Storage, StorageOrder};
 use super::verifier::{RequestVerifier, Workers};
 use super::{Fatal, Feeder};
@@ -115,6 +116,8 @@ pub struct Effects {
     pub verifier: RequestVerifier,
     /// Checks fetched blocks.
     pub workers: Workers,
+    /// Keeps evidence.
+    pub evidence: EvidenceKeeper,
     /// Stops the node.
     pub fatal: Fatal,
 }
@@ -240,8 +243,10 @@ impl Runner {
                  start it with an empty one, which it fills from the other nodes",
                 own.sequence, own.state.short(), other.state.short(),
             )),
-            Effect::Evidence { first, second } => {
-                tracing::error!(sender = %first.sender, ?first, ?second, "a replica signed two different messages for one slot");
+            Effect::Evidence(evidence) => {
+                if let Err(error) = self.parts.evidence.keep(*evidence).await {
+                    self.parts.fatal.stop(error);
+                }
             }
         }
     }

@@ -37,6 +37,7 @@ pub mod changed;
 pub mod consensus;
 pub mod downlink;
 pub mod effects;
+pub mod evidence;
 pub mod fatal;
 pub mod feeder;
 pub mod finals;

@@ -122,11 +122,9 @@ impl ConsensusTally {
             Effect::FetchCertificates { .. } => fetch("certificates"),
             Effect::FetchBatches { .. } => fetch("batches"),
             Effect::FetchView { .. } => fetch("view"),
-            Effect::Evidence { first, .. } => {
-                let kind = kind_name(&first.content);
-                self.metrics.evidence.with_label_values(&[kind]).inc();
-            }
-            Effect::SendRequests { .. }
+            // Counted when it is on disk.
+            Effect::Evidence(_)
+            | Effect::SendRequests { .. }
             | Effect::ForwardRequests { .. }
             | Effect::Skip(_)
             | Effect::Certified(_)
@@ -157,17 +155,6 @@ impl ConsensusTally {
 
 fn number(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-const fn kind_name(content: &Content) -> &'static str {
-    match content {
-        Content::PrePrepare(_) => "pre_prepare",
-        Content::Prepare(_) => "prepare",
-        Content::Commit(_) => "commit",
-        Content::Checkpoint(_) => "checkpoint",
-        Content::ViewChange(_) => "view_change",
-        Content::NewView(_) => "new_view",
-    }
 }
 
 /// The value of the metric's label for a reason.

@@ -6,6 +6,7 @@ use actix_web::web::{self, Data, Json, Path, Query, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse, Resource, ResponseError as _, Route};
 use serde_json::json;
 
+use super::evidence;
 use super::json::{BlockJson, BlockSummaryJson, BlocksJson, RecordsJson};
 use super::query::{self, BlocksQuery, ClientsQuery, RecordsQuery};
 use super::view::{ClientPage, ClientView, NodeView, Status, Submitted, ViewError};
@@ -18,10 +19,10 @@ use crate::types::{ClientId, Height};
 /// The route that waits for an operation to be final.
 pub(super) const OPERATIONS: &str = "/v1/operations";
 
-/// The media type of proof bundles.
-const BUNDLE_MEDIA_TYPE: &str = "application/octet-stream";
+/// The media type of proof bundles and evidence.
+pub(super) const BUNDLE_MEDIA_TYPE: &str = "application/octet-stream";
 
-type Answer<T> = Result<Json<T>, Problem>;
+pub(super) type Answer<T> = Result<Json<T>, Problem>;
 
 /// Adds all routes.
 pub(super) fn configure(app: &mut ServiceConfig, limits: &ApiConfig) {
@@ -43,6 +44,8 @@ pub(super) fn configure(app: &mut ServiceConfig, limits: &ApiConfig) {
         .service(resource("/v1/records/{height}/{operation}/bundle", web::get().to(bundle)))
         .service(resource("/v1/clients", web::get().to(clients)))
         .service(resource("/v1/clients/{group}/{name}", web::get().to(client)))
+        .service(resource("/v1/evidence", web::get().to(evidence::list)))
+        .service(resource("/v1/evidence/{id}", web::get().to(evidence::file)))
         .service(
             web::resource(OPERATIONS)
                 .route(web::post().to(submit))
@@ -162,7 +165,7 @@ async fn submit(context: Data<Context>, operation: Json<AdminOperation>) -> Answ
 }
 
 /// Runs a read that may block, within the limit on such reads.
-async fn read<T: Send + 'static>(
+pub(super) async fn read<T: Send + 'static>(
     context: &Context,
     work: impl FnOnce(&dyn NodeView) -> Result<T, ViewError> + Send + 'static,
 ) -> Result<T, Problem> {

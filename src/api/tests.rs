@@ -14,6 +14,8 @@ use crate::ledger::{
     AdminAction, AdminOperation, Block, Certificate, CheckpointContent, ClientSettings, Genesis, Header,
     Operation, ReplicaSet,
 };
+use crate::pbft::evidence::{Fault, FaultKind};
+use crate::store::evidence::{EvidenceKey, EvidencePage, StoredEvidence};
 use crate::store::ledger::{RecordKey, RecordPage, RecordQuery, StoredRecord};
 use crate::types::{
     ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, SeqNum, Signature, Stream, Timestamp, View,
@@ -164,6 +166,29 @@ impl NodeView for FakeNode {
     fn bundle(&self, height: Height, operation: u32) -> Result<Option<Vec<u8>>, ViewError> {
         Ok((height.0 == 3 && operation == 0).then(|| b"LMQPROOF".to_vec()))
     }
+
+    fn evidence(&self, after: Option<EvidenceKey>, limit: usize) -> EvidencePage {
+        let mut rest: Vec<_> = (1..=3).map(stored).filter(|stored| Some(stored.key) > after).collect();
+        let more = rest.len() > limit;
+        rest.truncate(limit);
+        EvidencePage { next: rest.last().filter(|_| more).map(|last| last.key), evidence: rest }
+    }
+
+    fn evidence_bytes(&self, id: &Hash) -> Result<Option<Vec<u8>>, ViewError> {
+        match id.0[0] {
+            1..=3 => Ok(Some(vec![id.0[0]; 3])),
+            66 => Err(ViewError::Failed("the disk is on fire".into())),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Evidence against the only replica.
+fn stored(number: u8) -> StoredEvidence {
+    let kind = FaultKind::Checkpoint;
+    let fault = Fault { node: NodeId([7; 32]), kind, view: None, sequence: Some(SeqNum(number.into())) };
+    let key = EvidenceKey { seen: Timestamp(number.into()), id: Hash([number; 32]) };
+    StoredEvidence { key, fault, bytes: 3 }
 }
 
 struct Running {
@@ -291,6 +316,36 @@ async fn a_bundle_is_served_as_its_bytes() {
 }
 
 #[actix_web::test]
+async fn evidence_is_listed_page_by_page_and_served_as_its_bytes() {
+    let running = Running::start();
+    let (status, body) = running.get("/v1/evidence").await;
+    assert_eq!((status, body["evidence"].as_array().unwrap().len(), &body["next"]), (200, 3, &Json::Null));
+    let id = Hash([1; 32]).to_string();
+    let expected = serde_json::json!({
+        "id": id, "node": NodeId([7; 32]), "replica": 0, "kind": "checkpoint", "view": null, "sequence": 1,
+        "seen": 1, "bytes": 3, "file": format!("/v1/evidence/{id}"),
+    });
+    assert_eq!(body["evidence"][0], expected);
+    let mut query = "limit=2".to_owned();
+    let mut seen = Vec::new();
+    loop {
+        let (_, body) = running.get(&format!("/v1/evidence?{query}")).await;
+        let page: EvidenceListJson = serde_json::from_value(body).unwrap();
+        seen.extend(page.evidence.iter().map(|piece| piece.seen.0));
+        let Some(next) = page.next else { break };
+        query = format!("limit=2&cursor={next}");
+    }
+    assert_eq!(seen, [1, 2, 3]);
+    let response = running.http.get(running.url(&format!("/v1/evidence/{id}"))).send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "application/octet-stream");
+    assert!(response.headers()["content-disposition"].to_str().unwrap().contains(".lmqevidence"));
+    assert_eq!(response.bytes().await.unwrap().as_ref(), [1; 3]);
+    let (status, body) = running.get(&format!("/v1/evidence/{}", Hash([9; 32]))).await;
+    assert!(status == 404 && detail(&body).contains("another one may have it"), "{body}");
+    assert_eq!(running.get(&format!("/v1/evidence/{}", Hash([66; 32]))).await.0, 500);
+}
+
+#[actix_web::test]
 async fn clients_are_listed_and_found() {
     let running = Running::start();
     let (_, body) = running.get("/v1/clients").await;
@@ -336,6 +391,10 @@ async fn wrong_requests_get_problem_details_that_say_what_is_wrong() {
         ("/v1/records?from=yesterday", 400, "RFC 3339"),
         ("/v1/records?cursor=xyz", 400, "cursor"),
         ("/v1/records?num=666", 500, "log"),
+        ("/v1/evidence?limit=0", 400, "limit is 0"),
+        ("/v1/evidence?cursor=0000000000000001", 400, "cursor"),
+        ("/v1/evidence?after=x", 400, "after"),
+        ("/v1/evidence/07", 400, "64 hex digits"),
         ("/v1/status", 503, "stopping"),
         ("/v1/operations", 405, "POST"),
     ] {

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::{AdminOperation, Block, Certificate, ClientSettings, Genesis, Header};
+use crate::store::evidence::{EvidenceKey, EvidencePage};
 use crate::store::ledger::{RecordPage, RecordQuery};
 use crate::types::{
     ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, PublicKey, SeqNum, Timestamp, View,
@@ -219,4 +220,13 @@ pub trait NodeView: Send + Sync + 'static {
     /// # Errors
     /// [`ViewError`].
     fn bundle(&self, height: Height, operation: u32) -> Result<Option<Vec<u8>>, ViewError>;
+
+    /// A page of the evidence against replicas that the node keeps, the oldest first; from memory.
+    fn evidence(&self, after: Option<EvidenceKey>, limit: usize) -> EvidencePage;
+
+    /// The bytes of one piece of it.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    fn evidence_bytes(&self, id: &Hash) -> Result<Option<Vec<u8>>, ViewError>;
 }

@@ -6,6 +6,7 @@
 
 mod client;
 mod demo;
+mod evidence;
 mod http;
 mod init;
 pub mod latency;
@@ -53,6 +54,8 @@ enum Command {
     Client(client::ClientCommand),
     Publish(publish::PublishArgs),
     Verify(verify::VerifyArgs),
+    #[command(subcommand)]
+    Evidence(evidence::EvidenceCommand),
 }
 
 /// Runs the program.
@@ -91,6 +94,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Client(command) => client::run(command),
         Command::Publish(args) => publish::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Evidence(command) => evidence::run(command),
     }
 }
 

@@ -235,6 +235,10 @@ pub struct ConsensusConfig {
     /// Bytes of requests in batches that are proposed and not yet stable; above that nothing more
     /// is proposed or prepared.
     pub inflight_max_bytes: u64,
+    /// Pieces of evidence that are kept against each faulty replica; the oldest stay.
+    pub evidence_max_per_replica: u32,
+    /// The same, against all replicas together.
+    pub evidence_max: u32,
 }
 
 impl Default for ConsensusConfig {
@@ -255,6 +259,8 @@ impl Default for ConsensusConfig {
             pool_max_requests: 8192,
             pool_max_bytes: 64 * MIB,
             inflight_max_bytes: 128 * MIB,
+            evidence_max_per_replica: 16,
+            evidence_max: 256,
         }
     }
 }

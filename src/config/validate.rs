@@ -116,7 +116,9 @@ impl Config {
         millis("consensus.request_timeout_max_ms", consensus.request_timeout_max, timeout)?;
         within("consensus.pool_max_requests", consensus.pool_max_requests, 256..=1 << 20)?;
         within("consensus.pool_max_bytes", consensus.pool_max_bytes, 16 * MIB..=16 * GIB)?;
-        within("consensus.inflight_max_bytes", consensus.inflight_max_bytes, 16 * MIB..=16 * GIB)
+        within("consensus.inflight_max_bytes", consensus.inflight_max_bytes, 16 * MIB..=16 * GIB)?;
+        within("consensus.evidence_max_per_replica", consensus.evidence_max_per_replica, 1..=1024)?;
+        within("consensus.evidence_max", consensus.evidence_max, 1..=65_536)
     }
 
     fn check_storage(&self) -> Result<(), Problem> {

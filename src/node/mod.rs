@@ -25,6 +25,7 @@ use crate::actors::changed::ChangedClients;
 use crate::actors::consensus::Consensus;
 use crate::actors::downlink::Downlink;
 use crate::actors::effects::{self, Effects};
+use crate::actors::evidence::{EvidenceKeeper, KeeperParts};
 use crate::actors::finals::{Finals, TellFinal};
 use crate::actors::ingress::{Ingress, IngressLimits, IngressParts};
 use crate::actors::network::{Judge, Network as NetworkActor};
@@ -243,6 +244,7 @@ impl Node {
         let (stopping, upkeep) = start_upkeep(&shared, &core);
         let (storage, consensus, store) =
             (core.storage.clone(), core.consensus.clone(), Arc::clone(&core.opened.store));
+        let evidence = Arc::clone(&core.opened.evidence);
         let (ingress, verifier) = start_device_side(&shared, core, &downlink)?;
         tokio::spawn(resume(verifier, accepted));
         let gatekeeper = gatekeeper::NodeGatekeeper {
@@ -265,6 +267,7 @@ impl Node {
             clock: Arc::clone(&shared.clock),
             ledger: Arc::clone(&shared.view),
             store,
+            evidence,
             network: network.clone(),
             consensus,
             storage: storage.recipient(),
@@ -387,6 +390,7 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         messages,
         verifier: verifier.clone(),
         workers: shared.workers.clone(),
+        evidence: evidence_keeper(shared, &opened),
         fatal: shared.fatal.clone(),
     };
     effects::start(parts, outputs_queue);
@@ -401,6 +405,17 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     };
     NetworkActor::start_with(judge, events, &shared.fatal);
     Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients) })
+}
+
+fn evidence_keeper(shared: &Shared, opened: &Opened) -> EvidenceKeeper {
+    EvidenceKeeper::new(KeeperParts {
+        network_id: shared.network_id,
+        keys: Arc::clone(&shared.keys),
+        store: Arc::clone(&opened.evidence),
+        clock: Arc::clone(&shared.clock),
+        workers: shared.workers.clone(),
+        metrics: shared.metrics.consensus.clone(),
+    })
 }
 
 fn start_storage(

@@ -23,7 +23,7 @@ use crate::metrics::StorageMetrics;
 use crate::pbft::{Restored, WalEntry};
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{EntryKind, LogSettings, Position, SyncReport};
-use crate::store::{LedgerStore, Log, SledStore, StoreError, StoreSettings};
+use crate::store::{EvidenceLimits, EvidenceStore, LedgerStore, Log, SledStore, StoreError, StoreSettings};
 use crate::types::{ClientId, Height, MessageSeq, NetworkId, SeqNum};
 
 /// Recent blocks whose certificates are looked for at the start: those that are older had a day of
@@ -40,6 +40,8 @@ pub(super) struct Opened {
     pub(super) log: Log,
     /// Where its PBFT entries lie.
     pub(super) marks: Arc<WalMarks>,
+    /// Evidence against replicas.
+    pub(super) evidence: Arc<EvidenceStore>,
     /// What was accepted before.
     pub(super) admission: Arc<Admission>,
     /// What the replica goes on from, until it is built.
@@ -61,6 +63,7 @@ pub(super) fn open(
     let store = SledStore::open(&config.data_dir.join("ledger"), &settings)?;
     let state = load_state(&store, genesis).context("loading the ledger's state")?;
     let admission = Admission::restore(store.admissions()?);
+    let evidence = EvidenceStore::open(&config.data_dir.join("evidence"), evidence_limits(config)?)?;
 
     let settings = log_settings(config, network, clock, metrics)?;
     let (log, replay) = Log::open(&config.data_dir.join("log"), settings)?;
@@ -98,6 +101,7 @@ pub(super) fn open(
         store: Arc::new(store),
         log,
         marks: Arc::new(marks),
+        evidence: Arc::new(evidence),
         admission: Arc::new(admission),
         restored: Some(restored),
         accepted,
@@ -134,6 +138,14 @@ fn uncertified(store: &SledStore, head: Height) -> Result<Vec<Height>, StoreErro
     }
     missing.reverse();
     Ok(missing)
+}
+
+fn evidence_limits(config: &Config) -> anyhow::Result<EvidenceLimits> {
+    let consensus = &config.consensus;
+    Ok(EvidenceLimits {
+        per_replica: usize::try_from(consensus.evidence_max_per_replica)?,
+        all: usize::try_from(consensus.evidence_max)?,
+    })
 }
 
 fn log_settings(

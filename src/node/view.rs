@@ -20,9 +20,10 @@ use crate::ledger::{
     VerifiedRequest,
 };
 use crate::network::NetworkHandle;
+use crate::store::evidence::{EvidenceKey, EvidencePage};
 use crate::store::ledger::{RecordPage, RecordQuery};
-use crate::store::{LedgerStore, StoreError};
-use crate::types::{ClientId, Height, NetworkId, NodeId, Timestamp};
+use crate::store::{EvidenceStore, LedgerStore, StoreError};
+use crate::types::{ClientId, Hash, Height, NetworkId, NodeId, Timestamp};
 
 /// How long the consensus loop may take to answer before the node calls itself stuck.
 const LOOP_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -46,6 +47,7 @@ pub(super) struct ApiView {
     pub(super) clock: SharedClock,
     pub(super) ledger: Arc<LedgerView>,
     pub(super) store: Arc<dyn LedgerStore>,
+    pub(super) evidence: Arc<EvidenceStore>,
     pub(super) network: NetworkHandle,
     pub(super) consensus: Addr<Consensus>,
     pub(super) storage: Recipient<AwaitAdmin>,
@@ -281,5 +283,13 @@ impl NodeView for ApiView {
 
     fn bundle(&self, height: Height, operation: u32) -> Result<Option<Vec<u8>>, ViewError> {
         self.prove(height, operation).map_err(failed)
+    }
+
+    fn evidence(&self, after: Option<EvidenceKey>, limit: usize) -> EvidencePage {
+        self.evidence.page(after, limit)
+    }
+
+    fn evidence_bytes(&self, id: &Hash) -> Result<Option<Vec<u8>>, ViewError> {
+        self.evidence.bytes(id).map_err(failed)
     }
 }

@@ -176,6 +176,22 @@ impl Checkpoints {
         }
     }
 
+    /// The CHECKPOINT of `sender` that the certificate of the same number has, if it is another one;
+    /// told once.
+    pub(super) fn contradicts_certificate(
+        &mut self,
+        content: &CheckpointContent,
+        sender: NodeId,
+        replicas: &ReplicaSet,
+    ) -> Option<Signed> {
+        let slot = self.slots.get_mut(&content.sequence)?;
+        let certificate = slot.certificate.as_ref().filter(|certificate| certificate.content != *content)?;
+        let number = u16::try_from(replicas.index_of(&sender)?).ok()?;
+        let (_, signature) = certificate.signatures.iter().find(|(signer, _)| *signer == number)?;
+        let (content, signature) = (Content::Checkpoint(certificate.content), *signature);
+        slot.contradicted.insert(sender).then_some(Signed { sender, content, signature })
+    }
+
     /// The certificate that the votes for `sequence` make, if it is complete and new.
     pub(super) fn certificate(&self, sequence: SeqNum, replicas: &ReplicaSet) -> Option<Certificate> {
         let slot = self.slots.get(&sequence).filter(|slot| slot.certificate.is_none())?;

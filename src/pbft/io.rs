@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ledger::{Certificate, CheckpointContent, VerifiedRequest};
-use crate::pbft::message::{Batch, Envelope, Signed, Verified};
+use crate::pbft::evidence::Evidence;
+use crate::pbft::message::{Batch, Envelope, Verified};
 use crate::pbft::wal::WalEntry;
 use crate::types::{Hash, Height, NodeId, SeqNum, Timestamp, View};
 
@@ -68,8 +69,6 @@ pub enum Input {
 
 /// Everything that is to be done, in order, after the entries of the same output are on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-// Evidence is the largest and the rarest; the others are moved once.
-#[allow(clippy::large_enum_variant)]
 pub enum Effect {
     /// Send to all replicas over gossip.
     Broadcast(Envelope),
@@ -156,13 +155,9 @@ pub enum Effect {
         /// What the others have.
         other: CheckpointContent,
     },
-    /// A replica signed two different messages for the same slot: proof that it is faulty.
-    Evidence {
-        /// The first message.
-        first: Signed,
-        /// The other one.
-        second: Signed,
-    },
+    /// A replica is proven faulty: keep the proof. Of each replica, kind and slot it comes once, as
+    /// far as the core remembers; after a restart it may come again.
+    Evidence(Box<Evidence>),
 }
 
 /// What a step gives.

@@ -19,6 +19,7 @@
 //! ```
 
 pub mod certificates;
+pub mod evidence;
 pub mod footprint;
 pub mod io;
 pub mod message;
@@ -48,6 +49,7 @@ mod views;
 #[cfg(test)]
 mod tests;
 
+pub use evidence::{Evidence, EvidenceError};
 pub use footprint::Footprint;
 pub use io::{Effect, Input, Now, Output, Rejected, Source};
 pub use message::{Batch, Envelope, MessageError, Signed, Verified};

@@ -2,6 +2,7 @@
 
 use crate::ledger::{Certificate, CheckpointContent};
 use crate::pbft::checkpoints::{Inserted, OwnCheckpoint};
+use crate::pbft::evidence::Evidence;
 use crate::pbft::io::{Effect, Now, Output, Rejected};
 use crate::pbft::message::{Content, Verified};
 use crate::pbft::replica::Replica;
@@ -26,11 +27,17 @@ impl Replica {
             return Err(Rejected::AboveWatermark { high: self.high_watermark() });
         }
         let second = message.signed().clone();
+        let replicas = &self.settings.replicas;
+        let certified = self.checkpoints.contradicts_certificate(&content, message.sender(), replicas);
+        if let Some(first) = certified {
+            out.effects.push(Effect::Evidence(Box::new(Evidence::contradiction(&first, &second))));
+            return Err(Rejected::Equivocation);
+        }
         match self.checkpoints.insert(content, message) {
             Inserted::New => self.try_certify(content.sequence, out),
             Inserted::Known(why) => return Err(why),
             Inserted::Contradicts(first) => {
-                out.effects.push(Effect::Evidence { first: *first, second });
+                out.effects.push(Effect::Evidence(Box::new(Evidence::contradiction(&first, &second))));
                 return Err(Rejected::Equivocation);
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::crypto::SignatureKind;
 use crate::ledger::Certificate;
 use crate::pbft::certificates::{Carried, NewView, Plan, plan};
+use crate::pbft::evidence::{Evidence, FaultKind};
 use crate::pbft::io::{Effect, Now, Output, Rejected};
 use crate::pbft::log::Proposal;
 use crate::pbft::message::{Batch, Content, PrePrepare, Verified, proposal_bytes};
@@ -52,7 +53,7 @@ impl Replica {
 
     /// Two different NEW-VIEWs of one primary for one view prove that it is faulty.
     fn compare_new_views(
-        &self,
+        &mut self,
         first: Option<Verified>,
         view: View,
         second: &Verified,
@@ -64,8 +65,10 @@ impl Replica {
         if first.content() == second.content() {
             return Rejected::Duplicate;
         }
-        let (first, second) = (first.signed().clone(), second.signed().clone());
-        out.effects.push(Effect::Evidence { first, second });
+        if self.views.expose(second.sender(), FaultKind::NewView, view) {
+            let evidence = Evidence::contradiction(first.signed(), second.signed());
+            out.effects.push(Effect::Evidence(Box::new(evidence)));
+        }
         Rejected::Equivocation
     }
 
@@ -89,6 +92,11 @@ impl Replica {
             return;
         }
         out.rejected.get_or_insert(Rejected::BadNewView);
+        if self.views.expose(sender, FaultKind::FalseNewView, view) {
+            let view_changes = messages.iter().map(|message| message.signed().clone()).collect();
+            let evidence = Evidence::false_new_view(offer.message.signed(), view_changes);
+            out.effects.push(Effect::Evidence(Box::new(evidence)));
+        }
         // Its primary is proven faulty: there is nothing to wait for in that view.
         if view == self.view && self.is_changing() {
             self.views.failed();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ledger::VerifiedRequest;
+use crate::pbft::evidence::Evidence;
 use crate::pbft::io::{Effect, Now, Output, Rejected};
 use crate::pbft::log::{Phase, Proposal};
 use crate::pbft::message::{Batch, Content, Prepare, Verified};
@@ -16,7 +17,7 @@ use crate::pbft::replica::Replica;
 use crate::pbft::resend::Resend;
 use crate::pbft::settings::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_CLOCK_AHEAD};
 use crate::pbft::wal::WalEntry;
-use crate::types::{SeqNum, Timestamp};
+use crate::types::{Hash, SeqNum, Timestamp};
 
 enum Judgement {
     Agreed(Vec<Arc<VerifiedRequest>>),
@@ -45,27 +46,42 @@ impl Replica {
         if sequence <= self.views.carried_upto {
             return self.on_carried(now, sequence, &message, &batch, out);
         }
+        let digest = batch.digest();
+        // Whatever the second one proposes, signing it is the fault.
+        if let Some(why) = self.compare_proposals(now, sequence, digest, &message, out) {
+            return Err(why);
+        }
         if batch.origin_view != view || batch.proposer != message.sender() {
             return Err(Rejected::InvalidBatch("a fresh batch names its own view and proposer"));
         }
         check_batch(&batch)?;
-        let digest = batch.digest();
         let slot = self.log.entry(sequence, view, Resend::started(now.monotonic, &self.settings));
-        if let Some(earlier) = &slot.proposal {
-            if earlier.digest == digest {
-                return Err(Rejected::Duplicate);
-            }
-            if !std::mem::replace(&mut slot.contradicted, true) {
-                let first = earlier.message.clone();
-                self.expose(now, &first, &message, out);
-            }
-            return Err(Rejected::Equivocation);
-        }
         slot.missing =
             batch.requests.iter().filter(|digest| self.pool.get(digest).is_none()).copied().collect();
         slot.fetch_at = now.monotonic + self.settings.fetch_delay;
         slot.proposal = Some(Proposal { message, batch, digest });
         Ok(())
+    }
+
+    /// A second proposal for a number is the first one again, or exposes the primary.
+    fn compare_proposals(
+        &mut self,
+        now: Now,
+        sequence: SeqNum,
+        digest: Hash,
+        second: &Verified,
+        out: &mut Output,
+    ) -> Option<Rejected> {
+        let slot = self.log.get_mut(sequence, self.view)?;
+        let first = slot.proposal.as_ref()?;
+        if first.digest == digest {
+            return Some(Rejected::Duplicate);
+        }
+        let first = first.message.clone();
+        if !std::mem::replace(&mut slot.contradicted, true) {
+            self.expose(now, &first, second, out);
+        }
+        Some(Rejected::Equivocation)
     }
 
     /// A PRE-PREPARE for a number that the NEW-VIEW carries over brings its batch, and nothing else.
@@ -95,8 +111,8 @@ impl Replica {
 
     /// The primary signed two proposals for one number: all shall see both, and it is given up.
     fn expose(&mut self, now: Now, first: &Verified, second: &Verified, out: &mut Output) {
-        let evidence = Effect::Evidence { first: first.signed().clone(), second: second.signed().clone() };
-        out.effects.push(evidence);
+        let evidence = Evidence::contradiction(first.signed(), second.signed());
+        out.effects.push(Effect::Evidence(Box::new(evidence)));
         for message in [first, second] {
             self.repeat(now, message, out);
         }

@@ -1,6 +1,7 @@
 //! PREPARE and COMMIT (1999, section 4.2), and what follows once there are enough of them.
 
 use crate::pbft::certificates::Prepared;
+use crate::pbft::evidence::Evidence;
 use crate::pbft::io::{Effect, Now, Output, Rejected};
 use crate::pbft::log::{Inserted, Phase};
 use crate::pbft::message::{Commit, Content, Prepare, Verified};
@@ -29,7 +30,7 @@ impl Replica {
             Inserted::New => self.try_commit(now, prepare.sequence, out),
             Inserted::Known(why) => return Err(why),
             Inserted::Contradicts(first) => {
-                out.effects.push(Effect::Evidence { first: *first, second });
+                out.effects.push(Effect::Evidence(Box::new(Evidence::contradiction(&first, &second))));
                 return Err(Rejected::Equivocation);
             }
         }
@@ -51,7 +52,7 @@ impl Replica {
             Inserted::New => self.try_commit(now, commit.sequence, out),
             Inserted::Known(why) => return Err(why),
             Inserted::Contradicts(first) => {
-                out.effects.push(Effect::Evidence { first: *first, second });
+                out.effects.push(Effect::Evidence(Box::new(Evidence::contradiction(&first, &second))));
                 return Err(Rejected::Equivocation);
             }
         }

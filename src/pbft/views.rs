@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::ledger::ReplicaSet;
 use crate::pbft::certificates::{NewView, ViewChange};
+use crate::pbft::evidence::FaultKind;
 use crate::pbft::message::{Content, Verified};
 use crate::pbft::resend::Resend;
 use crate::types::{Hash, NodeId, SeqNum, View};
@@ -68,6 +69,8 @@ pub(super) struct Views {
     heard: BTreeMap<NodeId, Heard>,
     pub(super) offers: BTreeMap<NodeId, Offer>,
     seen: BTreeMap<NodeId, View>,
+    /// The highest view in which a replica's NEW-VIEW was told to be evidence, for each kind of it.
+    exposed: BTreeMap<(NodeId, FaultKind), View>,
     /// When a NEW-VIEW is asked for next, if one is missing, and how often that was done.
     pub(super) fetch_at: Option<Duration>,
     pub(super) fetches: usize,
@@ -130,6 +133,14 @@ impl Views {
     pub(super) fn see(&mut self, node: NodeId, view: View) {
         let seen = self.seen.entry(node).or_default();
         *seen = view.max(*seen);
+    }
+
+    /// Whether a fault of `node` in `view` is to be told: each is once, and none below an earlier one.
+    pub(super) fn expose(&mut self, node: NodeId, kind: FaultKind, view: View) -> bool {
+        let last = self.exposed.entry((node, kind)).or_default();
+        let later = view > *last;
+        *last = view.max(*last);
+        later
     }
 
     /// Who was seen in a view at or above `view`, and the highest view that was seen.

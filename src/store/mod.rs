@@ -11,13 +11,16 @@
 //! ```
 //!
 //! What must not be lost is in the [`log`] before anybody is told; the [`ledger`] store may lag
-//! behind, since the log replays into it, and is made durable only before the log is cut. Byte
+//! behind, since the log replays into it, and is made durable only before the log is cut. [`evidence`]
+//! against replicas lies in files of its own. Byte
 //! layouts, rules and what an operator does on damage are in `docs/STORAGE.md`.
 
+pub mod evidence;
 pub mod ledger;
 pub mod log;
 pub mod sled_store;
 
+pub use evidence::{EvidenceLimits, EvidenceStore};
 pub use ledger::{LedgerStore, StoreError};
 pub use log::{Log, LogError};
 pub use sled_store::{SledStore, StoreSettings};

@@ -2,6 +2,7 @@
 //!
 //! All replicas of the network are here, so blocks get true certificates without consensus.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -18,9 +19,11 @@ use ledgermq::ledger::{
     State, VerifiedRequest,
 };
 use ledgermq::metrics::Metrics;
-use ledgermq::pbft::message::Batch;
+use ledgermq::pbft::message::{Batch, Content, Prepare};
+use ledgermq::pbft::{Evidence, Verified};
+use ledgermq::store::evidence::{EvidenceKey, EvidencePage, StoredEvidence};
 use ledgermq::store::ledger::{RecordPage, RecordQuery};
-use ledgermq::types::{ClientId, Hash, Height, MessageSeq, Stream, Timestamp, View};
+use ledgermq::types::{ClientId, Hash, Height, MessageSeq, SeqNum, Stream, Timestamp, View};
 use ledgermq::{codec, keyfile, merkle};
 
 /// Keeps the API running.
@@ -34,6 +37,7 @@ pub struct Ledger {
     genesis: Genesis,
     replicas: Vec<SecretKey>,
     chain: Mutex<Chain>,
+    evidence: Mutex<BTreeMap<EvidenceKey, (StoredEvidence, Vec<u8>)>>,
 }
 
 struct Chain {
@@ -61,6 +65,7 @@ impl Ledger {
         Arc::new(Self {
             replicas: network.nodes.iter().map(|node| key(&node.config)).collect(),
             chain: Mutex::new(Chain { state: State::genesis(&genesis), blocks: Vec::new() }),
+            evidence: Mutex::default(),
             genesis,
         })
     }
@@ -118,6 +123,28 @@ impl Ledger {
             write: inclusion(chain.blocks.last().unwrap()),
         };
         bundle.encode()
+    }
+
+    /// Two PREPAREs of a replica for one slot of view 0: evidence, which is listed from now on.
+    pub fn accuse(&self, replica: usize, sequence: u64) -> (Hash, Vec<u8>) {
+        let sign = |fill: u8| {
+            let vote = Prepare { view: View(0), sequence: SeqNum(sequence), digest: Hash([fill; 32]) };
+            let network = self.genesis.network_id();
+            Verified::sign(&self.replicas[replica], &network, Content::Prepare(vote)).signed().clone()
+        };
+        let proven = Evidence::contradiction(&sign(1), &sign(2)).verify_with(&self.genesis).unwrap();
+        let key = EvidenceKey { seen: Timestamp(1_767_225_600_000 + sequence), id: proven.id };
+        let bytes = proven.bytes().to_vec();
+        let stored = StoredEvidence { key, fault: proven.fault, bytes: bytes.len() as u64 };
+        self.evidence.lock().unwrap().insert(key, (stored, bytes.clone()));
+        (proven.id, bytes)
+    }
+
+    /// Gives other bytes for a piece of evidence from now on.
+    pub fn lie_about(&self, id: Hash) {
+        let mut evidence = self.evidence.lock().unwrap();
+        let (_, bytes) = evidence.values_mut().find(|(stored, _)| stored.key.id == id).unwrap();
+        bytes[20] ^= 1;
     }
 
     fn order(&self, request: VerifiedRequest) -> Outcome {
@@ -232,5 +259,19 @@ impl NodeView for Ledger {
 
     fn bundle(&self, _height: Height, _operation: u32) -> Result<Option<Vec<u8>>, ViewError> {
         Ok(None)
+    }
+
+    fn evidence(&self, after: Option<EvidenceKey>, _limit: usize) -> EvidencePage {
+        // Pages of one.
+        let evidence = self.evidence.lock().unwrap();
+        let mut rest = evidence.keys().filter(|key| Some(**key) > after);
+        let Some(key) = rest.next() else { return EvidencePage::default() };
+        EvidencePage { evidence: vec![evidence[key].0], next: rest.next().map(|_| *key) }
+    }
+
+    fn evidence_bytes(&self, id: &Hash) -> Result<Option<Vec<u8>>, ViewError> {
+        let evidence = self.evidence.lock().unwrap();
+        let found = evidence.values().find(|(stored, _)| stored.key.id == *id);
+        Ok(found.map(|(_, bytes)| bytes.clone()))
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod evidence;
 mod ledger;
 
 use std::fs;
@@ -62,6 +63,12 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--stream", "key"], "a stream is"),
         (&["verify", "bundle"], "--genesis <FILE>"),
         (&["verify", "--genesis", "genesis.json"], "BUNDLE"),
+        (&["evidence"], "Usage: ledgermq evidence"),
+        (&["evidence", "fetch", "-o", "file"], "<ID>"),
+        (&["evidence", "fetch", "07", "-o", "file"], "64 hex digits"),
+        (&["evidence", "fetch", &"07".repeat(32)], "--output <FILE>"),
+        (&["evidence", "verify", "file"], "--genesis <FILE>"),
+        (&["evidence", "verify", "--genesis", "genesis.json"], "<FILE>"),
     ] {
         let err = fail(&dir, 2, args);
         assert!(err.contains(says), "{args:?}: {err}");
@@ -71,7 +78,7 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
 #[test]
 fn help_teaches_every_command() {
     let dir = tempfile::tempdir().unwrap();
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 10] = [
         &["init"],
         &["client", "new"],
         &["client", "register"],
@@ -79,6 +86,9 @@ fn help_teaches_every_command() {
         &["client", "revoke"],
         &["publish"],
         &["verify"],
+        &["evidence", "list"],
+        &["evidence", "fetch"],
+        &["evidence", "verify"],
     ];
     for command in commands {
         let help = succeed(&dir, &[command, &["--help"]].concat());

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `first_light.rs` | a reading goes from a gateway to a proof, on four replicas |
 //! | `crashes.rs` | nothing that was acknowledged is lost, whoever is killed |
+//! | `evidence.rs` | who contradicts itself is proven faulty by all others, for good |
 //! | `hostile_messages.rs` | each bad message gets the answer that the protocol names |
 //! | `hostile_ports.rs` | garbage on any port harms nobody |
 //! | `operations.rs` | the ledger takes an admin's operations, and nobody else's |
@@ -13,6 +14,7 @@
 
 mod crashes;
 mod device;
+mod evidence;
 mod first_light;
 mod hostile_messages;
 mod hostile_ports;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ledgermq::crypto::SecretKey;
 use ledgermq::ledger::{Genesis, ReplicaSet, ReplicaSetKeys, VerifiedRequest, genesis::GENESIS_VERSION};
-use ledgermq::pbft::{Envelope, Input, Replica, Settings, Signed, Source, Verified};
+use ledgermq::pbft::{Envelope, Evidence, Input, Replica, Settings, Source, Verified};
 use ledgermq::types::{Hash, MessageSeq, NetworkId, NodeId, Timestamp};
 
 use crate::adversary::Adversary;
@@ -58,7 +58,7 @@ pub struct Cluster {
     pub seen: Vec<BTreeSet<Hash>>,
     /// Messages whose signatures were checked: each needs that only once for all who hear it.
     pub verified: BTreeMap<Hash, Verified>,
-    pub evidence: Vec<(Signed, Signed)>,
+    pub evidence: Vec<Evidence>,
     /// Byzantine replicas whose own core says that its state is damaged.
     pub diverged: BTreeSet<usize>,
 }

@@ -68,9 +68,9 @@ impl Cluster {
                     self.fail("agreement", &format!("replica {node} says it diverged: {own:?} {other:?}"));
                 }
             }
-            Effect::Evidence { first, second } => {
-                self.saw(node, Seen::Evidence(Box::new((first.clone(), second.clone()))));
-                self.evidence.push((first, second));
+            Effect::Evidence(evidence) => {
+                self.saw(node, Seen::Evidence(evidence.clone()));
+                self.evidence.push(*evidence);
             }
         }
     }

@@ -5,6 +5,7 @@
 mod anything;
 mod bytes;
 mod catching_up;
+mod evidence;
 mod new_view;
 mod proposals;
 mod requests;
@@ -21,7 +22,9 @@ use crate::ledger::{
     AdminAction, AdminOperation, CheckpointContent, ClientSettings, ReplicaSet, Request, VerifiedRequest,
 };
 use crate::pbft::message::{Batch, Commit, Content, PrePrepare, Prepare, Verified};
-use crate::pbft::{Effect, Input, Now, Output, Rejected, Replica, Restored, Settings, Source, WalEntry};
+use crate::pbft::{
+    Effect, Evidence, Input, Now, Output, Rejected, Replica, Restored, Settings, Source, WalEntry,
+};
 use crate::types::{ClientId, Hash, Height, NetworkId, SeqNum, Timestamp, View};
 
 const NETWORK: NetworkId = NetworkId([7; 32]);
@@ -179,6 +182,15 @@ fn prepare(sequence: u64, digest: Hash) -> Content {
 
 fn commit(sequence: u64, digest: Hash) -> Content {
     Content::Commit(Commit { view: View(0), sequence: SeqNum(sequence), digest })
+}
+
+/// The evidence in effects.
+fn evidence(effects: &[Effect]) -> Vec<Evidence> {
+    let evidence = |effect: &Effect| match effect {
+        Effect::Evidence(evidence) => Some((**evidence).clone()),
+        _ => None,
+    };
+    effects.iter().filter_map(evidence).collect()
 }
 
 /// The contents of the messages that are sent.

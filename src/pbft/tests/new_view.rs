@@ -10,7 +10,7 @@ use crate::pbft::message::{MessageError, proposal_bytes};
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The proof that `digest` was prepared at `sequence` in `view`.
-fn proof(keys: &[SecretKey], view: u64, sequence: u64, digest: Hash) -> Prepared {
+pub(super) fn proof(keys: &[SecretKey], view: u64, sequence: u64, digest: Hash) -> Prepared {
     let (view, sequence, primary) = (View(view), SeqNum(sequence), (view % 4) as usize);
     let vote = crate::codec::encode(&Prepare { view, sequence, digest });
     let backups = (0..4).filter(|at| *at != primary).take(2);
@@ -29,12 +29,17 @@ fn proof(keys: &[SecretKey], view: u64, sequence: u64, digest: Hash) -> Prepared
     }
 }
 
-fn with_prepared(view: u64, prepared: Vec<Prepared>) -> Content {
+pub(super) fn with_prepared(view: u64, prepared: Vec<Prepared>) -> Content {
     Content::ViewChange(ViewChange { view: View(view), checkpoint: None, prepared })
 }
 
 /// The NEW-VIEW of a primary that proposes these digests on these VIEW-CHANGEs.
-fn new_view(keys: &[SecretKey], view: u64, from: &[(usize, Content)], digests: &[Hash]) -> Content {
+pub(super) fn new_view(
+    keys: &[SecretKey],
+    view: u64,
+    from: &[(usize, Content)],
+    digests: &[Hash],
+) -> Content {
     let primary = &keys[(view % 4) as usize];
     let sign = |(at, digest): (usize, &Hash)| {
         let bytes = proposal_bytes(View(view), SeqNum(at as u64 + 1), *digest);
@@ -53,7 +58,7 @@ fn new_view(keys: &[SecretKey], view: u64, from: &[(usize, Content)], digests: &
 }
 
 /// Three empty VIEW-CHANGEs, of replicas 1 to 3.
-fn bare_ones(view: u64) -> Vec<(usize, Content)> {
+pub(super) fn bare_ones(view: u64) -> Vec<(usize, Content)> {
     (1..4).map(|at| (at, bare(view))).collect()
 }
 
@@ -217,7 +222,7 @@ fn two_new_views_of_one_primary_for_one_view_are_evidence() {
     let _ = t.hear(1, first.clone());
     let output = t.hear(1, second);
     assert_eq!(rejected(&output), Rejected::Equivocation);
-    assert!(matches!(&output.effects[..], [Effect::Evidence { .. }]));
+    assert!(matches!(&output.effects[..], [Effect::Evidence(_)]));
     assert_eq!(rejected(&t.hear(1, first)), Rejected::Duplicate);
 }
 

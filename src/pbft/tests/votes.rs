@@ -60,7 +60,7 @@ fn a_replica_that_votes_twice_is_counted_once_and_shown() {
     let _ = t.hear(3, prepare(1, Hash([9; 32])));
     let output = t.hear(3, prepare(1, digest));
     assert_eq!(rejected(&output), Rejected::Equivocation);
-    assert!(matches!(&output.effects[..], [Effect::Evidence { .. }]));
+    assert!(matches!(&output.effects[..], [Effect::Evidence(_)]));
     assert!(t.hear(3, prepare(1, digest)).effects.is_empty(), "told once");
 }
 

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ledgermq::ledger::{Block, Certificate, CheckpointContent, ReplicaSet};
-use ledgermq::pbft::{Footprint, Signed, Status};
+use ledgermq::pbft::{Evidence, Footprint, Signed, Status};
 use ledgermq::types::{Hash, NetworkId, NodeId, PublicKey, SeqNum};
 
 pub use bounded_memory::POOL_MAX_REQUESTS;
@@ -41,8 +41,8 @@ pub enum Seen {
     Skipped(CheckpointContent),
     /// It has this certificate.
     Certified(Certificate),
-    /// It says that another one contradicted itself.
-    Evidence(Box<(Signed, Signed)>),
+    /// It says that another one is proven faulty.
+    Evidence(Box<Evidence>),
     /// A step ended like this.
     Stepped(Box<(Status, Footprint)>),
 }
