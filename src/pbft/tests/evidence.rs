@@ -273,6 +273,28 @@ fn a_proposal_below_what_the_new_view_carries_over_contradicts_it() {
 }
 
 #[test]
+fn the_bytes_are_those_that_the_documentation_says() {
+    let (one, other) = (signed(1, vote(3, 17, 1)), signed(1, vote(3, 17, 2)));
+    let message = |message: &Signed, fill: u8| {
+        let number = |number: u64| number.to_be_bytes();
+        let parts: [&[u8]; 6] = [
+            &message.sender.0,
+            &1_u32.to_be_bytes(),
+            &number(3),
+            &number(17),
+            &[fill; 32],
+            &message.signature.0,
+        ];
+        parts.concat()
+    };
+    let parts: [&[u8]; 5] = [b"LMQFAULT", &[0, 1], &[0; 4], &message(&one, 1), &message(&other, 2)];
+    let bytes = Evidence::contradiction(&other, &one).encode();
+    assert_eq!((bytes.len(), &bytes), (310, &parts.concat()));
+    let id = blake3::derive_key("ledgermq v1 evidence", &bytes);
+    assert_eq!(Evidence::id_of(&bytes), Hash(id));
+}
+
+#[test]
 fn only_whole_canonical_evidence_of_this_version_is_read() {
     let bytes = all_kinds()[1].1.encode();
     assert!(bytes.starts_with(MAGIC));
