@@ -123,6 +123,8 @@ impl fmt::Display for Part {
 /// Messages that are said to prove that their sender is faulty. Anybody may say so: see
 /// [`Evidence::verify`].
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+// Rare, and boxed where it is one of many.
+#[allow(clippy::large_enum_variant)]
 pub enum Evidence {
     /// Two messages of one sender, ascending by their canonical bytes.
     Contradiction {
