@@ -19,9 +19,12 @@
 //! ```
 
 pub mod certificates;
+pub mod diagnosis;
 pub mod footprint;
+pub mod insight;
 pub mod io;
 pub mod message;
+pub mod notice;
 pub mod replica;
 pub mod settings;
 pub mod wal;
@@ -49,8 +52,10 @@ mod views;
 mod tests;
 
 pub use footprint::Footprint;
+pub use insight::Insight;
 pub use io::{Effect, Input, Now, Output, Rejected, Source};
 pub use message::{Batch, Envelope, MessageError, Signed, Verified};
+pub use notice::{Notice, Suspicion};
 pub use replica::{Replica, SetupError, Status};
 pub use settings::Settings;
 pub use wal::{Pin, Restored, WalEntry, WalError};
