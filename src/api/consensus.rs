@@ -9,11 +9,13 @@ use actix_web::web::{Data, Json};
 use serde::{Deserialize, Serialize};
 
 use super::{Context, Problem};
-use crate::types::{Hash, Height, NodeId, SeqNum, View};
+use crate::types::{Hash, Height, NetworkId, NodeId, SeqNum, View};
 
 /// Where a node's replica stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConsensusView {
+    /// Id of the network.
+    pub network: NetworkId,
     /// Id of the node.
     pub node: NodeId,
     /// Its number among the replicas.

@@ -14,7 +14,7 @@ use crate::network::PeerStatus;
 use crate::pbft::Insight;
 use crate::pbft::diagnosis::{self, Diagnosis, Facts, ReplicaState};
 use crate::store::log::Position;
-use crate::types::{Hash, Height, NodeId};
+use crate::types::{Hash, Height, NetworkId, NodeId};
 
 /// What was seen last, and since when.
 #[derive(Debug, Clone, Default)]
@@ -74,6 +74,7 @@ pub(super) fn measure(metrics: &ConsensusMetrics, insight: &Insight, diagnosis: 
 
 /// What the ledger says.
 pub(super) struct Ledger {
+    pub(super) network: NetworkId,
     pub(super) height: Height,
     pub(super) block: Hash,
     pub(super) certified_height: Height,
@@ -89,6 +90,7 @@ pub(super) fn consensus_view(
     let diagnosis = diagnosis::diagnose(insight, facts);
     let (set, status) = (&insight.replicas, &insight.status);
     ConsensusView {
+        network: ledger.network,
         node: insight.me,
         replica: set.index_of(&insight.me),
         n: set.n(),

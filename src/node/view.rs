@@ -260,6 +260,7 @@ impl NodeView for ApiView {
         let Seen { insight, facts, peers } = self.observe().await.ok_or_else(starting)?;
         let executed = self.ledger.progress().executed;
         let ledger = Ledger {
+            network: self.network_id,
             height: executed.height,
             block: executed.block,
             certified_height: self.store.certified_height(),
