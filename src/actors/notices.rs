@@ -80,20 +80,13 @@ mod tests {
                 assert!(text.contains(line), "{line} is not in\n{text}");
             }
         };
-        notices.tell(&Notice::ViewChangeBegan {
-            reason: Suspicion::Censorship,
-            from,
-            old_primary: node,
-            to,
-        });
+        notices.tell(&Notice::ViewChangeBegan { reason: Suspicion::Censorship, from, old_primary: node, to });
         shows(&[
             "ledgermq_consensus_view_changes_total{reason=\"censorship\"} 1",
             "ledgermq_consensus_view_changes_total{reason=\"timeout\"} 0",
         ]);
         let took = Some(Duration::from_millis(1500));
         notices.tell(&Notice::ViewBegan { view: to, primary: node, took, carried: 2 });
-        shows(&[
-            "ledgermq_consensus_view_change_ms_sum 1500",
-        ]);
+        shows(&["ledgermq_consensus_view_change_ms_sum 1500"]);
     }
 }

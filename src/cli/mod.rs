@@ -33,6 +33,7 @@ First steps:
   ledgermq node --config net/node-0/node.toml   one of its nodes; start each of the four
   ledgermq client new devices/iot --key iot.key
   ledgermq client register devices/iot --key iot.key --network net
+  ledgermq status --network net                 whether it advances, and why not
 
 Each command explains itself: ledgermq COMMAND --help";
 

@@ -103,7 +103,8 @@ impl Watch<'_> {
         let mut answers = 0;
         for api in apis_below(dir).unwrap_or_default() {
             let Ok(node) = Nodes::new(vec![api]) else { continue };
-            let answer = tokio::time::timeout(ANSWERS_WITHIN, node.get::<ConsensusView>("/v1/consensus", &[]));
+            let answer =
+                tokio::time::timeout(ANSWERS_WITHIN, node.get::<ConsensusView>("/v1/consensus", &[]));
             let Ok(Ok(answer)) = answer.await else { continue };
             answers += 1;
             if let Some(why) = answer.why.iter().find(|why| why.blocks) {

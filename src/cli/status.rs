@@ -5,7 +5,7 @@
 //! those are fewer). Blocks are compared as well: two hashes at one height mean that replicas lie or
 //! are damaged, and nothing else on the screen matters then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal as _, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ use url::Url;
 use super::http::{Nodes, api_url, apis_below};
 use super::output;
 use crate::api::{ConsensusView, ReplicaStateView, Why};
-use crate::types::{Hash, Height};
+use crate::types::{Hash, Height, NodeId};
 
 /// How long a node may take to answer: longer than it waits for its own consensus loop.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -91,7 +91,7 @@ struct Report {
     advancing: bool,
     /// What nodes disagree in.
     disagreement: Vec<String>,
-    /// Why, of all nodes; each code once.
+    /// Why, of all nodes; each sentence once, whatever its numbers.
     why: Vec<Said>,
     nodes: Vec<Asked>,
 }
@@ -208,35 +208,50 @@ fn judge(nodes: Vec<Asked>, certified: &Blocks) -> Report {
     let answers: Vec<(usize, &ConsensusView)> =
         nodes.iter().enumerate().filter_map(|(at, asked)| Some((at, asked.answer.as_ref()?))).collect();
     let disagreement = disagreement(&answers, certified);
-    let advancing = answers.iter().filter(|(_, answer)| answer.advancing).count();
-    let enough = answers.first().map_or(1, |(_, answer)| answer.quorum).min(nodes.len());
+    // Who is asked twice has one voice.
+    let all: BTreeSet<NodeId> = answers.iter().map(|(_, answer)| answer.node).collect();
+    let advancing: BTreeSet<NodeId> =
+        answers.iter().filter(|(_, answer)| answer.advancing).map(|(_, answer)| answer.node).collect();
+    let asked = nodes.len() - (answers.len() - all.len());
+    let quorum = answers.iter().map(|(_, answer)| answer.quorum).max().unwrap_or(1);
+    let enough = quorum.min(asked);
     let idle = |answer: &ConsensusView| answer.why.iter().any(|why| why.code == "nothing_to_order");
     let verdict = if answers.is_empty() {
         Verdict::Unreachable
     } else if !disagreement.is_empty() {
         Verdict::Disagrees
-    } else if advancing < enough {
+    } else if advancing.len() < enough {
         Verdict::Stalled
     } else if answers.iter().all(|(_, answer)| idle(answer)) {
         Verdict::Idle
     } else {
         Verdict::Advances
     };
-    let mut why: Vec<Said> = Vec::new();
-    for (at, answer) in &answers {
+    let why = reasons(&answers);
+    let advancing = matches!(verdict, Verdict::Advances | Verdict::Idle);
+    Report { verdict, advancing, disagreement, why, nodes }
+}
+
+/// What the nodes say, each thing once.
+fn reasons(answers: &[(usize, &ConsensusView)]) -> Vec<Said> {
+    let mut found: Vec<Said> = Vec::new();
+    for (at, answer) in answers {
         let number = answer.replica.unwrap_or(*at);
-        for reason in &answer.why {
-            match why.iter_mut().find(|said| said.why.code == reason.code) {
-                Some(said) => {
-                    said.by.push(number);
-                    said.why.blocks |= reason.blocks;
-                }
-                None => why.push(Said { by: vec![number], why: reason.clone() }),
+        for why in &answer.why {
+            let same =
+                |said: &&mut Said| said.why.code == why.code && gist(&said.why.text).eq(gist(&why.text));
+            match found.iter_mut().find(same) {
+                Some(said) => said.by.push(number),
+                None => found.push(Said { by: vec![number], why: why.clone() }),
             }
         }
     }
-    let advancing = matches!(verdict, Verdict::Advances | Verdict::Idle);
-    Report { verdict, advancing, disagreement, why, nodes }
+    found
+}
+
+/// The words of a sentence without its numbers: nodes measure times a little differently.
+fn gist(text: &str) -> impl Iterator<Item = &str> {
+    text.split(' ').filter(|word| !word.starts_with(|first: char| first.is_ascii_digit()))
 }
 
 /// What cannot be if all are honest, of one network and undamaged.
@@ -293,9 +308,8 @@ fn show(args: &StatusArgs, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-const COLUMNS: [&str; 10] = [
-    "node", "id", "view", "primary", "height", "certified", "executed", "waiting", "connected", "it says",
-];
+const COLUMNS: [&str; 10] =
+    ["node", "id", "view", "primary", "height", "certified", "executed", "waiting", "connected", "it says"];
 
 fn table(nodes: &[Asked]) -> String {
     let mut rows: Vec<Vec<String>> = vec![COLUMNS.iter().map(ToString::to_string).collect()];

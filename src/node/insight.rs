@@ -27,7 +27,13 @@ pub(super) struct Watchman {
 
 impl Watchman {
     /// Who is connected now.
-    pub(super) fn see_peers(&mut self, replicas: &ReplicaSet, me: &NodeId, peers: &[PeerStatus], now: Duration) {
+    pub(super) fn see_peers(
+        &mut self,
+        replicas: &ReplicaSet,
+        me: &NodeId,
+        peers: &[PeerStatus],
+        now: Duration,
+    ) {
         for node in replicas.members().iter().filter(|node| *node != me) {
             if peers.iter().any(|peer| peer.node == *node) {
                 self.missing_since.remove(node);
@@ -104,7 +110,8 @@ pub(super) fn consensus_view(
             since_ms: millis(change.since),
             received: change.received.clone(),
             missing: change.missing.clone(),
-            waits_for: if change.received.len() < set.quorum() { "view_changes" } else { "new_view" }.to_owned(),
+            waits_for: if change.received.len() < set.quorum() { "view_changes" } else { "new_view" }
+                .to_owned(),
             next_view_in_ms: change.next_in.map(millis),
         }),
         silent: status.silent.then_some(SilentView { until: insight.silent_until }),

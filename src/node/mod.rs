@@ -335,10 +335,9 @@ impl Node {
 /// Starts the HTTP servers: the API, and the one for probes if there is to be one.
 fn start_api(shared: &Shared, view: Arc<view::ApiView>) -> anyhow::Result<(Api, Option<Api>)> {
     let settings = &shared.config.api;
-    let api =
-        Api::start(settings, Arc::clone(&view) as Arc<_>, Arc::clone(&shared.metrics)).with_context(|| {
-            format!("cannot listen for http on {}; set api.listen to a free address", settings.listen)
-        })?;
+    let api = Api::start(settings, Arc::clone(&view) as Arc<_>, Arc::clone(&shared.metrics)).with_context(
+        || format!("cannot listen for http on {}; set api.listen to a free address", settings.listen),
+    )?;
     let probes = Api::start_probes(settings, view, Arc::clone(&shared.metrics))
         .context("cannot listen for probes; set api.probes_listen to a free address")?;
     if let Some(probes) = &probes {

@@ -13,7 +13,8 @@ use crate::actors::policy::submit;
 use crate::actors::storage::{AdminOutcome, AwaitAdmin, Awaited};
 use crate::actors::view::{LedgerView, RegisteredClient};
 use crate::api::{
-    ClientPage, ClientView, ConsensusView, NodeView, PeerView, ReplicaView, Status, SubmitError, Submitted, ViewError,
+    ClientPage, ClientView, ConsensusView, NodeView, PeerView, ReplicaView, Status, SubmitError, Submitted,
+    ViewError,
 };
 use crate::clock::SharedClock;
 use crate::ledger::{
@@ -112,8 +113,7 @@ impl ApiView {
         let diagnosis = diagnosis::diagnose(&insight, &facts);
         measure(&self.metrics, &insight, &diagnosis);
         let certified = self.ledger.progress().certified;
-        let idle =
-            insight.status.pending == 0 && insight.waiting.is_none() && insight.uncertified.is_none();
+        let idle = insight.status.pending == 0 && insight.waiting.is_none() && insight.uncertified.is_none();
         if certified > last_final.0 || idle {
             *last_final = (certified, now);
         }

@@ -93,6 +93,26 @@ pub enum Code {
 }
 
 impl Code {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::NoQuorumConnected,
+        Self::LoopBusy,
+        Self::LogDiskSlow,
+        Self::ExecutorBusy,
+        Self::ThisNodeIsSilent,
+        Self::ViewChangeRunning,
+        Self::ThisNodeIsBehind,
+        Self::ThisNodeLacksRequests,
+        Self::ProposalRefused,
+        Self::BackupsLackRequests,
+        Self::WaitingForVotes,
+        Self::WaitingForPrimary,
+        Self::WindowFull,
+        Self::WaitingForCheckpoints,
+        Self::NoProgress,
+        Self::NothingToOrder,
+    ];
+
     /// The word for it in the API; it never changes.
     pub const fn code(self) -> &'static str {
         match self {
@@ -207,7 +227,8 @@ pub fn diagnose(insight: &Insight, facts: &Facts) -> Diagnosis {
     if found.advancing() && late(insight.waiting) {
         let text = format!("something has waited for {}, and nothing here tells why", told(insight.waiting));
         found.add(Code::NoProgress, true, text);
-    } else if insight.waiting.is_none() && status.pending == 0 && insight.batches == 0 {
+    } else if insight.waiting.or(insight.uncertified).is_none() && status.pending == 0 && insight.batches == 0
+    {
         let text = "nothing waits to be ordered: idle is fine".to_owned();
         found.add(Code::NothingToOrder, false, text);
     }

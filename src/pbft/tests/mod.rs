@@ -5,6 +5,7 @@
 mod anything;
 mod bytes;
 mod catching_up;
+mod insight;
 mod new_view;
 mod proposals;
 mod requests;
