@@ -52,7 +52,7 @@ pub(super) fn api_url(text: &str) -> Result<Url, String> {
     let given = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     Url::parse(&given)
         .ok()
-        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host() && !text.starts_with('/'))
         .ok_or_else(|| "give the address of a node's API, such as http://127.0.0.1:8080".to_owned())
 }
 

@@ -16,14 +16,19 @@ struct Node {
 }
 
 impl Node {
-    fn serve(consensus: Value, block: &'static str) -> Self {
+    fn serve(consensus: Value) -> Self {
+        Self::serve_block(consensus, None)
+    }
+
+    /// With this hash for every block.
+    fn serve_block(consensus: Value, block: Option<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&asked);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let path = answer(stream, &consensus, block);
+                let path = answer(stream, &consensus, block.as_deref());
                 heard.lock().unwrap().push(path);
             }
         });
@@ -36,7 +41,7 @@ impl Node {
 }
 
 /// Answers one request; gives its path.
-fn answer(mut stream: TcpStream, consensus: &Value, block: &str) -> String {
+fn answer(mut stream: TcpStream, consensus: &Value, block: Option<&str>) -> String {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut first = String::new();
     reader.read_line(&mut first).unwrap();
@@ -45,13 +50,22 @@ fn answer(mut stream: TcpStream, consensus: &Value, block: &str) -> String {
         line.clear();
     }
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
-    let body = match path.as_str() {
-        "/v1/consensus" => consensus.to_string(),
-        _ => json!({ "blocks": [{ "hash": block.repeat(32) }], "next": null }).to_string(),
+    let height = path.strip_prefix("/v1/blocks?from=").and_then(|rest| rest.split('&').next());
+    let body = match height.map(|height| height.parse().unwrap()) {
+        None => consensus.to_string(),
+        Some(height) => {
+            let hash = block.map_or_else(|| hash(height), str::to_owned);
+            json!({ "blocks": [{ "hash": hash }], "next": null }).to_string()
+        }
     };
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     stream.write_all((head + &body).as_bytes()).unwrap();
     path
+}
+
+/// The hash of the block at a height, at honest nodes.
+fn hash(height: u64) -> String {
+    format!("{height:02x}").repeat(32)
 }
 
 fn id(seat: u8) -> String {
@@ -73,7 +87,7 @@ fn consensus(seat: u8, height: u64, why: &Value) -> Value {
         "network": "11".repeat(32), "node": id(seat), "replica": seat, "n": 4, "f": 1, "quorum": 3, "view": 0,
         "primary": id(0), "view_change": null, "silent": null, "low_watermark": height, "high_watermark": height + 256,
         "executed": height, "accepted": height, "known": height, "height": height,
-        "block": format!("{height:02x}").repeat(32), "certified_height": height, "batches": 0, "pending_requests": 0,
+        "block": hash(height), "certified_height": height, "batches": 0, "pending_requests": 0,
         "oldest_request_ms": null, "timeout_ms": 1000, "last_progress_ms": 5,
         "replicas": (0..4).map(line).collect::<Vec<_>>(), "advancing": advancing, "why": why,
     })
@@ -92,7 +106,7 @@ fn status(nodes: &[&str], extra: &[&str]) -> (i32, String, String) {
 
 #[test]
 fn a_network_that_idles_or_advances_is_well_though_one_node_is_dead() {
-    let nodes: Vec<Node> = (0..3).map(|seat| Node::serve(consensus(seat, 7, &idle()), "ab")).collect();
+    let nodes: Vec<Node> = (0..3).map(|seat| Node::serve(consensus(seat, 7, &idle()))).collect();
     let apis: Vec<String> = nodes.iter().map(Node::api).collect();
     let asked = [apis[0].as_str(), &apis[1], &apis[2], "127.0.0.1:1"];
     let (code, out, err) = status(&asked, &[]);
@@ -106,7 +120,7 @@ fn a_network_that_idles_or_advances_is_well_though_one_node_is_dead() {
         assert!(out.contains(words), "{words:?} is not in\n{out}");
     }
     assert!(nodes[0].asked.lock().unwrap().contains(&"/v1/blocks?from=7&limit=1".to_owned()));
-    let busy: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])), "ab")).collect();
+    let busy: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])))).collect();
     let (code, out, _) = status(&[&busy[0].api(), &busy[1].api()], &["--json"]);
     let said = parse(&out);
     assert_eq!((code, &said["verdict"], &said["advancing"]), (0, &json!("advances"), &json!(true)), "{out}");
@@ -119,7 +133,7 @@ fn a_network_that_stands_still_exits_with_1_and_says_why_once() {
         { "code": "no_quorum_connected", "blocks": true, "text": "3 of 4 are needed\u{1b}[2J, missing: replica 3" },
         { "code": "nothing_to_order", "blocks": false, "text": "nothing waits" },
     ]);
-    let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &why), "ab")).collect();
+    let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &why))).collect();
     let (first, other) = (nodes[0].api(), nodes[1].api());
     let asked = [first.as_str(), &other, "127.0.0.1:1", "127.0.0.1:2"];
     let (code, out, _) = status(&asked, &[]);
@@ -133,7 +147,7 @@ fn a_network_that_stands_still_exits_with_1_and_says_why_once() {
 
 #[test]
 fn two_who_advance_are_not_enough_of_four() {
-    let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])), "ab")).collect();
+    let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])))).collect();
     let (first, other) = (nodes[0].api(), nodes[1].api());
     let (code, out, _) = status(&[&first, &other, "127.0.0.1:1", "127.0.0.1:2"], &[]);
     assert_eq!(code, 1, "{out}");
@@ -141,17 +155,17 @@ fn two_who_advance_are_not_enough_of_four() {
 
 #[test]
 fn different_blocks_at_one_height_are_loud() {
-    let (one, other) =
-        (Node::serve(consensus(0, 7, &json!([])), "ab"), Node::serve(consensus(1, 9, &json!([])), "cd"));
+    let one = Node::serve(consensus(0, 7, &json!([])));
+    let other = Node::serve_block(consensus(1, 9, &json!([])), Some("cd".repeat(32)));
     let (code, out, _) = status(&[&one.api(), &other.api()], &[]);
     assert_eq!(code, 1, "{out}");
-    for words in ["!!! DISAGREEMENT: block 7 is ", &"ab".repeat(32), "NODES DISAGREE"] {
+    for words in ["!!! DISAGREEMENT: block 7 is ", &"cd".repeat(32), &hash(7), "NODES DISAGREE"] {
         assert!(out.contains(words), "{words:?} is not in\n{out}");
     }
     // Nodes of different networks are no network.
     let mut stranger = consensus(1, 7, &json!([]));
     stranger["network"] = json!("22".repeat(32));
-    let stranger = Node::serve(stranger, "ab");
+    let stranger = Node::serve(stranger);
     let (code, out, _) = status(&[&one.api(), &stranger.api()], &[]);
     assert!(code == 1 && out.contains("node 0 is of network 11111111, node 1 of 22222222"), "{out}");
 }
@@ -170,7 +184,7 @@ fn when_nobody_answers_the_exit_code_is_2() {
 
 #[test]
 fn an_answer_of_something_else_is_told_as_one() {
-    let node = Node::serve(json!({ "hello": 1 }), "ab");
+    let node = Node::serve(json!({ "hello": 1 }));
     let (code, out, _) = status(&[&node.api()], &[]);
     assert!(code == 2 && out.contains("is not the API of this version"), "{out}");
 }
@@ -184,7 +198,7 @@ fn two_sides_of_a_partition_are_both_told_and_the_same_reason_once() {
     let sides =
         [missing(12, "c and d"), missing(13, "c and d"), missing(12, "a and b"), missing(9, "a and b")];
     let nodes: Vec<Node> =
-        (0..).zip(&sides).map(|(seat, why)| Node::serve(consensus(seat, 7, why), "ab")).collect();
+        (0..).zip(&sides).map(|(seat, why)| Node::serve(consensus(seat, 7, why))).collect();
     let apis: Vec<String> = nodes.iter().map(Node::api).collect();
     let asked: Vec<&str> = apis.iter().map(String::as_str).collect();
     let (code, out, _) = status(&asked, &[]);
@@ -198,7 +212,7 @@ fn two_sides_of_a_partition_are_both_told_and_the_same_reason_once() {
 
 #[test]
 fn a_node_that_is_given_twice_has_one_voice() {
-    let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])), "ab")).collect();
+    let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])))).collect();
     let (first, other) = (nodes[0].api(), nodes[1].api());
     let (code, out, _) = status(&[&first, &first, &other, "127.0.0.1:1"], &[]);
     assert_eq!(code, 1, "two of four are no quorum: {out}");
