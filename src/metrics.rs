@@ -167,6 +167,20 @@ metrics! {
             "PBFT messages sent again because they may have been lost.";
         fetches: IntCounterVec("ledgermq_consensus_fetches_total", ["what"])
             "Fetches from other nodes, by what was missing: requests, blocks, certificates, batches, view.";
+        view_changes: IntCounterVec("ledgermq_consensus_view_changes_total", ["reason"])
+            "Times that this replica left a view, by reason: timeout, censorship, uncertified, request_age, equivocation, joined, no_new_view, bad_new_view.";
+        view_change_running: IntGauge("ledgermq_consensus_view_change_running")
+            "1 while no view is in force here: VIEW-CHANGE is sent and the view has not begun.";
+        view_change_ms: Histogram("ledgermq_consensus_view_change_ms", LATENCY_BUCKETS_MS)
+            "Milliseconds from leaving a view to the beginning of the next one that began here.";
+        silent: IntGauge("ledgermq_consensus_silent")
+            "1 while this replica does not vote because it lost its log.";
+        advancing: IntGauge("ledgermq_consensus_advancing")
+            "1 while nothing keeps this node from advancing, 0 otherwise; GET /v1/consensus says why.";
+        replica_heard_ms: IntGaugeVec("ledgermq_consensus_replica_heard_ms", ["replica"])
+            "Milliseconds since a valid message of another replica came, or since the node started, by its number in the set.";
+        replica_behind: IntGaugeVec("ledgermq_consensus_replica_behind", ["replica"])
+            "Sequence numbers that another replica is known to be behind, by its number in the set.";
         evidence: IntCounterVec("ledgermq_consensus_evidence_total", ["kind"])
             "Proofs that a replica is faulty, by what it signed: pre_prepare, prepare, commit, checkpoint, new_view (two different ones), contradicted_new_view, false_new_view. Anything above 0 needs a person.";
         evidence_stored: IntGauge("ledgermq_consensus_evidence_stored")

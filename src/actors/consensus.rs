@@ -21,11 +21,12 @@ use actix::{
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::fatal::Vital;
+use super::notices::Notices;
 use super::storage::BatchExecuted;
 use super::tally::ConsensusTally;
 use crate::clock::SharedClock;
 use crate::ledger::{Certificate, VerifiedRequest};
-use crate::pbft::{Batch, Input, Now, Output, Rejected, Replica, Signed, Source, Status, Verified};
+use crate::pbft::{Batch, Input, Insight, Now, Output, Rejected, Replica, Signed, Source, Status, Verified};
 use crate::types::{Hash, Timestamp, View};
 
 /// Messages in the mailbox: about a second of the votes of 20 replicas. Beyond it senders wait;
@@ -104,6 +105,11 @@ pub struct LookUpView(pub View);
 #[rtype(result = "Status")]
 pub struct ReadStatus;
 
+/// Asks where the replica stands, with all that helps to tell why.
+#[derive(Debug, Message)]
+#[rtype(result = "Insight")]
+pub struct ReadInsight;
+
 /// A deadline of the core has passed.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -120,6 +126,7 @@ pub struct Consensus {
     deadline: watch::Sender<Option<Duration>>,
     room: Arc<Notify>,
     tally: ConsensusTally,
+    notices: Notices,
     _vital: Vital,
 }
 
@@ -132,10 +139,11 @@ impl Consensus {
         outputs: mpsc::Sender<Output>,
         room: Arc<Notify>,
         tally: ConsensusTally,
+        notices: Notices,
         vital: Vital,
     ) -> Self {
         let (backlog, deadline) = (VecDeque::new(), watch::Sender::new(None));
-        Self { replica, clock, outputs, backlog, deadline, room, tally, _vital: vital }
+        Self { replica, clock, outputs, backlog, deadline, room, tally, notices, _vital: vital }
     }
 
     fn now(&self) -> Now {
@@ -158,7 +166,10 @@ impl Consensus {
         rejected
     }
 
-    fn hand_on(&mut self, output: Output, ctx: &mut Context<Self>) {
+    fn hand_on(&mut self, mut output: Output, ctx: &mut Context<Self>) {
+        for notice in output.notices.drain(..) {
+            self.notices.tell(&notice);
+        }
         if output.is_empty() {
             return;
         }
@@ -359,6 +370,14 @@ impl Handler<ReadStatus> for Consensus {
 
     fn handle(&mut self, _: ReadStatus, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.replica.status())
+    }
+}
+
+impl Handler<ReadInsight> for Consensus {
+    type Result = MessageResult<ReadInsight>;
+
+    fn handle(&mut self, _: ReadInsight, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.replica.insight(self.clock.monotonic()))
     }
 }
 

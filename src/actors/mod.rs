@@ -44,6 +44,7 @@ pub mod finals;
 pub mod ingress;
 pub mod network;
 pub mod node_keys;
+pub mod notices;
 pub mod policy;
 pub mod rate;
 pub mod storage;

@@ -145,6 +145,8 @@ impl ConsensusTally {
     /// Where the replica stands.
     pub fn status(&self, status: &Status) {
         self.metrics.view.set(number(status.view.0));
+        self.metrics.view_change_running.set(i64::from(status.changing));
+        self.metrics.silent.set(i64::from(status.silent));
         self.metrics.sequence.set(number(status.executed.0));
         self.metrics.stable_sequence.set(number(status.stable.0));
         self.metrics.height.set(number(status.height.0));

@@ -7,7 +7,8 @@
 //! Everything but `POST /v1/operations` only reads, and that takes nothing that an admin has not
 //! signed: who reaches this port can read all records, and change nothing. Errors are RFC 9457
 //! problem details. What the API needs of a node is the trait [`NodeView`], so it is tested without
-//! one. `docs/API.md` describes every route.
+//! one. `docs/API.md` describes every route. Probes can have a server of their own
+//! ([`Api::start_probes`]), so that nobody who takes all connections here makes the node look dead.
 //!
 //! Limits, all settings of `[api]`: connections at once (the next wait in the kernel's queue), bytes
 //! of a request body, time for a request, entries in one answer. Reads of the ledger block, so they
@@ -15,6 +16,7 @@
 //! their request's time.
 
 mod evidence;
+mod consensus;
 mod json;
 mod middleware;
 mod problem;
@@ -35,6 +37,7 @@ use crate::config::ApiConfig;
 use crate::metrics::Metrics;
 
 pub use evidence::{EvidenceJson, EvidenceListJson};
+pub use consensus::{ConsensusView, ReplicaLine, ReplicaStateView, SilentView, ViewChangeView, Why};
 pub use json::{
     BlockJson, BlockSummaryJson, BlocksJson, CertificateJson, ItemJson, OperationJson, RecordJson,
     RecordsJson, ReplicaSignatureJson, WriteJson, WrittenItemJson,
@@ -51,6 +54,9 @@ pub const MAX_BLOCKING_READS: usize = 8;
 /// Connections that wait in the kernel's queue.
 const BACKLOG: u32 = 128;
 
+/// How long a probe may take to send its request, or to take leave.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long requests in flight may take when the server stops.
 const SHUTDOWN_S: u64 = 5;
 
@@ -62,6 +68,18 @@ pub(crate) struct Context {
     pub(crate) clock: SharedClock,
     /// Permits for reads that block.
     pub(crate) reads: Arc<tokio::sync::Semaphore>,
+}
+
+impl Context {
+    fn new(settings: &ApiConfig, node: Arc<dyn NodeView>, metrics: Arc<Metrics>) -> web::Data<Self> {
+        web::Data::new(Self {
+            node,
+            metrics,
+            limits: settings.clone(),
+            clock: SystemClock::shared(),
+            reads: Arc::new(tokio::sync::Semaphore::new(MAX_BLOCKING_READS)),
+        })
+    }
 }
 
 /// A running HTTP server.
@@ -83,13 +101,7 @@ impl Api {
         node: Arc<dyn NodeView>,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        let context = web::Data::new(Context {
-            node,
-            metrics,
-            limits: settings.clone(),
-            clock: SystemClock::shared(),
-            reads: Arc::new(tokio::sync::Semaphore::new(MAX_BLOCKING_READS)),
-        });
+        let context = Context::new(settings, node, metrics);
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(context.clone())
@@ -106,7 +118,42 @@ impl Api {
         .disable_signals()
         .bind(settings.listen)?;
         let address = server.addrs().first().copied().unwrap_or(settings.listen);
-        let server: Server = server.run();
+        Ok(Self::over(server.run(), address))
+    }
+
+    /// The second server of `settings.probes_listen`, if that is set: nothing but probes and metrics,
+    /// each answer ends its connection, and silent ones are closed soon, so that probes always find
+    /// room.
+    ///
+    /// # Errors
+    /// The port is in use, or may not be used.
+    pub fn start_probes(
+        settings: &ApiConfig,
+        node: Arc<dyn NodeView>,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Option<Self>> {
+        let Some(listen) = settings.probes_listen else { return Ok(None) };
+        let context = Context::new(settings, node, metrics);
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(context.clone())
+                .wrap(actix_web::middleware::from_fn(middleware::observe))
+                .configure(routes::configure_probes)
+        })
+        .workers(1)
+        .max_connections(usize::try_from(settings.probes_max_connections).unwrap_or(usize::MAX))
+        .backlog(BACKLOG)
+        .keep_alive(actix_web::http::KeepAlive::Disabled)
+        .client_request_timeout(settings.request_timeout.min(PROBE_TIMEOUT))
+        .client_disconnect_timeout(PROBE_TIMEOUT)
+        .shutdown_timeout(SHUTDOWN_S)
+        .disable_signals()
+        .bind(listen)?;
+        let address = server.addrs().first().copied().unwrap_or(listen);
+        Ok(Some(Self::over(server.run(), address)))
+    }
+
+    fn over(server: Server, address: SocketAddr) -> Self {
         let handle = server.handle();
         let (sender, ended) = watch::channel(None);
         tokio::spawn(async move {
@@ -114,7 +161,7 @@ impl Api {
                 server.await.err().map_or_else(|| "it was stopped".to_owned(), |error| error.to_string());
             sender.send_replace(Some(reason));
         });
-        Ok(Self { address, handle, ended })
+        Self { address, handle, ended }
     }
 
     /// The address that it listens on; the port was chosen by the system if the setting was 0.

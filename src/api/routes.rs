@@ -36,6 +36,7 @@ pub(super) fn configure(app: &mut ServiceConfig, limits: &ApiConfig) {
         .service(resource("/readyz", web::get().to(readyz)))
         .service(resource("/metrics", web::get().to(render_metrics)))
         .service(resource("/v1/status", web::get().to(status)))
+        .service(resource("/v1/consensus", web::get().to(super::consensus::consensus)))
         .service(resource("/v1/time", web::get().to(time)))
         .service(resource("/v1/genesis", web::get().to(genesis)))
         .service(resource("/v1/blocks", web::get().to(blocks)))
@@ -51,6 +52,14 @@ pub(super) fn configure(app: &mut ServiceConfig, limits: &ApiConfig) {
                 .route(web::post().to(submit))
                 .default_service(web::to(|| async { not_allowed("POST") })),
         )
+        .default_service(web::to(no_route));
+}
+
+/// Adds what the second server has.
+pub(super) fn configure_probes(app: &mut ServiceConfig) {
+    app.service(resource("/livez", web::get().to(livez)))
+        .service(resource("/readyz", web::get().to(readyz)))
+        .service(resource("/metrics", web::get().to(render_metrics)))
         .default_service(web::to(no_route));
 }
 

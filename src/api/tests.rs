@@ -87,6 +87,38 @@ impl NodeView for FakeNode {
         Err(ViewError::Stopping)
     }
 
+    async fn consensus(&self) -> Result<ConsensusView, ViewError> {
+        let node = self.genesis.replicas.members()[0];
+        Ok(ConsensusView {
+            network: self.genesis.network_id(),
+            node,
+            replica: Some(0),
+            n: 1,
+            f: 0,
+            quorum: 1,
+            view: View(2),
+            primary: node,
+            view_change: None,
+            silent: Some(SilentView { until: None }),
+            low_watermark: SeqNum(3),
+            high_watermark: SeqNum(259),
+            executed: SeqNum(4),
+            accepted: SeqNum(5),
+            known: SeqNum(0),
+            height: Height(4),
+            block: Hash([9; 32]),
+            certified_height: Height(3),
+            batches: 1,
+            pending_requests: 0,
+            oldest_request_ms: None,
+            timeout_ms: 1000,
+            last_progress_ms: Some(7),
+            replicas: Vec::new(),
+            advancing: true,
+            why: vec![Why { code: "x".into(), blocks: false, text: "y".into() }],
+        })
+    }
+
     async fn clients(&self, after: Option<ClientId>, _limit: usize) -> Result<ClientPage, ViewError> {
         let clients = if after.is_none() { vec![self.client_view()] } else { Vec::new() };
         Ok(ClientPage { clients, next: None })
@@ -430,6 +462,72 @@ async fn requests_are_counted_by_route_and_strangers_make_no_series() {
     let text = running.http.get(running.url("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(text.contains(r#"ledgermq_http_requests_total{route="none",status="404"} 20"#), "{text}");
     assert!(text.contains(r#"ledgermq_http_requests_total{route="/v1/blocks/{height}",status="200"} 4"#));
+}
+
+#[actix_web::test]
+async fn consensus_is_shown_with_the_names_that_the_page_gives() {
+    let running = Running::start();
+    let (status, body) = running.get("/v1/consensus").await;
+    assert_eq!((status, &body["view"], &body["high_watermark"]), (200, &2.into(), &259.into()));
+    assert_eq!((&body["view_change"], &body["silent"]["until"]), (&Json::Null, &Json::Null));
+    assert_eq!(body["why"], serde_json::json!([{"code": "x", "blocks": false, "text": "y"}]));
+    let page = include_str!("../../docs/API.md");
+    for name in body.as_object().unwrap().keys() {
+        assert!(page.contains(&format!("`{name}`")), "docs/API.md lacks {name} of /v1/consensus");
+    }
+    for code in crate::pbft::diagnosis::Code::ALL {
+        assert!(page.contains(&format!("| `{}` |", code.code())), "docs/API.md lacks {}", code.code());
+    }
+}
+
+/// An answer to a probe, or none within `patience`.
+async fn probe(http: &reqwest::Client, address: SocketAddr, path: &str, patience: Duration) -> Option<u16> {
+    let request = http.get(format!("http://{address}{path}")).timeout(patience).send();
+    request.await.ok().map(|answer| answer.status().as_u16())
+}
+
+#[actix_web::test]
+async fn who_takes_all_connections_of_the_api_keeps_no_probe_waiting() {
+    let settings = ApiConfig {
+        listen: ([127, 0, 0, 1], 0).into(),
+        probes_listen: Some(([127, 0, 0, 1], 0).into()),
+        probes_max_connections: 2,
+        max_connections: 4,
+        ..ApiConfig::default()
+    };
+    let (node, metrics) = (FakeNode::new(), Metrics::new().unwrap());
+    let api = Api::start(&settings, node.clone(), metrics.clone()).unwrap();
+    let probes = Api::start_probes(&settings, node, metrics).unwrap().unwrap();
+    let taken: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(api.local_addr()).unwrap()).collect();
+    let http = reqwest::Client::new();
+    let short = Duration::from_secs(1);
+    assert_eq!(probe(&http, api.local_addr(), "/livez", short).await, None, "all places are taken");
+    let long = Duration::from_secs(30);
+    for _ in 0..10 {
+        for path in ["/livez", "/readyz", "/metrics"] {
+            assert_eq!(probe(&http, probes.local_addr(), path, long).await, Some(200), "{path}");
+        }
+    }
+    assert_eq!(
+        probe(&http, probes.local_addr(), "/v1/records", long).await,
+        Some(404),
+        "nothing else is there"
+    );
+    let silent: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(probes.local_addr()).unwrap()).collect();
+    assert_eq!(
+        probe(&http, probes.local_addr(), "/livez", long).await,
+        Some(200),
+        "the silent are closed soon"
+    );
+    drop((taken, silent));
+    probes.stop().await;
+    api.stop().await;
+}
+
+#[actix_web::test]
+async fn without_its_setting_there_is_no_second_server() {
+    let settings = ApiConfig::default();
+    assert!(Api::start_probes(&settings, FakeNode::new(), Metrics::new().unwrap()).unwrap().is_none());
 }
 
 #[actix_web::test]

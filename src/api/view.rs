@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::consensus::ConsensusView;
 use crate::ledger::{AdminOperation, Block, Certificate, ClientSettings, Genesis, Header};
 use crate::store::evidence::{EvidenceKey, EvidencePage};
 use crate::store::ledger::{RecordPage, RecordQuery};
@@ -98,6 +99,10 @@ pub struct Status {
     pub view: View,
     /// The view's primary.
     pub primary: NodeId,
+    /// Whether that view has not begun at this node: it is on its way to it.
+    pub changing: bool,
+    /// Whether the node does not vote because it lost its log.
+    pub silent: bool,
     /// Highest sequence number executed.
     pub sequence: SeqNum,
     /// Height of the last block executed.
@@ -177,6 +182,9 @@ pub trait NodeView: Send + Sync + 'static {
 
     /// The node's view of itself.
     async fn status(&self) -> Result<Status, ViewError>;
+
+    /// Where the node's replica stands, how it sees the others, and why nothing advances if so.
+    async fn consensus(&self) -> Result<ConsensusView, ViewError>;
 
     /// A page of the clients whose id is greater than `after`.
     async fn clients(&self, after: Option<ClientId>, limit: usize) -> Result<ClientPage, ViewError>;

@@ -80,6 +80,8 @@ pub(super) struct Door {
     /// Places for connections that have not sent their first bytes, so that the silent cannot take all.
     lobby: Arc<Semaphore>,
     patience: Duration,
+    /// Places there are and places wanted, if the limit of open files has no room for those.
+    cramped: Option<(u64, u64)>,
 }
 
 impl Door {
@@ -87,24 +89,19 @@ impl Door {
     pub(super) fn new(settings: &BrokerSettings, inner: SocketAddr, guests: Arc<Guests>) -> Self {
         let wanted = u64::from(settings.max_connections);
         let places = wanted.min(affordable_connections());
-        if places < wanted {
-            tracing::warn!(
-                places,
-                wanted,
-                "fewer mqtt connections than the setting allows: raise the limit of open files (ulimit -n)"
-            );
-        }
         Self {
             inner,
             guests,
             places: semaphore(places),
             lobby: semaphore(places.div_ceil(4).min(256)),
             patience: settings.handshake_timeout,
+            cramped: (places < wanted).then_some((places, wanted)),
         }
     }
 
     /// Takes connections, for ever.
     pub(super) async fn run(self, listener: TcpListener) {
+        let mut untold = self.cramped;
         let door = Arc::new(self);
         loop {
             let (client, remote) = match listener.accept().await {
@@ -116,6 +113,15 @@ impl Door {
                 }
             };
             let place = Arc::clone(&door.places).try_acquire_owned();
+            if place.is_err()
+                && let Some((places, wanted)) = untold.take()
+            {
+                tracing::warn!(
+                    places,
+                    wanted,
+                    "mqtt connections are refused that the setting allows: raise the limit of open files (ulimit -n)"
+                );
+            }
             let seat = Arc::clone(&door.lobby).try_acquire_owned();
             let (Ok(place), Ok(seat)) = (place, seat) else {
                 tracing::debug!(%remote, "mqtt connection closed: no place free");

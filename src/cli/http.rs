@@ -26,7 +26,7 @@ pub(super) struct NetworkArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) network: Option<PathBuf>,
     /// API of a node, such as http://127.0.0.1:8080
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = api_url)]
     api: Option<Url>,
 }
 
@@ -47,7 +47,16 @@ impl NetworkArgs {
     }
 }
 
-fn apis_below(dir: &Path) -> anyhow::Result<Vec<Url>> {
+/// The URL of an API; `http://` may be left out.
+pub(super) fn api_url(text: &str) -> Result<Url, String> {
+    let given = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    Url::parse(&given)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host() && !text.starts_with('/'))
+        .ok_or_else(|| "give the address of a node's API, such as http://127.0.0.1:8080".to_owned())
+}
+
+pub(super) fn apis_below(dir: &Path) -> anyhow::Result<Vec<Url>> {
     let nodes = network_dir::node_settings(dir)?;
     nodes.iter().map(|node| Ok(Url::parse(&format!("http://{}", node.api.listen))?)).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! What a person reads goes to standard output as text, what a script reads as one JSON value
 //! (`--json`). Errors go to standard error and say what to do; the exit code is 0 only on success,
-//! 2 for wrong arguments, 1 for all else. Progress bars are drawn on a terminal only.
+//! 2 for wrong arguments (and for `status` if nobody answers), 1 for all else. Progress bars are drawn on a terminal only.
 
 mod client;
 mod demo;
@@ -15,7 +15,9 @@ mod network_dir;
 mod node;
 mod output;
 mod publish;
+mod publish_watch;
 pub mod readings;
+mod status;
 mod verify;
 
 use std::process::ExitCode;
@@ -32,6 +34,7 @@ First steps:
   ledgermq node --config net/node-0/node.toml   one of its nodes; start each of the four
   ledgermq client new devices/iot --key iot.key
   ledgermq client register devices/iot --key iot.key --network net
+  ledgermq status --network net                 whether it advances, and why not
 
 Each command explains itself: ledgermq COMMAND --help";
 
@@ -53,6 +56,7 @@ enum Command {
     #[command(subcommand)]
     Client(client::ClientCommand),
     Publish(publish::PublishArgs),
+    Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
     #[command(subcommand)]
     Evidence(evidence::EvidenceCommand),
@@ -62,7 +66,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // Whoever reads our output has seen enough (`ledgermq … | head`): nothing to complain of.
             if !output::is_closed_pipe(&error) {
@@ -86,8 +90,9 @@ fn told(error: &anyhow::Error) -> String {
     })
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Status(args) => return status::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Node(args) => node::run(&args),
@@ -96,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Verify(args) => verify::run(&args),
         Command::Evidence(command) => evidence::run(command),
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::latency::{Latencies, Percentiles};
+use super::publish_watch::{Answered, Watch};
 use super::readings::{CsvOptions, CsvReadings, ItemSpec, JsonLines, Message, ReadingsError, TimeUnit};
 use super::{network_dir, output};
 use crate::clock::{SharedClock, SystemClock};
@@ -59,6 +60,9 @@ pub(super) struct PublishArgs {
     /// Give up when no node is ready for so long
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
+    /// Give up when nothing becomes final for so long [default: wait, and tell why]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    final_timeout: Option<u64>,
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
@@ -151,8 +155,18 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
     runtime.block_on(async {
         let messages = open(args)?;
         let gateway = connect(args).await?;
+        let (tally, answered) = (Tally::new(), Answered::default());
+        let watch = Watch {
+            gateway: &gateway,
+            answered: answered.clone(),
+            clock: SystemClock::shared(),
+            progress: tally.progress.clone(),
+            network: args.network.clone(),
+            limit: args.final_timeout.map(Duration::from_secs),
+        };
         let result = tokio::select! {
-            summary = publish(args, messages, &gateway) => summary,
+            summary = publish(args, messages, &gateway, tally, &answered) => summary,
+            stalled = watch.run() => Err(stalled),
             _ = tokio::signal::ctrl_c() => Err(anyhow!(
                 "interrupted: {} messages are not acknowledged; the next run with the same --state sends them",
                 gateway.unfinished()
@@ -248,9 +262,14 @@ struct Delivered {
     done: Duration,
 }
 
-async fn publish(args: &PublishArgs, messages: Messages, gateway: &Gateway) -> anyhow::Result<Summary> {
+async fn publish(
+    args: &PublishArgs,
+    messages: Messages,
+    gateway: &Gateway,
+    mut tally: Tally,
+    answered: &Answered,
+) -> anyhow::Result<Summary> {
     let clock = SystemClock::shared();
-    let mut tally = Tally::new();
     // No more than the gateway's window of unacknowledged messages: `publish` waits while it is full.
     let mut underway = JoinSet::new();
     for message in messages {
@@ -264,7 +283,7 @@ async fn publish(args: &PublishArgs, messages: Messages, gateway: &Gateway) -> a
         };
         match gateway.publish(&args.stream, message.body).await {
             Ok(delivery) => {
-                underway.spawn(follow(message.line, delivery, clock.clone()));
+                underway.spawn(follow(message.line, delivery, clock.clone(), answered.clone()));
             }
             Err(PublishError::Invalid(error)) => tally.problem(&format!("line {}: {error}", message.line)),
             Err(error) => return Err(error.into()),
@@ -281,11 +300,12 @@ async fn publish(args: &PublishArgs, messages: Messages, gateway: &Gateway) -> a
     Ok(tally.summary())
 }
 
-async fn follow(line: u64, mut delivery: Delivery, clock: SharedClock) -> Delivered {
+async fn follow(line: u64, mut delivery: Delivery, clock: SharedClock, answered: Answered) -> Delivered {
     let started = clock.monotonic();
     let since = || clock.monotonic().saturating_sub(started);
     let puback = delivery.puback().await.ok().map(|()| since());
     let ack = delivery.done().await;
+    answered.add();
     Delivered { line, ack, puback, done: since() }
 }
 

@@ -127,6 +127,12 @@ pub struct ApiConfig {
     pub announce: Option<String>,
     /// Connections at once; the next waits in the kernel's queue.
     pub max_connections: u32,
+    /// Address of a second HTTP server, which answers `/livez`, `/readyz` and `/metrics` and nothing
+    /// else: whoever takes all connections of the first one keeps no probe waiting. None if probes
+    /// use the first.
+    pub probes_listen: Option<SocketAddr>,
+    /// Connections to that one at once; each answers one request.
+    pub probes_max_connections: u32,
     /// The longest request body.
     pub max_request_bytes: u32,
     /// How long a client may take to send a request, and a request to be answered.
@@ -145,6 +151,8 @@ impl Default for ApiConfig {
             listen: loopback(8080),
             announce: None,
             max_connections: 256,
+            probes_listen: None,
+            probes_max_connections: 64,
             max_request_bytes: 64 << 10,
             request_timeout: Duration::from_secs(10),
             operation_timeout: Duration::from_secs(20),

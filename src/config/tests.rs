@@ -115,6 +115,11 @@ fn a_value_out_of_range_names_its_setting_and_the_range() {
         ("[p2p]\nlisten = []", "p2p.listen"),
         ("[log]\nlevel = \"loud\"", "log.level"),
         ("[api]\nannounce = \"node-0\"", "api.announce"),
+        (
+            "[api]\nprobes_listen = \"127.0.0.1:8080\"",
+            "api.probes_listen must be another address than api.listen",
+        ),
+        ("[api]\nprobes_max_connections = 0", "api.probes_max_connections"),
     ] {
         let error = message_of(text);
         assert!(error.contains(setting), "{error}");

@@ -80,6 +80,10 @@ impl Config {
             return Err(("api.announce", format!("is {announced:?}, but must be an http or https URL")));
         }
         within("api.max_connections", api.max_connections, 1..=100_000)?;
+        within("api.probes_max_connections", api.probes_max_connections, 1..=10_000)?;
+        if api.probes_listen.is_some_and(|probes| probes == api.listen && probes.port() != 0) {
+            return Err(("api.probes_listen", "must be another address than api.listen".to_owned()));
+        }
         within("api.max_request_bytes", api.max_request_bytes, 1024..=16 << 20)?;
         millis("api.request_timeout_ms", api.request_timeout, 100..=10 * MINUTE_MS)?;
         millis("api.operation_timeout_ms", api.operation_timeout, 100..=10 * MINUTE_MS)?;

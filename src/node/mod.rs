@@ -10,6 +10,7 @@
 //! others (Consensus, Storage) have a thread of their own on it.
 
 mod gatekeeper;
+mod insight;
 mod open;
 mod view;
 
@@ -30,6 +31,7 @@ use crate::actors::finals::{Finals, TellFinal};
 use crate::actors::ingress::{Ingress, IngressLimits, IngressParts};
 use crate::actors::network::{Judge, Network as NetworkActor};
 use crate::actors::node_keys::NodeKeys;
+use crate::actors::notices::Notices;
 use crate::actors::policy::Policy;
 use crate::actors::storage::{Storage, StorageOutlets, StorageParts};
 use crate::actors::tally::{ConsensusTally, StorageTally};
@@ -213,6 +215,7 @@ impl Shared {
 struct Node {
     broker: Arc<EmbeddedBroker>,
     api: Api,
+    probes: Option<Api>,
     network: NetworkHandle,
     log: crate::store::Log,
     stopping: watch::Sender<bool>,
@@ -264,10 +267,12 @@ impl Node {
             network_id: shared.network_id,
             node: shared.key.node_id(),
             started: shared.clock.now(),
+            started_monotonic: shared.clock.monotonic(),
             clock: Arc::clone(&shared.clock),
             ledger: Arc::clone(&shared.view),
             store,
             evidence,
+            log: log.clone(),
             network: network.clone(),
             consensus,
             storage: storage.recipient(),
@@ -275,19 +280,16 @@ impl Node {
             mqtt: broker.local_addr(),
             operation_timeout: shared.config.api.operation_timeout,
             health: view::HealthBoard::starting(),
+            watchman: std::sync::Mutex::default(),
+            metrics: shared.metrics.consensus.clone(),
         });
         tokio::spawn(Arc::clone(&view).watch_health());
-        let api = Api::start(&shared.config.api, view, Arc::clone(&shared.metrics)).with_context(|| {
-            format!(
-                "cannot listen for http on {}; set api.listen to a free address",
-                shared.config.api.listen
-            )
-        })?;
+        let (api, probes) = start_api(&shared, view)?;
         tracing::info!(
             node = %shared.key.node_id(), network = %shared.network_id,
             mqtt = %broker.local_addr(), api = %api.local_addr(), "node started"
         );
-        Ok(Self { broker, api, network, log, stopping, upkeep })
+        Ok(Self { broker, api, probes, network, log, stopping, upkeep })
     }
 
     /// Waits for a signal, or for a reason to give up.
@@ -299,6 +301,12 @@ impl Node {
             _ = int.recv() => tracing::info!("SIGINT: stopping"),
             reason = reason.reason() => return Err(reason),
             error = self.log.failed() => return Err(anyhow::Error::new(error).context("the log failed")),
+            ended = async {
+                match &self.probes {
+                    Some(probes) => probes.ended().await,
+                    None => std::future::pending().await,
+                }
+            } => anyhow::bail!("the http server for probes ended: {ended}"),
             ended = self.api.ended() => anyhow::bail!("the http server ended: {ended}"),
         }
         Ok(())
@@ -310,6 +318,9 @@ impl Node {
         fatal.stop_in_order();
         self.broker.stop().await;
         self.api.stop().await;
+        if let Some(probes) = &self.probes {
+            probes.stop().await;
+        }
         self.network.shutdown().await;
         self.stopping.send_replace(true);
         for task in self.upkeep {
@@ -322,6 +333,20 @@ impl Node {
             Err(error) => tracing::error!(%error, "the log did not close in order"),
         }
     }
+}
+
+/// Starts the HTTP servers: the API, and the one for probes if there is to be one.
+fn start_api(shared: &Shared, view: Arc<view::ApiView>) -> anyhow::Result<(Api, Option<Api>)> {
+    let settings = &shared.config.api;
+    let api = Api::start(settings, Arc::clone(&view) as Arc<_>, Arc::clone(&shared.metrics)).with_context(
+        || format!("cannot listen for http on {}; set api.listen to a free address", settings.listen),
+    )?;
+    let probes = Api::start_probes(settings, view, Arc::clone(&shared.metrics))
+        .context("cannot listen for probes; set api.probes_listen to a free address")?;
+    if let Some(probes) = &probes {
+        tracing::info!(probes = %probes.local_addr(), "probes are answered");
+    }
+    Ok((api, probes))
 }
 
 /// Starts network, Storage, Consensus and the pipeline between them.
@@ -355,6 +380,7 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
             shared.metrics.consensus.clone(),
             shared.metrics.queues.queue("outputs"),
         ),
+        Notices::new(shared.metrics.consensus.clone()),
         shared.fatal.vital("Consensus"),
     );
     let consensus = Consensus::start_in_arbiter(&shared.arbiter().handle(), move |_| consensus);

@@ -1,28 +1,33 @@
 //! The node as its HTTP API sees it.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use actix::{Addr, Recipient};
 use async_trait::async_trait;
 use tokio::sync::{Notify, oneshot};
 
-use crate::actors::consensus::{Consensus, ReadStatus, SubmitRequest};
+use super::insight::{Ledger, Watchman, consensus_view, measure};
+use crate::actors::consensus::{Consensus, ReadInsight, ReadStatus, SubmitRequest};
 use crate::actors::policy::submit;
 use crate::actors::storage::{AdminOutcome, AwaitAdmin, Awaited};
 use crate::actors::view::{LedgerView, RegisteredClient};
 use crate::api::{
-    ClientPage, ClientView, NodeView, PeerView, ReplicaView, Status, SubmitError, Submitted, ViewError,
+    ClientPage, ClientView, ConsensusView, NodeView, PeerView, ReplicaView, Status, SubmitError, Submitted,
+    ViewError,
 };
 use crate::clock::SharedClock;
 use crate::ledger::{
     AdminOperation, Block, Certificate, Genesis, Header, Inclusion, Operation, ProofBundle, Request,
     VerifiedRequest,
 };
-use crate::network::NetworkHandle;
+use crate::metrics::ConsensusMetrics;
+use crate::network::{NetworkHandle, PeerStatus};
+use crate::pbft::Insight;
+use crate::pbft::diagnosis::{self, Code, Diagnosis, Facts};
 use crate::store::evidence::{EvidenceKey, EvidencePage};
 use crate::store::ledger::{RecordPage, RecordQuery};
-use crate::store::{EvidenceStore, LedgerStore, StoreError};
+use crate::store::{EvidenceStore, LedgerStore, Log, StoreError};
 use crate::types::{ClientId, Hash, Height, NetworkId, NodeId, Timestamp};
 
 /// How long the consensus loop may take to answer before the node calls itself stuck.
@@ -44,10 +49,13 @@ pub(super) struct ApiView {
     pub(super) network_id: NetworkId,
     pub(super) node: NodeId,
     pub(super) started: Timestamp,
+    /// When that was, in monotonic time.
+    pub(super) started_monotonic: Duration,
     pub(super) clock: SharedClock,
     pub(super) ledger: Arc<LedgerView>,
     pub(super) store: Arc<dyn LedgerStore>,
     pub(super) evidence: Arc<EvidenceStore>,
+    pub(super) log: Log,
     pub(super) network: NetworkHandle,
     pub(super) consensus: Addr<Consensus>,
     pub(super) storage: Recipient<AwaitAdmin>,
@@ -55,6 +63,15 @@ pub(super) struct ApiView {
     pub(super) mqtt: std::net::SocketAddr,
     pub(super) operation_timeout: Duration,
     pub(super) health: HealthBoard,
+    pub(super) watchman: Mutex<Watchman>,
+    pub(super) metrics: ConsensusMetrics,
+}
+
+/// The node, as it was seen at one moment.
+struct Seen {
+    insight: Insight,
+    facts: Facts,
+    peers: Vec<PeerStatus>,
 }
 
 /// The last health seen.
@@ -75,51 +92,66 @@ impl ApiView {
     /// Looks at the node's health again and again, for the probes. Liveness is about this node's own
     /// loop alone: a partition must not have all nodes restarted.
     pub(super) async fn watch_health(self: Arc<Self>) {
-        let mut last_progress = (self.ledger.progress().certified, self.clock.monotonic());
+        let mut last_final = (self.ledger.progress().certified, self.clock.monotonic());
         loop {
-            let health = self.look(&mut last_progress).await;
+            let health = self.look(&mut last_final).await;
             *self.health.0.write().unwrap_or_else(PoisonError::into_inner) = health;
             tokio::time::sleep(HEALTH_INTERVAL).await;
         }
     }
 
-    async fn look(&self, last_progress: &mut (crate::types::SeqNum, Duration)) -> Health {
-        let answer = tokio::time::timeout(LOOP_ANSWERS_WITHIN, self.consensus.send(ReadStatus)).await;
-        let Ok(Ok(status)) = answer else {
-            let stuck =
-                format!("the consensus loop has not answered for {} s", LOOP_ANSWERS_WITHIN.as_secs());
+    async fn look(&self, last_final: &mut (crate::types::SeqNum, Duration)) -> Health {
+        let seen = self.observe().await;
+        let now = self.clock.monotonic();
+        let answered = seen.as_ref().and_then(|seen| seen.facts.loop_silent);
+        let silent = answered.unwrap_or_else(|| now.saturating_sub(self.started_monotonic));
+        if silent >= LOOP_ANSWERS_WITHIN {
+            let stuck = format!("the consensus loop has not answered for {} s", silent.as_secs());
             return Health { live: Err(stuck.clone()), ready: Err(stuck) };
-        };
-        let (progress, now) = (self.ledger.progress(), self.clock.monotonic());
-        if progress.certified > last_progress.0 || status.pending == 0 {
-            *last_progress = (progress.certified, now);
         }
-        let connected = self.connected_replicas().await;
-        let quorum = self.genesis.replicas.quorum();
-        let ready = if connected < quorum {
-            Err(format!(
-                "connected to {connected} of {} replicas (itself included), {quorum} are needed",
-                self.genesis.replicas.n()
-            ))
-        } else if status.known > status.executed {
-            Err(format!("catching up: executed {} of {}", status.executed, status.known))
-        } else if now.saturating_sub(last_progress.1) > self.operation_timeout {
-            Err(format!(
-                "{} requests wait, and nothing became final for {} s",
-                status.pending,
-                self.operation_timeout.as_secs()
-            ))
-        } else {
-            Ok(())
+        let Some(Seen { insight, facts, .. }) = seen else {
+            return Health { live: Ok(()), ready: Err("the node is starting".to_owned()) };
         };
-        Health { live: Ok(()), ready }
+        let diagnosis = diagnosis::diagnose(&insight, &facts);
+        measure(&self.metrics, &insight, &diagnosis);
+        let certified = self.ledger.progress().certified;
+        let idle = insight.status.pending == 0 && insight.waiting.is_none() && insight.uncertified.is_none();
+        if certified > last_final.0 || idle {
+            *last_final = (certified, now);
+        }
+        let stalled = now.saturating_sub(last_final.1);
+        Health { live: Ok(()), ready: self.judge(&diagnosis, stalled) }
     }
 
-    /// Replicas that this node can talk to, itself included if it is one.
-    async fn connected_replicas(&self) -> usize {
+    /// Ready unless a quorum is missing, this node is behind, or nothing has become final for long.
+    /// A view change alone is none of these: it is over in a moment, and clients need not leave.
+    fn judge(&self, diagnosis: &Diagnosis, stalled: Duration) -> Result<(), String> {
+        let severe = |code| matches!(code, Code::NoQuorumConnected | Code::ThisNodeIsBehind);
+        if let Some(reason) = diagnosis.why.iter().find(|reason| severe(reason.code)) {
+            return Err(reason.text.clone());
+        }
+        if stalled <= self.operation_timeout {
+            return Ok(());
+        }
+        let why = diagnosis.blocking().map_or("something waits", |reason| reason.text.as_str());
+        Err(format!("nothing became final for {} s: {why}", stalled.as_secs()))
+    }
+
+    /// Asks the consensus loop and the network how things are; none before the loop has answered
+    /// for the first time.
+    async fn observe(&self) -> Option<Seen> {
         let peers = self.network.peers().await.unwrap_or_default();
-        let is_there = |node: &NodeId| *node == self.node || peers.iter().any(|peer| peer.node == *node);
-        self.genesis.replicas.members().iter().filter(|node| is_there(node)).count()
+        let answer = tokio::time::timeout(diagnosis::PATIENCE, self.consensus.send(ReadInsight)).await;
+        let now = self.clock.monotonic();
+        let mut watchman = self.watchman.lock().unwrap_or_else(PoisonError::into_inner);
+        watchman.see_peers(&self.genesis.replicas, &self.node, &peers, now);
+        watchman.see_log(self.log.last(), self.log.synced_position(), now);
+        if let Ok(Ok(insight)) = answer {
+            watchman.answer = Some((insight, now));
+        }
+        let insight = watchman.answer.as_ref().map(|(insight, _)| insight.clone())?;
+        let facts = watchman.facts(&self.genesis.replicas, &self.node, now);
+        Some(Seen { insight, facts, peers })
     }
 
     fn inclusion(&self, height: Height, index: u32) -> Result<Option<Inclusion>, StoreError> {
@@ -200,6 +232,8 @@ impl NodeView for ApiView {
             quorum: set.quorum(),
             view: replica.view,
             primary: replica.primary,
+            changing: replica.changing,
+            silent: replica.silent,
             sequence: progress.executed.sequence,
             height: progress.executed.height,
             block: progress.executed.block,
@@ -221,6 +255,19 @@ impl NodeView for ApiView {
                 })
                 .collect(),
         })
+    }
+
+    async fn consensus(&self) -> Result<ConsensusView, ViewError> {
+        let starting = || ViewError::Failed("the consensus loop has not answered yet".to_owned());
+        let Seen { insight, facts, peers } = self.observe().await.ok_or_else(starting)?;
+        let executed = self.ledger.progress().executed;
+        let ledger = Ledger {
+            network: self.network_id,
+            height: executed.height,
+            block: executed.block,
+            certified_height: self.store.certified_height(),
+        };
+        Ok(consensus_view(&insight, &facts, &peers, &ledger))
     }
 
     async fn clients(&self, after: Option<ClientId>, limit: usize) -> Result<ClientPage, ViewError> {

@@ -119,6 +119,11 @@ impl Checkpoints {
         }
     }
 
+    /// The highest CHECKPOINT heard of `node`.
+    pub(super) fn claim_of(&self, node: &NodeId) -> Option<&CheckpointContent> {
+        self.claims.get(node)
+    }
+
     /// What at least one correct other replica has executed: the (f+1)-th highest claim.
     pub(super) fn known(&self, replicas: &ReplicaSet) -> SeqNum {
         let mut claims: Vec<SeqNum> = self.claims.values().map(|claim| claim.sequence).collect();

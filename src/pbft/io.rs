@@ -1,7 +1,7 @@
 //! Everything that can happen to a replica, and everything that it can want done.
 //!
 //! ```text
-//!            Input ──▶ Replica::step ──▶ Output { wal, effects, rejected }
+//!            Input ──▶ Replica::step ──▶ Output { wal, effects, rejected, notices }
 //!                                          │     │
 //!                       1. append and sync ┘     └ 2. only then carry out, in order
 //! ```
@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::ledger::{Certificate, CheckpointContent, VerifiedRequest};
 use crate::pbft::evidence::Evidence;
 use crate::pbft::message::{Batch, Envelope, Verified};
+use crate::pbft::notice::Notice;
 use crate::pbft::wal::WalEntry;
 use crate::types::{Hash, Height, NodeId, SeqNum, Timestamp, View};
 
@@ -170,10 +171,12 @@ pub struct Output {
     pub effects: Vec<Effect>,
     /// Why the input was ignored, if it was.
     pub rejected: Option<Rejected>,
+    /// What people should hear of.
+    pub notices: Vec<Notice>,
 }
 
 impl Output {
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to do; there may be something to tell.
     pub const fn is_empty(&self) -> bool {
         self.wal.is_empty() && self.effects.is_empty()
     }

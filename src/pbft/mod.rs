@@ -20,9 +20,12 @@
 
 pub mod certificates;
 pub mod evidence;
+pub mod diagnosis;
 pub mod footprint;
+pub mod insight;
 pub mod io;
 pub mod message;
+pub mod notice;
 pub mod replica;
 pub mod settings;
 pub mod wal;
@@ -51,8 +54,10 @@ mod tests;
 
 pub use evidence::{Evidence, EvidenceError};
 pub use footprint::Footprint;
+pub use insight::Insight;
 pub use io::{Effect, Input, Now, Output, Rejected, Source};
 pub use message::{Batch, Envelope, MessageError, Signed, Verified};
+pub use notice::{Notice, Suspicion};
 pub use replica::{Replica, SetupError, Status};
 pub use settings::Settings;
 pub use wal::{Pin, Restored, WalEntry, WalError};

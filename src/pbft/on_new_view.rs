@@ -10,6 +10,7 @@ use crate::pbft::evidence::{Evidence, FaultKind};
 use crate::pbft::io::{Effect, Now, Output, Rejected};
 use crate::pbft::log::Proposal;
 use crate::pbft::message::{Batch, Content, PrePrepare, Verified, proposal_bytes};
+use crate::pbft::notice::{Notice, Suspicion};
 use crate::pbft::replica::Replica;
 use crate::pbft::resend::Resend;
 use crate::pbft::views::{Entered, Heard, Offer, view_changes};
@@ -100,7 +101,7 @@ impl Replica {
         // Its primary is proven faulty: there is nothing to wait for in that view.
         if view == self.view && self.is_changing() {
             self.views.failed();
-            self.start_view_change(now, view.next(), out);
+            self.start_view_change(now, view.next(), Suspicion::BadNewView, out);
         }
     }
 
@@ -155,7 +156,10 @@ impl Replica {
         self.view = view;
         self.leave_views(view);
         self.views.forget_below(view);
-        self.views.changing = None;
+        let left = self.views.changing.take();
+        let took = left.map(|changing| now.monotonic.saturating_sub(changing.since));
+        let (primary, carried) = (new_view.sender(), plan.carried.len());
+        out.notices.push(Notice::ViewBegan { view, primary, took, carried });
         self.views.entered_at = now.monotonic;
         self.views.executed_here = 0;
         self.unproven = false;

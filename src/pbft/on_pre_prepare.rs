@@ -13,6 +13,7 @@ use crate::pbft::evidence::Evidence;
 use crate::pbft::io::{Effect, Now, Output, Rejected};
 use crate::pbft::log::{Phase, Proposal};
 use crate::pbft::message::{Batch, Content, Prepare, Verified};
+use crate::pbft::notice::Suspicion;
 use crate::pbft::replica::Replica;
 use crate::pbft::resend::Resend;
 use crate::pbft::settings::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_CLOCK_AHEAD};
@@ -116,7 +117,7 @@ impl Replica {
         for message in [first, second] {
             self.repeat(now, message, out);
         }
-        self.suspect(now, out);
+        self.suspect(now, Suspicion::Equivocation, out);
     }
 
     /// Judges the proposals that are next in order, as far as they can be judged.

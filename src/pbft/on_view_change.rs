@@ -4,6 +4,7 @@ use crate::pbft::certificates::ViewChange;
 use crate::pbft::io::{Now, Output, Rejected};
 use crate::pbft::log::Phase;
 use crate::pbft::message::{Content, Verified};
+use crate::pbft::notice::{Notice, Suspicion};
 use crate::pbft::replica::Replica;
 use crate::pbft::resend::Resend;
 use crate::pbft::views::{Changing, Heard};
@@ -42,7 +43,7 @@ impl Replica {
         self.try_enter_offered(now, out);
         let joinable = self.views.joinable(self.joined_by());
         if let Some(view) = joinable.filter(|view| *view > self.view) {
-            self.start_view_change(now, view, out);
+            self.start_view_change(now, view, Suspicion::Joined, out);
             return;
         }
         let supported = self.views.supporters(self.view) >= self.settings.replicas.quorum();
@@ -62,10 +63,12 @@ impl Replica {
 
     /// Gives up all views below `view`: logs and sends VIEW-CHANGE. From here on, this replica
     /// signs nothing for an earlier view.
-    pub(super) fn start_view_change(&mut self, now: Now, view: View, out: &mut Output) {
+    pub(super) fn start_view_change(&mut self, now: Now, view: View, reason: Suspicion, out: &mut Output) {
         if view <= self.view || self.is_silent() {
             return;
         }
+        let (from, old_primary) = (self.view, self.primary());
+        out.notices.push(Notice::ViewChangeBegan { reason, from, old_primary, to: view });
         self.view = view;
         self.leave_views(view);
         let stable = self.checkpoints.stable;
@@ -77,7 +80,9 @@ impl Replica {
         out.wal.push(WalEntry::ViewChange(message.signed().clone()));
         self.broadcast(&message, out);
         let resend = Resend::started(now.monotonic, &self.settings);
-        self.views.changing = Some(Changing { message: message.clone(), resend, deadline: None });
+        let since = self.views.changing.as_ref().map_or(now.monotonic, |changing| changing.since);
+        let message_kept = message.clone();
+        self.views.changing = Some(Changing { message: message_kept, resend, deadline: None, since, reason });
         self.views.hear(message, view, digest);
         self.try_change(now, out);
     }

@@ -115,6 +115,7 @@ impl Replica {
         let Some((batch, requests)) = current.or_else(past) else { return };
         self.pool.executed(sequence, &requests, now.monotonic);
         self.dispatched = sequence;
+        self.progress.dispatched = now.monotonic;
         self.executed_timestamp = self.executed_timestamp.max(batch.timestamp);
         out.effects.push(Effect::Execute { sequence, batch, requests });
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::ledger::{CheckpointContent, VerifiedRequest};
 use crate::pbft::archive::Archive;
 use crate::pbft::checkpoints::Checkpoints;
+use crate::pbft::insight::Hearing;
 use crate::pbft::io::{Effect, Input, Now, Output, Rejected};
 use crate::pbft::log::Log;
 use crate::pbft::message::{Batch, Content, Envelope, Signed, Verified};
@@ -74,6 +75,8 @@ pub struct Status {
 pub(super) struct Progress {
     /// When execution moved last.
     pub(super) last: Duration,
+    /// When a batch was handed to execution last.
+    pub(super) dispatched: Duration,
     /// Since when others are known to be ahead.
     pub(super) behind_since: Option<Duration>,
     /// When blocks were asked for last.
@@ -117,6 +120,7 @@ pub struct Replica {
     /// The timestamp of the batch at `dispatched`, likewise.
     pub(super) executed_timestamp: Timestamp,
     pub(super) progress: Progress,
+    pub(super) hearing: Hearing,
     pub(super) started: bool,
     /// The highest number that the log spoke of at the start, in this view: nothing is proposed up
     /// to there, since it may have been proposed before.
@@ -153,6 +157,7 @@ impl Replica {
             last_timestamp: restored.timestamp,
             executed_timestamp: restored.timestamp,
             progress: Progress::default(),
+            hearing: Hearing::default(),
             started: false,
             restored_upto: SeqNum(0),
         };
@@ -187,6 +192,7 @@ impl Replica {
         self.try_execute(now, &mut out);
         self.watch(now);
         self.on_time(now, &mut out);
+        self.note_behind(now, &mut out);
         self.log_views_again(&mut out);
         self.assert_invariants();
         out
@@ -196,6 +202,7 @@ impl Replica {
         if message.sender() == self.me {
             return Err(Rejected::Own);
         }
+        self.note_heard(now, &message);
         match *message.content() {
             Content::Checkpoint(content) => self.on_checkpoint(now, content, message, out),
             Content::PrePrepare(_) => self.on_pre_prepare(now, message, out),

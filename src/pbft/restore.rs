@@ -10,6 +10,7 @@ use crate::pbft::checkpoints::OwnCheckpoint;
 use crate::pbft::io::{Effect, Now, Output};
 use crate::pbft::log::{Phase, Proposal, Slot};
 use crate::pbft::message::{Content, PrePrepare, Signed, Verified};
+use crate::pbft::notice::{Notice, Suspicion};
 use crate::pbft::replica::{Replica, SetupError};
 use crate::pbft::resend::Resend;
 use crate::pbft::silence::Silence;
@@ -85,7 +86,8 @@ impl Replica {
             };
             self.views.hear(message.clone(), self.view, digest);
             let resend = Resend::overdue(&self.settings);
-            self.views.changing = Some(Changing { message, resend, deadline: None });
+            let (since, reason) = (Duration::ZERO, Suspicion::Restored);
+            self.views.changing = Some(Changing { message, resend, deadline: None, since, reason });
         }
         let own = |(sequence, slot): (SeqNum, &Slot)| (!slot.sent.is_empty()).then_some(sequence);
         self.restored_upto = self.log.iter().filter_map(own).max().unwrap_or_default();
@@ -174,7 +176,9 @@ impl Replica {
     pub(super) fn start(&mut self, now: Now, out: &mut Output) {
         if self.is_silent() {
             out.wal.push(WalEntry::Silent(true));
+            out.notices.push(Notice::FellSilent);
         }
+        self.note_start(now);
         self.views.entered_at = now.monotonic;
         let executed = self.executed;
         if executed.sequence > SeqNum(0) {

@@ -16,6 +16,7 @@
 use std::time::Duration;
 
 use crate::pbft::io::{Now, Output};
+use crate::pbft::notice::Notice;
 use crate::pbft::replica::Replica;
 use crate::pbft::settings::window;
 use crate::pbft::wal::WalEntry;
@@ -27,7 +28,7 @@ pub(super) struct Silence {
     /// Since when it listens.
     since: Option<Duration>,
     /// The stable checkpoint from which on it votes.
-    until: Option<SeqNum>,
+    pub(super) until: Option<SeqNum>,
 }
 
 impl Replica {
@@ -47,6 +48,7 @@ impl Replica {
     pub(super) fn fall_silent(&mut self, out: &mut Output) {
         if self.silence.is_none() {
             out.wal.push(WalEntry::Silent(true));
+            out.notices.push(Notice::FellSilent);
             self.silence = Some(Silence::default());
         }
     }
@@ -72,6 +74,7 @@ impl Replica {
         }
         if silence.until.is_some_and(|until| self.checkpoints.stable >= until) {
             out.wal.push(WalEntry::Silent(false));
+            out.notices.push(Notice::SpeaksAgain { stable: self.checkpoints.stable });
             self.silence = None;
             self.unproven = true;
         }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::pbft::io::{Effect, Now, Output};
 use crate::pbft::log::Phase;
+use crate::pbft::notice::Suspicion;
 use crate::pbft::replica::Replica;
 use crate::pbft::settings::MAX_BATCH_BYTES;
 use crate::planted::{Bug, planted};
@@ -37,13 +38,13 @@ struct Head {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Waiting {
     /// Since when anything waits without progress.
-    since: Option<Duration>,
+    pub(super) since: Option<Duration>,
     heads: BTreeMap<NodeId, Head>,
     /// What others were known to have executed.
     known: SeqNum,
     /// The last stable checkpoint, and since when one that is executed waits to be.
     stable: SeqNum,
-    uncertified: Option<Duration>,
+    pub(super) uncertified: Option<Duration>,
 }
 
 impl Replica {
@@ -106,6 +107,11 @@ impl Replica {
 
     /// When the primary will have taken too long, if nothing moves.
     pub(super) fn suspicion_due(&self) -> Option<Duration> {
+        self.suspicion().map(|(due, _)| due)
+    }
+
+    /// The same, and what it will have been.
+    fn suspicion(&self) -> Option<(Duration, Suspicion)> {
         if !self.judges() || planted(Bug::NobodySuspected) {
             return None;
         }
@@ -117,30 +123,38 @@ impl Replica {
         let uncertified = self.waiting.uncertified.map(|since| since + patience);
         let oldest = self.pool.oldest().map(|came| came.max(self.views.entered_at));
         let age = oldest.map(|since| since + timeout.max(self.settings.request_age_max));
-        [still, turn, uncertified, age].into_iter().flatten().min()
+        [
+            still.map(|due| (due, Suspicion::Timeout)),
+            turn.map(|due| (due, Suspicion::Censorship)),
+            uncertified.map(|due| (due, Suspicion::Uncertified)),
+            age.map(|due| (due, Suspicion::RequestAge)),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Gives the primary up if it is time.
     pub(super) fn try_suspect(&mut self, now: Now, out: &mut Output) {
-        if self.suspicion_due().is_some_and(|due| due <= now.monotonic) {
-            self.suspect(now, out);
+        if let Some((_, reason)) = self.suspicion().filter(|(due, _)| *due <= now.monotonic) {
+            self.suspect(now, reason, out);
         }
         let late = self.views.changing.as_ref().and_then(|changing| changing.deadline);
         if late.is_some_and(|due| due <= now.monotonic) {
             self.views.failed();
-            self.start_view_change(now, self.view.next(), out);
+            self.start_view_change(now, self.view.next(), Suspicion::NoNewView, out);
         }
     }
 
     /// The primary is slow or faulty: to the next view.
-    pub(super) fn suspect(&mut self, now: Now, out: &mut Output) {
+    pub(super) fn suspect(&mut self, now: Now, reason: Suspicion, out: &mut Output) {
         if !self.judges() {
             return;
         }
         if self.views.entered.is_some() && self.views.executed_here == 0 {
             self.views.failed();
         }
-        self.start_view_change(now, self.view.next(), out);
+        self.start_view_change(now, self.view.next(), reason, out);
     }
 
     /// When requests are to be forwarded, if they still wait.

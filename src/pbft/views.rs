@@ -16,6 +16,7 @@ use crate::ledger::ReplicaSet;
 use crate::pbft::certificates::{NewView, ViewChange};
 use crate::pbft::evidence::FaultKind;
 use crate::pbft::message::{Content, Verified};
+use crate::pbft::notice::Suspicion;
 use crate::pbft::resend::Resend;
 use crate::types::{Hash, NodeId, SeqNum, View};
 
@@ -29,6 +30,9 @@ pub(super) struct Changing {
     pub(super) resend: Resend,
     /// When the next view's turn comes; runs once a quorum is on the way.
     pub(super) deadline: Option<Duration>,
+    /// Since when no view has been in force here, and why this one is wanted: to be told.
+    pub(super) since: Duration,
+    pub(super) reason: Suspicion,
 }
 
 /// The proof that a view began.
@@ -111,6 +115,11 @@ impl Views {
     /// How many replicas want `view` or one above.
     pub(super) fn supporters(&self, view: View) -> usize {
         self.wanted().filter(|wanted| *wanted >= view).count()
+    }
+
+    /// Whether `node` wants `view` or one above.
+    pub(super) fn supports(&self, node: &NodeId, view: View) -> bool {
+        self.view_of(node).is_some_and(|wanted| wanted >= view)
     }
 
     /// The VIEW-CHANGEs for exactly `view`.

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use ledgermq::api::{Api, ClientPage, ClientView, NodeView, Status, SubmitError, Submitted, ViewError};
+use ledgermq::api::{
+    Api, ClientPage, ClientView, ConsensusView, NodeView, Status, SubmitError, Submitted, ViewError,
+};
 use ledgermq::cli::{InitArgs, Initialized};
 use ledgermq::config::{ApiConfig, read_genesis};
 use ledgermq::crypto::{SecretKey, SignatureKind};
@@ -209,6 +211,10 @@ impl NodeView for Ledger {
     }
 
     async fn status(&self) -> Result<Status, ViewError> {
+        Err(ViewError::Stopping)
+    }
+
+    async fn consensus(&self) -> Result<ConsensusView, ViewError> {
         Err(ViewError::Stopping)
     }
 

@@ -4,6 +4,7 @@
 
 mod evidence;
 mod ledger;
+mod status;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -61,6 +62,12 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--mqtt", "node"], "HOST:PORT"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--item", "a=b:c"], "\"c\" is no number"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--stream", "key"], "a stream is"),
+        (&["publish", "a/b", "--key", "k", "--csv", "x", "--final-timeout", "0"], "--final-timeout"),
+        (&["status"], "--network <DIR>"),
+        (&["status", "--api", "ftp://node"], "http://127.0.0.1:8080"),
+        (&["status", "--api", "/v1/status"], "http://127.0.0.1:8080"),
+        (&["status", "--api", "127.0.0.1:1", "--network", "net"], "cannot be used with"),
+        (&["client", "list", "--api", "node one"], "http://127.0.0.1:8080"),
         (&["verify", "bundle"], "--genesis <FILE>"),
         (&["verify", "--genesis", "genesis.json"], "BUNDLE"),
         (&["evidence"], "Usage: ledgermq evidence"),
@@ -78,13 +85,14 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
 #[test]
 fn help_teaches_every_command() {
     let dir = tempfile::tempdir().unwrap();
-    let commands: [&[&str]; 10] = [
+    let commands: [&[&str]; 11] = [
         &["init"],
         &["client", "new"],
         &["client", "register"],
         &["client", "list"],
         &["client", "revoke"],
         &["publish"],
+        &["status"],
         &["verify"],
         &["evidence", "list"],
         &["evidence", "fetch"],
@@ -221,6 +229,8 @@ fn a_missing_piece_is_named_before_anything_is_sent() {
     assert!(err.contains("nowhere/genesis.json"), "{err}");
     let err = register(&["--network", "net"]);
     assert!(err.contains("cannot connect") && err.contains("is the node running?"), "{err}");
+    let err = register(&["--network", "net", "--api", "127.0.0.1:1"]);
+    assert!(err.contains("cannot connect to http://127.0.0.1:1/"), "{err}");
     fs::set_permissions(dir.path().join("net/admin.key"), fs::Permissions::from_mode(0o644)).unwrap();
     let err = register(&["--network", "net"]);
     assert!(err.contains("chmod 600"), "{err}");

@@ -9,6 +9,7 @@
 //! | `hostile_ports.rs` | garbage on any port harms nobody |
 //! | `operations.rs` | the ledger takes an admin's operations, and nobody else's |
 //! | `starting.rs` | a node that must not start says what to do |
+//! | `status.rs` | anyone can see whether the network advances, and if not, why |
 //! | `interop.rs` | gateways and MQTT tools that share no code with this program |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -25,3 +26,4 @@ mod mqtt;
 mod network;
 mod operations;
 mod starting;
+mod status;

@@ -6,6 +6,7 @@ mod anything;
 mod bytes;
 mod catching_up;
 mod evidence;
+mod insight;
 mod new_view;
 mod proposals;
 mod requests;

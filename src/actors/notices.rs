@@ -1,0 +1,92 @@
+//! The turns that the protocol takes, told in the log and counted.
+//!
+//! One `warn` when this replica leaves a view, falls silent or falls behind, one `info` when that
+//! is over: so a log of an hour without trouble has none of them, and trouble does not bury itself.
+
+use std::time::Duration;
+
+use crate::metrics::ConsensusMetrics;
+use crate::pbft::{Notice, Suspicion};
+
+/// Tells notices.
+#[derive(Debug)]
+pub struct Notices {
+    metrics: ConsensusMetrics,
+}
+
+impl Notices {
+    /// Counts in `metrics`, with all reasons at 0 at first.
+    pub fn new(metrics: ConsensusMetrics) -> Self {
+        for reason in Suspicion::ALL.into_iter().filter(|reason| *reason != Suspicion::Restored) {
+            metrics.view_changes.with_label_values(&[reason.code()]);
+        }
+        Self { metrics }
+    }
+
+    /// Tells one.
+    pub fn tell(&self, notice: &Notice) {
+        match *notice {
+            Notice::ViewChangeBegan { reason, from, old_primary, to } => {
+                self.metrics.view_changes.with_label_values(&[reason.code()]).inc();
+                tracing::warn!(
+                    reason = reason.code(), %from, %to, old_primary = %old_primary.short(),
+                    "leaving the view: a new primary is wanted"
+                );
+            }
+            Notice::ViewBegan { view, primary, took, carried } => {
+                let took_ms = took.map(|took| {
+                    self.metrics.view_change_ms.observe(took.as_secs_f64() * 1000.0);
+                    millis(took)
+                });
+                tracing::info!(%view, primary = %primary.short(), took_ms, carried, "a view has begun");
+            }
+            Notice::FellSilent => {
+                tracing::warn!(
+                    "this node has a ledger and has lost its log: it follows the others and does not vote until it \
+                     is past anything that it can have signed"
+                );
+            }
+            Notice::SpeaksAgain { stable } => {
+                tracing::info!(%stable, "this node votes again");
+            }
+            Notice::FellBehind { executed, known } => {
+                tracing::warn!(%executed, %known, "behind the others: fetching their blocks");
+            }
+            Notice::CaughtUp { executed, took } => {
+                tracing::info!(%executed, took_ms = millis(took), "caught up with the others");
+            }
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::types::{NodeId, View};
+
+    #[test]
+    fn view_changes_are_counted_by_reason_and_timed() {
+        let metrics = Metrics::new().unwrap();
+        let notices = Notices::new(metrics.consensus.clone());
+        let (from, to, node) = (View(3), View(4), NodeId([1; 32]));
+        let shows = |lines: &[&str]| {
+            let text = metrics.render().unwrap();
+            for line in lines {
+                assert!(text.contains(line), "{line} is not in\n{text}");
+            }
+        };
+        notices.tell(&Notice::ViewChangeBegan { reason: Suspicion::Censorship, from, old_primary: node, to });
+        shows(&[
+            "ledgermq_consensus_view_changes_total{reason=\"censorship\"} 1",
+            "ledgermq_consensus_view_changes_total{reason=\"timeout\"} 0",
+        ]);
+        let took = Some(Duration::from_millis(1500));
+        notices.tell(&Notice::ViewBegan { view: to, primary: node, took, carried: 2 });
+        shows(&["ledgermq_consensus_view_change_ms_sum 1500"]);
+    }
+}

@@ -1,0 +1,219 @@
+//! `ledgermq status` against nodes that say what a test wants them to.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::{json as parse, ledgermq};
+
+/// An API that gives these answers; it ends with the test's process.
+struct Node {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Node {
+    fn serve(consensus: Value) -> Self {
+        Self::serve_block(consensus, None)
+    }
+
+    /// With this hash for every block.
+    fn serve_block(consensus: Value, block: Option<String>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&asked);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let path = answer(stream, &consensus, block.as_deref());
+                heard.lock().unwrap().push(path);
+            }
+        });
+        Self { address, asked }
+    }
+
+    fn api(&self) -> String {
+        self.address.to_string()
+    }
+}
+
+/// Answers one request; gives its path.
+fn answer(mut stream: TcpStream, consensus: &Value, block: Option<&str>) -> String {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut first = String::new();
+    reader.read_line(&mut first).unwrap();
+    let mut line = String::new();
+    while reader.read_line(&mut line).unwrap() > 2 {
+        line.clear();
+    }
+    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    let height = path.strip_prefix("/v1/blocks?from=").and_then(|rest| rest.split('&').next());
+    let body = match height.map(|height| height.parse().unwrap()) {
+        None => consensus.to_string(),
+        Some(height) => {
+            let hash = block.map_or_else(|| hash(height), str::to_owned);
+            json!({ "blocks": [{ "hash": hash }], "next": null }).to_string()
+        }
+    };
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    stream.write_all((head + &body).as_bytes()).unwrap();
+    path
+}
+
+/// The hash of the block at a height, at honest nodes.
+fn hash(height: u64) -> String {
+    format!("{height:02x}").repeat(32)
+}
+
+fn id(seat: u8) -> String {
+    format!("{:02x}", 0xa0 + seat).repeat(32)
+}
+
+/// What node `seat` of four says, which has executed `height` blocks.
+fn consensus(seat: u8, height: u64, why: &Value) -> Value {
+    let advancing = !why.as_array().unwrap().iter().any(|why| why["blocks"] == true);
+    let line = |at: u8| {
+        json!({
+            "node": id(at), "seat": at, "is_primary": at == 0, "connected": at != 3 || seat == 3,
+            "state": if at == seat { "this_node" } else if at == 3 { "disconnected" } else { "ok" },
+            "missing_ms": null, "rtt_ms": 0.5, "executed": height, "height": height, "behind": 0, "view": 0,
+            "last_heard_ms": 10,
+        })
+    };
+    json!({
+        "network": "11".repeat(32), "node": id(seat), "replica": seat, "n": 4, "f": 1, "quorum": 3, "view": 0,
+        "primary": id(0), "view_change": null, "silent": null, "low_watermark": height, "high_watermark": height + 256,
+        "executed": height, "accepted": height, "known": height, "height": height,
+        "block": hash(height), "certified_height": height, "batches": 0, "pending_requests": 0,
+        "oldest_request_ms": null, "timeout_ms": 1000, "last_progress_ms": 5,
+        "replicas": (0..4).map(line).collect::<Vec<_>>(), "advancing": advancing, "why": why,
+    })
+}
+
+fn idle() -> Value {
+    json!([{ "code": "nothing_to_order", "blocks": false, "text": "nothing waits" }])
+}
+
+fn status(nodes: &[&str], extra: &[&str]) -> (i32, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let apis = nodes.iter().flat_map(|api| ["--api", *api]);
+    let args: Vec<&str> = ["status"].into_iter().chain(apis).chain(extra.iter().copied()).collect();
+    ledgermq(&dir, &args)
+}
+
+#[test]
+fn a_network_that_idles_or_advances_is_well_though_one_node_is_dead() {
+    let nodes: Vec<Node> = (0..3).map(|seat| Node::serve(consensus(seat, 7, &idle()))).collect();
+    let apis: Vec<String> = nodes.iter().map(Node::api).collect();
+    let asked = [apis[0].as_str(), &apis[1], &apis[2], "127.0.0.1:1"];
+    let (code, out, err) = status(&asked, &[]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    for words in [
+        "The network is well and idle",
+        "NO ANSWER  cannot connect to http://127.0.0.1:1/",
+        "replica 3 (a3a3a3a3) is not connected (says node 0, 1, 2)",
+        "0     a0a0a0a0  0     0        7       7          7         0        2/3        idle",
+    ] {
+        assert!(out.contains(words), "{words:?} is not in\n{out}");
+    }
+    assert!(nodes[0].asked.lock().unwrap().contains(&"/v1/blocks?from=7&limit=1".to_owned()));
+    let busy: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])))).collect();
+    let (code, out, _) = status(&[&busy[0].api(), &busy[1].api()], &["--json"]);
+    let said = parse(&out);
+    assert_eq!((code, &said["verdict"], &said["advancing"]), (0, &json!("advances"), &json!(true)), "{out}");
+    assert_eq!(said["nodes"][1]["answer"]["replica"], 1);
+}
+
+#[test]
+fn a_network_that_stands_still_exits_with_1_and_says_why_once() {
+    let why = json!([
+        { "code": "no_quorum_connected", "blocks": true, "text": "3 of 4 are needed\u{1b}[2J, missing: replica 3" },
+        { "code": "nothing_to_order", "blocks": false, "text": "nothing waits" },
+    ]);
+    let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &why))).collect();
+    let (first, other) = (nodes[0].api(), nodes[1].api());
+    let asked = [first.as_str(), &other, "127.0.0.1:1", "127.0.0.1:2"];
+    let (code, out, _) = status(&asked, &[]);
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("does NOT advance"), "{out}");
+    let told = "no_quorum_connected: 3 of 4 are needed?[2J, missing: replica 3 (says node 0, 1)";
+    assert_eq!(out.matches(told).count(), 1, "no node steers the terminal: {out}");
+    let (code, out, _) = status(&asked, &["--json"]);
+    assert_eq!((code, &parse(&out)["verdict"]), (1, &json!("stalled")));
+}
+
+#[test]
+fn two_who_advance_are_not_enough_of_four() {
+    let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])))).collect();
+    let (first, other) = (nodes[0].api(), nodes[1].api());
+    let (code, out, _) = status(&[&first, &other, "127.0.0.1:1", "127.0.0.1:2"], &[]);
+    assert_eq!(code, 1, "{out}");
+}
+
+#[test]
+fn different_blocks_at_one_height_are_loud() {
+    let one = Node::serve(consensus(0, 7, &json!([])));
+    let other = Node::serve_block(consensus(1, 9, &json!([])), Some("cd".repeat(32)));
+    let (code, out, _) = status(&[&one.api(), &other.api()], &[]);
+    assert_eq!(code, 1, "{out}");
+    for words in ["!!! DISAGREEMENT: block 7 is ", &"cd".repeat(32), &hash(7), "NODES DISAGREE"] {
+        assert!(out.contains(words), "{words:?} is not in\n{out}");
+    }
+    // Nodes of different networks are no network.
+    let mut stranger = consensus(1, 7, &json!([]));
+    stranger["network"] = json!("22".repeat(32));
+    let stranger = Node::serve(stranger);
+    let (code, out, _) = status(&[&one.api(), &stranger.api()], &[]);
+    assert!(code == 1 && out.contains("node 0 is of network 11111111, node 1 of 22222222"), "{out}");
+}
+
+#[test]
+fn when_nobody_answers_the_exit_code_is_2() {
+    let (code, out, err) = status(&["127.0.0.1:1"], &[]);
+    assert_eq!((code, err.as_str()), (2, ""));
+    assert!(out.contains("No node answers"), "{out}");
+    let (code, out, _) = status(&["127.0.0.1:1"], &["--json"]);
+    assert_eq!((code, &parse(&out)["verdict"]), (2, &json!("unreachable")));
+    let dir = tempfile::tempdir().unwrap();
+    let (code, _, err) = ledgermq(&dir, &["status", "--network", "nowhere"]);
+    assert!(code == 2 && err.contains("no directory of `ledgermq init`"), "{err}");
+}
+
+#[test]
+fn an_answer_of_something_else_is_told_as_one() {
+    let node = Node::serve(json!({ "hello": 1 }));
+    let (code, out, _) = status(&[&node.api()], &[]);
+    assert!(code == 2 && out.contains("is not the API of this version"), "{out}");
+}
+
+#[test]
+fn two_sides_of_a_partition_are_both_told_and_the_same_reason_once() {
+    let missing = |ms: u32, who: &str| {
+        let text = format!("3 of 4 are needed; missing: {who} (for {ms} ms)");
+        json!([{ "code": "no_quorum_connected", "blocks": true, "text": text }])
+    };
+    let sides =
+        [missing(12, "c and d"), missing(13, "c and d"), missing(12, "a and b"), missing(9, "a and b")];
+    let nodes: Vec<Node> =
+        (0..).zip(&sides).map(|(seat, why)| Node::serve(consensus(seat, 7, why))).collect();
+    let apis: Vec<String> = nodes.iter().map(Node::api).collect();
+    let asked: Vec<&str> = apis.iter().map(String::as_str).collect();
+    let (code, out, _) = status(&asked, &[]);
+    assert_eq!(code, 1);
+    for words in
+        ["missing: c and d (for 12 ms) (says node 0, 1)", "missing: a and b (for 12 ms) (says node 2, 3)"]
+    {
+        assert_eq!(out.matches(words).count(), 1, "{words:?} in\n{out}");
+    }
+}
+
+#[test]
+fn a_node_that_is_given_twice_has_one_voice() {
+    let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])))).collect();
+    let (first, other) = (nodes[0].api(), nodes[1].api());
+    let (code, out, _) = status(&[&first, &first, &other, "127.0.0.1:1"], &[]);
+    assert_eq!(code, 1, "two of four are no quorum: {out}");
+}
