@@ -47,6 +47,7 @@ pub mod policy;
 pub mod rate;
 pub mod storage;
 pub mod tally;
+pub mod transfer;
 pub mod upkeep;
 pub mod verifier;
 pub mod view;

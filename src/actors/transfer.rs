@@ -1,0 +1,4 @@
+//! State transfer.
+pub mod plan;
+mod peer;
+pub mod throttle;
