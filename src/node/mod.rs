@@ -32,6 +32,9 @@ use crate::actors::node_keys::NodeKeys;
 use crate::actors::policy::Policy;
 use crate::actors::storage::{Storage, StorageOutlets, StorageParts};
 use crate::actors::tally::{ConsensusTally, StorageTally};
+use crate::actors::transfer::progress::TransferBoard;
+use crate::actors::transfer::serve::Serving;
+use crate::actors::transfer::{self, TransferParts};
 use crate::actors::upkeep::Upkeep;
 use crate::actors::verifier::{
     Ahead, LoggedMessage, RequestVerifier, ResumeMessage, Verifier, VerifierParts, Workers,
@@ -82,6 +85,8 @@ struct Shared {
     workers: Workers,
     view: Arc<LedgerView>,
     room: Arc<Notify>,
+    /// How far the fetching of blocks is.
+    transfer: Arc<TransferBoard>,
     fatal: Fatal,
     /// The runtime, for the threads of actors.
     runtime: Arc<tokio::runtime::Runtime>,
@@ -125,6 +130,7 @@ impl Shared {
             workers: Workers::new(),
             view: Arc::new(LedgerView::default()),
             room: Arc::new(Notify::new()),
+            transfer: Arc::default(),
             fatal,
             config,
             runtime,
@@ -370,6 +376,21 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     batches_mouth.connect(consensus.clone());
     messages_mouth.connect(consensus.clone());
     let verifier = RequestVerifier::new(shared.network_id, shared.workers.clone());
+    let transfer = transfer::start(TransferParts {
+        network_id: shared.network_id,
+        node: shared.key.node_id(),
+        keys: Arc::clone(&shared.keys),
+        network: network.clone(),
+        storage: storage.clone(),
+        synced,
+        view: Arc::clone(&shared.view),
+        workers: shared.workers.clone(),
+        settings: shared.config.transfer.clone(),
+        clock: Arc::clone(&shared.clock),
+        metrics: shared.metrics.transfer.clone(),
+        board: Arc::clone(&shared.transfer),
+        fatal: shared.fatal.clone(),
+    });
     let parts = Effects {
         key: shared.key.clone(),
         network_id: shared.network_id,
@@ -378,10 +399,9 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         marks: Arc::clone(&opened.marks),
         network: network.clone(),
         to_storage,
-        storage: storage.clone(),
+        transfer,
         store: Arc::clone(&opened.store),
         requests,
-        synced,
         certificates,
         batches,
         messages,
@@ -398,6 +418,13 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         verifier,
         workers: shared.workers.clone(),
         store: Arc::clone(&opened.store),
+        serving: Serving::new(
+            &shared.config.transfer,
+            &shared.genesis.replicas,
+            shared.metrics.transfer.clone(),
+            shared.clock.monotonic(),
+        ),
+        clock: Arc::clone(&shared.clock),
     };
     NetworkActor::start_with(judge, events, &shared.fatal);
     Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients) })
