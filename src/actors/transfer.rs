@@ -140,7 +140,9 @@ impl Transfer {
     async fn run(mut self) {
         while let Some(wanted) = self.orders.recv().await {
             // What the ledger came to by itself since the core asked.
-            if wanted.upto > self.parts.view.progress().executed.sequence && self.transfer(wanted).await.is_none() {
+            if wanted.upto > self.parts.view.progress().executed.sequence
+                && self.transfer(wanted).await.is_none()
+            {
                 return;
             }
         }

@@ -140,7 +140,11 @@ impl Config {
         let each = MIB..=transfer.serve_bytes_per_s;
         within("transfer.serve_bytes_per_s_each", transfer.serve_bytes_per_s_each, each)?;
         within("transfer.serve_requests", transfer.serve_requests, 1..=256)?;
-        within("transfer.serve_requests_each", transfer.serve_requests_each, 1..=transfer.serve_requests.min(8))
+        within(
+            "transfer.serve_requests_each",
+            transfer.serve_requests_each,
+            1..=transfer.serve_requests.min(8),
+        )
     }
 }
 

@@ -52,7 +52,7 @@ use crate::keyfile;
 use crate::ledger::{Genesis, ReplicaSetKeys};
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkEvent, NetworkHandle, NetworkSettings, SwarmKey};
-use crate::pbft::{Replica, Settings};
+use crate::pbft::{Output, Replica, Settings};
 use crate::policy::WritePolicy;
 use crate::store::log::Position;
 use crate::types::NetworkId;
@@ -363,6 +363,21 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     let consensus = Consensus::start_in_arbiter(&shared.arbiter().handle(), move |_| consensus);
     executed_mouth.connect(consensus.clone());
 
+    let verifier = start_effects(shared, &opened, &network, &storage, &consensus, outputs_queue);
+    let judge = judge(shared, &opened, &network, &consensus, verifier);
+    NetworkActor::start_with(judge, events, &shared.fatal);
+    Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients) })
+}
+
+/// Starts what carries out the core's effects, the transfer among it.
+fn start_effects(
+    shared: &Shared,
+    opened: &Opened,
+    network: &NetworkHandle,
+    storage: &Addr<Storage>,
+    consensus: &Addr<Consensus>,
+    outputs: mpsc::Receiver<Output>,
+) -> RequestVerifier {
     let (to_storage, to_storage_mouth) = shared.feeder("storage_orders", STORAGE_ORDERS);
     let (requests, requests_mouth) = shared.feeder("fetched_requests", FETCHED);
     let (synced, synced_mouth) = shared.feeder("synced_blocks", FETCHED);
@@ -409,8 +424,18 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         workers: shared.workers.clone(),
         fatal: shared.fatal.clone(),
     };
-    effects::start(parts, outputs_queue);
-    let judge = Judge {
+    effects::start(parts, outputs);
+    verifier
+}
+
+fn judge(
+    shared: &Shared,
+    opened: &Opened,
+    network: &NetworkHandle,
+    consensus: &Addr<Consensus>,
+    verifier: RequestVerifier,
+) -> Judge {
+    Judge {
         network_id: shared.network_id,
         keys: Arc::clone(&shared.keys),
         network: network.clone(),
@@ -425,9 +450,7 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
             shared.clock.monotonic(),
         ),
         clock: Arc::clone(&shared.clock),
-    };
-    NetworkActor::start_with(judge, events, &shared.fatal);
-    Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients) })
+    }
 }
 
 fn start_storage(

@@ -18,6 +18,6 @@ pub mod ledger;
 pub mod log;
 pub mod sled_store;
 
-pub use ledger::{LedgerStore, StoreError};
+pub use ledger::{CertifiedCommit, LedgerStore, StoreError};
 pub use log::{Log, LogError};
 pub use sled_store::{SledStore, StoreSettings};

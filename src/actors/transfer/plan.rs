@@ -167,7 +167,8 @@ impl<B> Plan<B> {
     /// The height to come to: the (f+1)-th highest that peers say to have, so that a correct one is not below
     /// it. Who has not said may be as high as anybody can be.
     pub fn target(&self) -> Height {
-        let mut heads: Vec<Height> = self.peers.values().map(|peer| peer.head.unwrap_or(self.bound)).collect();
+        let mut heads: Vec<Height> =
+            self.peers.values().map(|peer| peer.head.unwrap_or(self.bound)).collect();
         heads.sort_unstable_by(|a, b| b.cmp(a));
         let target = heads.get(self.limits.faulty).or(heads.last());
         target.copied().unwrap_or_default().max(self.applied)
@@ -297,8 +298,10 @@ impl<B> Plan<B> {
 
     /// The missing ranges, ascending: first and last height.
     fn missing(&self) -> Vec<(u64, u64)> {
-        let heads = self.peers.values().filter(|peer| !peer.is_dropped()).map(|peer| peer.head.unwrap_or(self.bound));
-        let top = heads.max().unwrap_or_default().0.min(self.taken.0.saturating_add(self.limits.ahead_blocks));
+        let heads =
+            self.peers.values().filter(|peer| !peer.is_dropped()).map(|peer| peer.head.unwrap_or(self.bound));
+        let top =
+            heads.max().unwrap_or_default().0.min(self.taken.0.saturating_add(self.limits.ahead_blocks));
         let waited_for = self.asked.values().filter(|asked| !asked.late);
         let waited_for = waited_for.map(|asked| (asked.ask.from.0, asked.last()));
         let mut there: Vec<(u64, u64)> = self.arrived.keys().map(|height| (height.0, height.0)).collect();
@@ -320,19 +323,17 @@ impl<B> Plan<B> {
     /// Who should be asked for a height: of those who may have it the least busy, then who failed least.
     fn best_peer(&self, now: Duration, from: Height) -> Option<NodeId> {
         let target = self.target();
-        let has = |peer: &Peer| {
-            peer.head.unwrap_or(self.bound) >= from && (from <= target || peer.is_good())
-        };
-        let willing = self.peers.iter().filter(|(node, peer)| has(peer) && self.may_ask(node, peer, now, from));
+        let has = |peer: &Peer| peer.head.unwrap_or(self.bound) >= from && (from <= target || peer.is_good());
+        let willing =
+            self.peers.iter().filter(|(node, peer)| has(peer) && self.may_ask(node, peer, now, from));
         let order = |(node, peer): &(&NodeId, &Peer)| (self.in_flight(node), peer.failures, peer.answer_time);
         willing.min_by_key(order).map(|(node, _)| *node)
     }
 
     /// Whether a peer has a place left, and does not owe an answer for this height.
     fn may_ask(&self, node: &NodeId, peer: &Peer, now: Duration, from: Height) -> bool {
-        let owes = |asked: &Asked| {
-            asked.ask.peer == *node && (asked.ask.from.0..=asked.last()).contains(&from.0)
-        };
+        let owes =
+            |asked: &Asked| asked.ask.peer == *node && (asked.ask.from.0..=asked.last()).contains(&from.0);
         let places = peer.places(self.limits.requests_per_peer);
         peer.not_before <= now && self.in_flight(node) < places && !self.asked.values().any(owes)
     }

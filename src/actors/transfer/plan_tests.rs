@@ -187,8 +187,11 @@ enum Behaviour {
 }
 
 fn correct(lacks: impl Strategy<Value = u64>) -> impl Strategy<Value = Behaviour> {
-    (1..2_000_u64, 0..60_u8, lacks)
-        .prop_map(|(ms, unreliable, lacks)| Behaviour::Correct { ms, unreliable, lacks })
+    (1..2_000_u64, 0..60_u8, lacks).prop_map(|(ms, unreliable, lacks)| Behaviour::Correct {
+        ms,
+        unreliable,
+        lacks,
+    })
 }
 
 fn faulty() -> impl Strategy<Value = Behaviour> {

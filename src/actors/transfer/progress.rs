@@ -69,7 +69,12 @@ pub(super) struct Reporter<'a> {
 }
 
 impl<'a> Reporter<'a> {
-    pub(super) fn new(board: &'a TransferBoard, metrics: &'a TransferMetrics, from: Height, now: Duration) -> Self {
+    pub(super) fn new(
+        board: &'a TransferBoard,
+        metrics: &'a TransferMetrics,
+        from: Height,
+        now: Duration,
+    ) -> Self {
         metrics.active.set(1);
         let progress = TransferProgress { active: true, from, height: from, ..TransferProgress::default() };
         Self { board, metrics, progress, started: now, logged: None, measured: (now, 0, 0) }

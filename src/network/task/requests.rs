@@ -61,8 +61,8 @@ impl Task {
             DirectEvent::Message {
                 peer, message: Message::Request { request, request_id, channel }, ..
             } => match request {
-                    Ok(carried) => self.on_request((lane, request_id), peer, carried, channel),
-                    Err(breach) => self.on_offence(peer, Offence::Garbage, &breach.0),
+                Ok(carried) => self.on_request((lane, request_id), peer, carried, channel),
+                Err(breach) => self.on_offence(peer, Offence::Garbage, &breach.0),
             },
             DirectEvent::Message { peer, message: Message::Response { request_id, response }, .. } => {
                 self.on_response(peer, (lane, request_id), response);
