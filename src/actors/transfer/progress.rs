@@ -94,7 +94,7 @@ impl<'a> Reporter<'a> {
         self.board.write(self.progress);
         self.metrics.height.set(number(height.0));
         self.metrics.target_height.set(number(target.0));
-        let large = target.0 - height.0.min(target.0) >= WORTH_A_LINE;
+        let large = target.0.saturating_sub(self.progress.from.0) >= WORTH_A_LINE;
         match self.logged {
             None if known && large => {
                 tracing::info!(from = %self.progress.from, to = %target, peers, "behind: fetching blocks");
