@@ -41,6 +41,18 @@ pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
     bincode::encode_to_vec(value, unlimited).expect("encoding into memory does not fail")
 }
 
+/// How many bytes [`encode`] makes of `value`, without making them.
+///
+/// # Panics
+/// As little as [`encode`].
+#[allow(clippy::expect_used)]
+pub fn encoded_len<T: Encode>(value: &T) -> usize {
+    let unlimited = bincode::config::standard().with_big_endian().with_fixed_int_encoding();
+    let mut counter = bincode::enc::write::SizeWriter::default();
+    bincode::encode_into_writer(value, &mut counter, unlimited).expect("counting does not fail");
+    counter.bytes_written
+}
+
 /// The value whose canonical encoding is `bytes`, of at most `LIMIT` bytes.
 ///
 /// # Errors
@@ -72,6 +84,7 @@ mod tests {
     #[test]
     fn what_was_encoded_decodes() {
         let value = (7_u64, vec![1_u8, 2, 3], Some("text".to_owned()));
+        assert_eq!(encoded_len(&value), encode(&value).len());
         assert_eq!(decode::<1024, (u64, Vec<u8>, Option<String>)>(&encode(&value)).unwrap(), value);
     }
 

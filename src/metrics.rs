@@ -213,6 +213,32 @@ metrics! {
 }
 
 metrics! {
+    /// The fetching of blocks from other nodes, and the giving of them.
+    TransferMetrics {
+        active: IntGauge("ledgermq_transfer_active")
+            "1 while this node fetches blocks because it is behind, else 0.";
+        height: IntGauge("ledgermq_transfer_height")
+            "Height that the last transfer reached.";
+        target_height: IntGauge("ledgermq_transfer_target_height")
+            "Height that the last transfer was to reach; it moves while the others go on.";
+        blocks: IntCounter("ledgermq_transfer_blocks_total")
+            "Blocks fetched and applied.";
+        bytes: IntCounter("ledgermq_transfer_bytes_total")
+            "Bytes of fetched blocks that were right.";
+        requests: IntCounterVec("ledgermq_transfer_requests_total", ["result"])
+            "Requests for blocks, by result: blocks, empty, busy, failed, bad; late counts those besides that took too long.";
+        buffered_bytes: IntGauge("ledgermq_transfer_buffered_bytes")
+            "Bytes that fetched blocks take until they are applied, and may take once requests are answered.";
+        served: IntCounterVec("ledgermq_transfer_served_total", ["result"])
+            "Requests of other nodes for blocks, by result: answered, busy.";
+        served_blocks: IntCounter("ledgermq_transfer_served_blocks_total")
+            "Blocks given to other nodes.";
+        served_bytes: IntCounter("ledgermq_transfer_served_bytes_total")
+            "Bytes of blocks given to other nodes.";
+    }
+}
+
+metrics! {
     /// The HTTP API.
     HttpMetrics {
         requests: IntCounterVec("ledgermq_http_requests_total", ["route", "status"])
@@ -234,6 +260,8 @@ pub struct Metrics {
     pub consensus: ConsensusMetrics,
     /// The log and the ledger on disk.
     pub storage: StorageMetrics,
+    /// The fetching of blocks, and the giving of them.
+    pub transfer: TransferMetrics,
     /// The HTTP API.
     pub http: HttpMetrics,
 }
@@ -256,6 +284,7 @@ impl Metrics {
             queues: QueueMetrics::register(&registry)?,
             consensus: ConsensusMetrics::register(&registry)?,
             storage: StorageMetrics::register(&registry)?,
+            transfer: TransferMetrics::register(&registry)?,
             http: HttpMetrics::register(&registry)?,
             registry,
         }))

@@ -6,7 +6,8 @@
 //!
 //! Two tasks, so that later entries reach the log (and share its next sync) while earlier ones are
 //! still being synced. Outputs and effects keep the core's order throughout. Fetches run beside,
-//! one of each kind at a time: the core asks again while it needs them.
+//! a few of each kind at a time: the core asks again while it needs them. Blocks are fetched by
+//! `actors/transfer.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,13 +15,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::bundles::Bundles;
-use super::consensus::{BlocksSynced, CertificateFetched, PeerBatches, PeerMessage, PeerRequests};
+use super::consensus::{CertificateFetched, PeerBatches, PeerMessage, PeerRequests};
 use super::evidence::EvidenceKeeper;
-use super::storage::{Applied, ApplyBlocks, ExecuteBatch, Storage, StorageOrder};
+use super::storage::{ExecuteBatch, StorageOrder};
+use super::transfer::TransferOrders;
 use super::verifier::{RequestVerifier, Workers};
 use super::{Fatal, Feeder};
 use crate::crypto::SecretKey;
-use crate::ledger::{BlockError, Certificate, CertifiedBlock, ReplicaSetKeys};
+use crate::ledger::{Certificate, ReplicaSetKeys};
 use crate::network::{NetworkHandle, PeerRequest, PeerResponse, RequestError, Topic};
 use crate::pbft::{Batch, Effect, Output, Pin, Source, Verified, WalEntry};
 use crate::store::log::{Entry, EntryKind, Position};
@@ -38,9 +40,6 @@ const REQUEST_FETCHES: usize = 4;
 
 /// Fetches of batches at once, likewise.
 const BATCH_FETCHES: usize = 4;
-
-/// How many blocks one fetch asks for.
-const FETCH_BLOCKS: u32 = 64;
 
 /// Where the log has the first entry of each sequence number that is still needed.
 #[derive(Debug, Default)]
@@ -98,14 +97,12 @@ pub struct Effects {
     pub network: NetworkHandle,
     /// Orders to Storage, in their order.
     pub to_storage: Feeder<StorageOrder>,
-    /// Storage, for fetched blocks.
-    pub storage: actix::Addr<Storage>,
+    /// Fetches blocks.
+    pub transfer: TransferOrders,
     /// The store, to see what is there.
     pub store: Arc<dyn LedgerStore>,
     /// Fetched requests, to Consensus.
     pub requests: Feeder<PeerRequests>,
-    /// Results of fetched blocks, to Consensus.
-    pub synced: Feeder<BlocksSynced>,
     /// Fetched certificates, to Consensus.
     pub certificates: Feeder<CertificateFetched>,
     /// Fetched batches, to Consensus.
@@ -114,7 +111,7 @@ pub struct Effects {
     pub messages: Feeder<PeerMessage>,
     /// Checks fetched requests.
     pub verifier: RequestVerifier,
-    /// Checks fetched blocks.
+    /// Checks fetched proofs of views.
     pub workers: Workers,
     /// Keeps evidence.
     pub evidence: EvidenceKeeper,
@@ -197,7 +194,6 @@ struct Runner {
     parts: Effects,
     bundles: Bundles,
     request_fetches: Arc<Semaphore>,
-    block_fetch: Arc<Semaphore>,
     certificate_fetch: Arc<Semaphore>,
     batch_fetch: Arc<Semaphore>,
     view_fetch: Arc<Semaphore>,
@@ -209,7 +205,6 @@ impl Runner {
             bundles: Bundles::start(&parts.key, parts.network_id, &parts.keys, &parts.network),
             parts,
             request_fetches: Arc::new(Semaphore::new(REQUEST_FETCHES)),
-            block_fetch: Arc::new(Semaphore::new(1)),
             certificate_fetch: Arc::new(Semaphore::new(1)),
             batch_fetch: Arc::new(Semaphore::new(BATCH_FETCHES)),
             view_fetch: Arc::new(Semaphore::new(1)),
@@ -235,7 +230,7 @@ impl Runner {
             }
             Effect::Skip(content) => self.parts.to_storage.put(StorageOrder::Skip(content)).await,
             Effect::FetchRequests { digests, from } => self.fetch_requests(digests, from),
-            Effect::FetchBlocks { above, upto, from } => self.fetch_blocks(above, upto, from),
+            Effect::FetchBlocks { upto, .. } => self.parts.transfer.fetch(upto),
             Effect::FetchCertificates { heights, from } => self.fetch_certificates(heights, from),
             Effect::Diverged { own, other } => self.parts.fatal.stop(anyhow::anyhow!(
                 "this node's ledger differs from the one that a quorum certified: at sequence {} it has state {}, \
@@ -320,59 +315,6 @@ impl Runner {
         });
     }
 
-    fn fetch_blocks(self: &Arc<Self>, above: Height, upto: SeqNum, from: Vec<NodeId>) {
-        let Ok(place) = Arc::clone(&self.block_fetch).try_acquire_owned() else { return };
-        let runner = Arc::clone(self);
-        tokio::spawn(async move {
-            tracing::debug!(%above, %upto, "behind: fetching blocks");
-            let mut above = above;
-            for node in from {
-                while let Some(applied) = runner.fetch_some_blocks(node, above).await
-                    // Who sends what was there already could keep this busy for ever.
-                    && applied > above
-                {
-                    above = applied;
-                }
-            }
-            drop(place);
-        });
-    }
-
-    /// Fetches and applies the blocks above a height; the height reached, or none if there were
-    /// none, or not only good ones.
-    async fn fetch_some_blocks(&self, node: NodeId, above: Height) -> Option<Height> {
-        let request = PeerRequest::FetchBlocks { from: above.next(), max: FETCH_BLOCKS };
-        let answer = self.parts.network.request(node, request).await;
-        let Ok(PeerResponse::Blocks(blocks)) = answer else {
-            log_fruitless(node, &answer);
-            return None;
-        };
-        let (network_id, keys) = (self.parts.network_id, Arc::clone(&self.parts.keys));
-        let check = move || -> Result<Vec<_>, BlockError> {
-            let check = |(block, certificate)| CertifiedBlock::verify(block, certificate, &network_id, &keys);
-            blocks.into_iter().map(check).collect()
-        };
-        let blocks = match self.parts.workers.run(check).await? {
-            Ok(blocks) => blocks,
-            Err(error) => {
-                tracing::warn!(%node, %error, "a node sent a bad block");
-                return None;
-            }
-        };
-        let reached = blocks.last()?.block().header.height;
-        let Applied { synced, error } = self.parts.storage.send(ApplyBlocks(blocks)).await.ok()?;
-        if let Some(synced) = synced {
-            self.parts.synced.put(synced).await;
-        }
-        match error {
-            None => Some(reached),
-            Some(error) => {
-                tracing::warn!(%node, %error, "a node sent blocks that do not fit");
-                None
-            }
-        }
-    }
-
     fn fetch_certificates(self: &Arc<Self>, heights: Vec<Height>, from: Vec<NodeId>) {
         let Ok(place) = Arc::clone(&self.certificate_fetch).try_acquire_owned() else { return };
         let runner = Arc::clone(self);
@@ -393,7 +335,7 @@ impl Runner {
     async fn fetch_certificate(&self, node: NodeId, height: Height) -> Option<Certificate> {
         let request = PeerRequest::FetchBlocks { from: height, max: 1 };
         let answer = self.parts.network.request(node, request).await;
-        let Ok(PeerResponse::Blocks(blocks)) = answer else {
+        let Ok(PeerResponse::Blocks { blocks, .. }) = answer else {
             log_fruitless(node, &answer);
             return None;
         };

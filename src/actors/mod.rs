@@ -25,6 +25,7 @@
 //! | `executed` | executed batches, to Consensus | 1,024 | cannot be: the core executes one at a time |
 //! | `fetched_*` | what other nodes sent, to Consensus | 64 each | fetching waits |
 //! | `finals` | this node's final messages, to Ingress | 32,768 | cannot be: as many may be accepted |
+//! | `transfer.rs` | fetched blocks that are not applied | `transfer.max_buffered_bytes` | nobody is asked for more |
 //! | changed clients | clients whose sessions are to be closed | one entry a client | a set: it is there already |
 //!
 //! Those with a name are metrics: `ledgermq_queue_length` and `ledgermq_queue_full_total`.
@@ -49,6 +50,7 @@ pub mod policy;
 pub mod rate;
 pub mod storage;
 pub mod tally;
+pub mod transfer;
 pub mod upkeep;
 pub mod verifier;
 pub mod view;

@@ -14,7 +14,10 @@ use tokio::sync::mpsc;
 use super::Fatal;
 use super::consensus::{Consensus, LookUpBatches, LookUpRequests, LookUpView, PeerMessage, PeerRequests};
 use super::fatal::Vital;
+use super::transfer::serve::Serving;
 use super::verifier::{RequestVerifier, Workers};
+use crate::clock::SharedClock;
+use crate::codec;
 use crate::ledger::{Block, Certificate, ReplicaSetKeys};
 use crate::network::{
     GossipId, NetworkEvent, NetworkHandle, PeerRequest, PeerResponse, Responder, SignedBundle, Topic, Verdict,
@@ -49,6 +52,10 @@ pub struct Judge {
     pub workers: Workers,
     /// What blocks this node has.
     pub store: Arc<dyn LedgerStore>,
+    /// How much of them it gives.
+    pub serving: Serving,
+    /// Time, for that.
+    pub clock: SharedClock,
 }
 
 /// The actor; see the module.
@@ -138,7 +145,9 @@ impl Judge {
                 let found = self.consensus.send(LookUpView(view)).await;
                 found.map_or(PeerResponse::Busy, PeerResponse::view)
             }
-            PeerRequest::FetchBlocks { from, max } => self.look_up_blocks(from, max).await,
+            PeerRequest::FetchBlocks { from: first, max } => {
+                return self.blocks(from, first, max, responder).await;
+            }
         };
         responder.respond(response);
     }
@@ -172,11 +181,30 @@ impl Judge {
         }
     }
 
-    async fn look_up_blocks(&self, from: Height, max: u32) -> PeerResponse {
+    /// Gives blocks, as far as this node gives any now.
+    async fn blocks(&self, node: NodeId, first: Height, max: u32, responder: Responder) {
+        let Some(leave) = self.serving.enter(node, self.clock.monotonic()) else {
+            return responder.respond(PeerResponse::Busy);
+        };
         let store = Arc::clone(&self.store);
-        let read = move |height| Some((store.block(height).ok()??, store.certificate(height).ok()??));
-        let answer = tokio::task::spawn_blocking(move || certified_blocks(read, from, max)).await;
-        answer.unwrap_or(PeerResponse::Busy)
+        let answer = tokio::task::spawn_blocking(move || {
+            let read = |height| match (store.block(height), store.certificate(height)) {
+                (Ok(block), Ok(certificate)) => block.zip(certificate),
+                (Err(error), _) | (_, Err(error)) => {
+                    tracing::error!(%height, %error, "a block that a peer asked for cannot be read");
+                    None
+                }
+            };
+            let response = certified_blocks(read, store.certified_height(), first, max);
+            let (count, bytes) = match &response {
+                PeerResponse::Blocks { blocks, .. } => (blocks.len(), codec::encoded_len(&response)),
+                _ => (0, 0),
+            };
+            (response, count, bytes as u64)
+        });
+        let Ok((response, blocks, bytes)) = answer.await else { return };
+        let [own, of_all] = self.serving.served(leave, blocks, bytes);
+        responder.holding(own).holding(of_all).respond(response);
     }
 }
 
@@ -184,11 +212,12 @@ impl Judge {
 /// one: a peer asks for hundreds, of which a few may fill the answer.
 fn certified_blocks(
     read: impl Fn(Height) -> Option<(Block, Certificate)>,
+    head: Height,
     from: Height,
     max: u32,
 ) -> PeerResponse {
     let heights = from.0..from.0.saturating_add(u64::from(max));
-    PeerResponse::blocks(heights.map_while(|height| read(Height(height))))
+    PeerResponse::blocks(head, heights.map_while(|height| read(Height(height))))
 }
 
 #[cfg(test)]
@@ -238,10 +267,11 @@ mod tests {
                 read.set(read.get() + 1);
                 Some(block(height))
             },
+            Height(9),
             Height(1),
             64,
         );
-        let PeerResponse::Blocks(blocks) = answer else { panic!("no blocks") };
+        let PeerResponse::Blocks { blocks, head: Height(9) } = answer else { panic!("no blocks") };
         assert_eq!((blocks.len(), read.get()), (2, 3));
     }
 }

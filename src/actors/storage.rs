@@ -12,6 +12,10 @@
 //! derived (the record index) is written by a task behind execution (`actors/upkeep.rs`), which
 //! also makes the store durable at intervals and then cuts the log.
 
+mod admin;
+mod apply;
+mod lookup;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,32 +23,28 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Message};
 use tokio::sync::oneshot;
 
+use admin::admin_outcome;
+pub use admin::{AdminOutcome, AwaitAdmin, Awaited};
+pub use apply::{Applied, ApplyBlocks};
+pub use lookup::{LookUpMessage, TakeUp};
+
 use super::changed::ChangedClients;
-use super::consensus::BlocksSynced;
 use super::fatal::Vital;
 use super::finals::Finals;
 use super::tally::StorageTally;
 use super::view::{LedgerView, RegisteredClient};
 use super::{Fatal, Feeder, FinalMessage, FinalVerdict};
 use crate::clock::SharedClock;
-use crate::crypto::HashKind;
 use crate::crypto::VerifyingKey;
-use crate::ledger::operation::Operation;
 use crate::ledger::request::{Asked, VerifiedRequest};
-use crate::ledger::{
-    self, AdminOperation, Block, BlockError, Certificate, CertifiedBlock, CheckpointContent, Executed,
-    Outcome, Rejection, Request, State, WindowEntry, WriteRequest,
-};
+use crate::ledger::{self, Certificate, CheckpointContent, Executed, Outcome, State};
 use crate::pbft::message::Batch;
 use crate::store::LedgerStore;
-use crate::types::{ClientId, Hash, Height, MessageSeq, NodeId, SeqNum};
+use crate::types::{ClientId, Hash, Height, NodeId, SeqNum};
 
 /// Messages in the mailbox: the watermark window of executions, as many certificates, and room for
 /// questions of the API. Feeders wait when it is full.
 const MAILBOX: usize = 1_024;
-
-/// Admin operations that wait to be final; the next one is told to come back later.
-const MAX_WAITING_ADMINS: usize = 256;
 
 /// What PBFT wants done, in one order.
 #[derive(Debug, Message)]
@@ -73,77 +73,6 @@ pub struct ExecuteBatch {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct BatchExecuted(pub CheckpointContent);
-
-/// Applies blocks that others certified, in order from the next height.
-#[derive(Debug, Message)]
-#[rtype(result = "Applied")]
-pub struct ApplyBlocks(pub Vec<CertifiedBlock>);
-
-/// What became of fetched blocks. Those before a bad one count: a batch that waits for execution
-/// may be among them and is not executed any more, so Consensus must hear of them in any case.
-#[derive(Debug, Default, actix::MessageResponse)]
-pub struct Applied {
-    /// Of the last block that the ledger has now; none if none was applied.
-    pub synced: Option<BlocksSynced>,
-    /// Why the rest was not applied.
-    pub error: Option<BlockError>,
-}
-
-/// Asks what the ledger has of a message that was final before the last restart; nothing while
-/// that is not final.
-#[derive(Debug, Message)]
-#[rtype(result = "Option<FinalVerdict>")]
-pub struct LookUpMessage {
-    /// Its client.
-    pub client: ClientId,
-    /// Its seq.
-    pub seq: MessageSeq,
-    /// BLAKE3 of its header.
-    pub header: Hash,
-}
-
-/// A message of before a restart, with whatever verdict: if the ledger knows its fate, its client
-/// is told as soon as that is final, and the answer is true. Its request must not be the only way
-/// to learn it: what was executed before the restart is not executed again.
-#[derive(Debug, Message)]
-#[rtype(result = "bool")]
-pub struct TakeUp(pub FinalMessage);
-
-/// Announces that an admin's operation is about to be ordered; `answer` gets its fate when it is final.
-#[derive(Debug, Message)]
-#[rtype(result = "Awaited")]
-pub struct AwaitAdmin {
-    /// The operation.
-    pub operation: AdminOperation,
-    /// Takes the outcome.
-    pub answer: oneshot::Sender<AdminOutcome>,
-}
-
-/// What becomes of an [`AwaitAdmin`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, actix::MessageResponse)]
-pub enum Awaited {
-    /// The answer comes when the operation is final: submit it.
-    Waiting,
-    /// The ledger would refuse it now: its signer is no admin, or it has this or a later operation
-    /// of that admin already.
-    Refused(Rejection),
-    /// Too many wait.
-    TooMany,
-}
-
-/// What became of an admin's operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AdminOutcome {
-    /// Executed, in the block of that height.
-    Executed {
-        /// The block.
-        height: Height,
-        /// The operation's index in it.
-        operation: u32,
-    },
-    /// Refused by the ledger.
-    Rejected(Rejection),
-}
 
 /// The fate of this node's own requests in one executed batch, until it is final.
 #[derive(Debug, Default)]
@@ -316,52 +245,16 @@ impl Storage {
         self.parts.outlets.clients.note(client.clone());
     }
 
-    /// What blocks from other nodes tell this node's clients, admins and readers.
-    fn note_applied(&mut self, block: &Block, executed: &Executed) {
-        let mut awaiting = Awaiting::default();
-        let mut written = executed.outcomes.iter().map(|(_, outcome)| outcome);
-        for (operation, index) in block.operations.iter().zip(0_u32..) {
-            match operation {
-                Operation::Admin(operation) => {
-                    self.note_client(operation.action.client());
-                    let digest = self.digest_of(operation);
-                    let outcome = AdminOutcome::Executed { height: block.header.height, operation: index };
-                    let waiting = self.admins.remove(&digest).unwrap_or_default();
-                    awaiting.admins.extend(waiting.into_iter().map(|answer| (answer, outcome.clone())));
-                }
-                Operation::Write { request, .. } => {
-                    awaiting.messages.extend(self.note_written(request, written.next()));
-                }
-            }
-        }
-        self.awaiting.insert(block.header.sequence, awaiting);
-    }
-
-    /// What a write of a fetched block means for this node's client, if it is one of its messages
-    /// that are not final.
-    fn note_written(&mut self, request: &WriteRequest, outcome: Option<&Outcome>) -> Option<FinalMessage> {
-        let header = telemetry_of(request)?;
-        if let Some(client) = self.parts.view.client(&header.header.client) {
-            client.note_written(header.header.seq);
-        }
-        if request.node != self.parts.node {
-            return None;
-        }
-        let verdict = self.verdict(outcome?)?;
-        Some(final_message(&header, verdict)).filter(|message| self.parts.outlets.finals.is_pending(message))
-    }
-
-    /// The digest of this node's request to execute an operation.
-    fn digest_of(&self, operation: &AdminOperation) -> Hash {
-        let request = Request::Admin { node: self.parts.node, operation: operation.clone() };
-        HashKind::Request.hash(&crate::codec::encode(&request))
-    }
-
     fn certify(&mut self, certificate: &Certificate) {
         let sequence = certificate.content.sequence;
         if let Err(error) = self.parts.store.put_certificate(certificate) {
             return self.fail(error, "writing a certificate");
         }
+        self.certified(sequence);
+    }
+
+    /// A quorum executed up to `sequence`, and the store has its word: what waited for that is final.
+    fn certified(&mut self, sequence: SeqNum) {
         let certified_height = self.parts.store.certified_height();
         self.parts.tally.certified(certified_height);
         self.parts.view.update_progress(|progress| {
@@ -390,121 +283,6 @@ impl Storage {
         let checkpoint = self.state.checkpoint();
         self.keep(&Executed { checkpoint, block: None, outcomes: Vec::new(), changes: Vec::new() });
     }
-
-    fn apply(&mut self, blocks: &[CertifiedBlock]) -> Applied {
-        let mut applied = Applied::default();
-        for certified in blocks {
-            let (block, certificate) = (certified.block(), certified.certificate());
-            if block.header.height <= self.state.head().height {
-                continue;
-            }
-            let executed = match self.state.apply(certified) {
-                Ok(executed) => executed,
-                // The state is as it was: somebody sent the wrong block.
-                Err(ledger::ApplyError::Block(error)) => {
-                    applied.error = Some(error);
-                    break;
-                }
-                // The state is not to be used any more.
-                Err(error @ ledger::ApplyError::Diverged { .. }) => {
-                    self.fail(error, "applying fetched blocks");
-                    break;
-                }
-            };
-            if !self.keep(&executed) {
-                break;
-            }
-            self.note_applied(block, &executed);
-            self.certify(certificate);
-            let timestamp = block.header.timestamp;
-            applied.synced = Some(BlocksSynced { certificate: certificate.clone(), timestamp });
-        }
-        if self.failed { Applied::default() } else { applied }
-    }
-
-    /// What the ledger has of a message of this node, and the height that it rests on.
-    fn fate(&mut self, message: &FinalMessage) -> Option<(FinalVerdict, Height)> {
-        let entry = self.state.written(&message.client, message.seq)?;
-        let WindowEntry { header, written, height } = entry.clone();
-        if header != message.header {
-            return Some((FinalVerdict::Rejected(Rejection::SeqReused), height));
-        }
-        self.written(written.iter().collect(), height).map(|verdict| (verdict, height))
-    }
-
-    /// See [`TakeUp`].
-    fn take_up(&mut self, mut message: FinalMessage) -> bool {
-        let Some((verdict, height)) = self.fate(&message) else { return false };
-        if let FinalVerdict::Written { items, .. } = &verdict
-            && items.len() < message.items as usize
-        {
-            // Another node wrote a part of it; whether that is all that the policy picks here is
-            // for execution to find out.
-            return false;
-        }
-        message.verdict = verdict;
-        if height <= self.parts.store.certified_height() {
-            self.parts.outlets.finals.tell(message);
-            return true;
-        }
-        // Final with the next certificate at or above its block.
-        let header = self.parts.store.header(height).ok().flatten();
-        let sequence = header.map_or(self.state.head().sequence, |header| header.sequence);
-        self.awaiting.entry(sequence).or_default().messages.push(message);
-        true
-    }
-
-    /// See [`LookUpMessage`].
-    fn look_up(&mut self, asked: LookUpMessage) -> Option<FinalVerdict> {
-        let LookUpMessage { client, seq, header } = asked;
-        let record = self.state.client(&client).copied();
-        if let Some(last_seq) = record.and_then(|record| record.revoked).filter(|last| seq > *last) {
-            return Some(FinalVerdict::Rejected(Rejection::Revoked { last_seq }));
-        }
-        let entry = self.state.written(&client, seq).cloned();
-        let Some(WindowEntry { header: written_header, written, height }) = entry else {
-            // Below the window the ledger does not tell any more whether it wrote or refused it.
-            let highest = self.state.highest(&client);
-            if seq.0.saturating_add(ledger::SEQ_WINDOW) < highest.0 {
-                return Some(FinalVerdict::Rejected(Rejection::SeqTooOld { highest }));
-            }
-            return Some(FinalVerdict::NotWritten);
-        };
-        if written_header != header {
-            return Some(FinalVerdict::Rejected(Rejection::SeqReused));
-        }
-        if height > self.parts.store.certified_height() {
-            return None;
-        }
-        self.written(written.iter().collect(), height)
-    }
-
-    fn await_admin(&mut self, AwaitAdmin { operation, answer }: AwaitAdmin) -> Awaited {
-        // Signed by somebody is not signed by an admin: what anybody could send in any number is not
-        // even ordered.
-        let Some(last) = self.state.admin_sequence(&operation.admin) else {
-            return Awaited::Refused(Rejection::NotAnAdmin);
-        };
-        if operation.sequence <= last {
-            return Awaited::Refused(Rejection::StaleAdminSequence { last });
-        }
-        self.admins.retain(|_, answers| {
-            answers.retain(|answer| !answer.is_closed());
-            !answers.is_empty()
-        });
-        if self.admins.values().map(Vec::len).sum::<usize>() >= MAX_WAITING_ADMINS {
-            return Awaited::TooMany;
-        }
-        let digest = self.digest_of(&operation);
-        self.admins.entry(digest).or_default().push(answer);
-        Awaited::Waiting
-    }
-}
-
-/// The telemetry header of a write that is in a block.
-fn telemetry_of(write: &WriteRequest) -> Option<ledger::Telemetry> {
-    let header = crate::device::Header::decode(&write.header).ok()?;
-    Some(ledger::Telemetry { header, hash: crate::device::Header::hash_of(&write.header) })
 }
 
 fn final_message(telemetry: &ledger::Telemetry, verdict: FinalVerdict) -> FinalMessage {
@@ -516,16 +294,6 @@ fn final_message(telemetry: &ledger::Telemetry, verdict: FinalVerdict) -> FinalM
         header: telemetry.hash,
         items: header.count,
         verdict,
-    }
-}
-
-fn admin_outcome(outcome: &Outcome) -> Option<AdminOutcome> {
-    match outcome {
-        Outcome::AdminExecuted { height, operation } => {
-            Some(AdminOutcome::Executed { height: *height, operation: *operation })
-        }
-        Outcome::Rejected(rejection) => Some(AdminOutcome::Rejected(*rejection)),
-        Outcome::Written { .. } | Outcome::AlreadyWritten { .. } => None,
     }
 }
 
@@ -574,38 +342,6 @@ impl Handler<StorageOrder> for Storage {
             StorageOrder::Certify(certificate) => self.certify(&certificate),
             StorageOrder::Skip(content) => self.skip(&content),
         }
-    }
-}
-
-impl Handler<ApplyBlocks> for Storage {
-    type Result = Applied;
-
-    fn handle(&mut self, ApplyBlocks(blocks): ApplyBlocks, _: &mut Self::Context) -> Applied {
-        if self.failed { Applied::default() } else { self.apply(&blocks) }
-    }
-}
-
-impl Handler<LookUpMessage> for Storage {
-    type Result = actix::MessageResult<LookUpMessage>;
-
-    fn handle(&mut self, message: LookUpMessage, _: &mut Self::Context) -> Self::Result {
-        actix::MessageResult(self.look_up(message))
-    }
-}
-
-impl Handler<TakeUp> for Storage {
-    type Result = bool;
-
-    fn handle(&mut self, TakeUp(message): TakeUp, _: &mut Self::Context) -> bool {
-        self.take_up(message)
-    }
-}
-
-impl Handler<AwaitAdmin> for Storage {
-    type Result = Awaited;
-
-    fn handle(&mut self, message: AwaitAdmin, _: &mut Self::Context) -> Awaited {
-        self.await_admin(message)
     }
 }
 

@@ -9,13 +9,16 @@ use crate::clock::SystemClock;
 use crate::crypto::{SecretKey, SignatureKind, blake3_plain};
 use crate::device::{self, Item, Value};
 use crate::ledger::genesis::{GENESIS_VERSION, Genesis, ReplicaSet};
-use crate::ledger::{AdminAction, AdmittedMessage, ClientSettings, ReplicaSetKeys};
+use crate::ledger::{
+    AdminAction, AdminOperation, AdmittedMessage, CertifiedBlock, ClientSettings, Rejection, ReplicaSetKeys,
+    Request,
+};
 use crate::merkle::Tree;
 use crate::metrics::Metrics;
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::Position;
 use crate::store::{SledStore, StoreSettings};
-use crate::types::{NetworkId, Stream, Timestamp, View};
+use crate::types::{MessageSeq, NetworkId, Stream, Timestamp, View};
 
 const NOW: Timestamp = Timestamp(1_767_225_600_000);
 
@@ -297,6 +300,30 @@ fn fetched_blocks_tell_this_nodes_clients_and_admins() {
     assert!(is_written(&bench.told()[0].1));
     assert_eq!(outcome.try_recv(), Ok(AdminOutcome::Executed { height: Height(1), operation: 0 }));
     assert!(bench.storage.parts.view.client(&Bench::client()).is_some());
+}
+
+#[test]
+fn fetched_blocks_are_written_at_once_with_their_certificates_and_each_once() {
+    let mut bench = Bench::new();
+    let mut blocks = bench.blocks(&[vec![bench.register()], vec![bench.write(1)]], |_| ());
+    let last = blocks.pop().unwrap();
+    assert!(bench.storage.apply(&blocks).synced.is_some());
+    let (all, before) = ([blocks, vec![last]].concat(), bench.storage.parts.store.load().unwrap().unwrap());
+    assert_eq!(before.head.height, Height(1));
+    let applied = bench.storage.apply(&all);
+    assert!(applied.error.is_none() && applied.synced.is_some());
+    let store = Arc::clone(&bench.storage.parts.store);
+    assert_eq!(
+        (store.load().unwrap().unwrap().head.height, store.certified_height()),
+        (Height(2), Height(2))
+    );
+    for certified in &all {
+        let height = certified.block().header.height;
+        assert_eq!(store.block(height).unwrap().as_ref(), Some(certified.block()));
+        assert_eq!(store.certificate(height).unwrap().as_ref(), Some(certified.certificate()));
+    }
+    let again = bench.storage.apply(&all);
+    assert!(again.error.is_none() && again.synced.is_none(), "nothing is applied twice");
 }
 
 #[test]

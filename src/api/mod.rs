@@ -15,8 +15,8 @@
 //! run on the blocking pool, at most [`MAX_BLOCKING_READS`] at once; others wait their turn within
 //! their request's time.
 
-mod evidence;
 mod consensus;
+mod evidence;
 mod json;
 mod middleware;
 mod problem;
@@ -36,8 +36,8 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::ApiConfig;
 use crate::metrics::Metrics;
 
-pub use evidence::{EvidenceJson, EvidenceListJson};
 pub use consensus::{ConsensusView, ReplicaLine, ReplicaStateView, SilentView, ViewChangeView, Why};
+pub use evidence::{EvidenceJson, EvidenceListJson};
 pub use json::{
     BlockJson, BlockSummaryJson, BlocksJson, CertificateJson, ItemJson, OperationJson, RecordJson,
     RecordsJson, ReplicaSignatureJson, WriteJson, WrittenItemJson,

@@ -117,19 +117,21 @@ async fn blocks(context: Data<Context>, query: Query<BlocksQuery>) -> Answer<Blo
     .map(Json)
 }
 
-async fn block(context: Data<Context>, height: Path<Height>) -> Answer<BlockJson> {
+async fn block(context: Data<Context>, height: Path<Height>) -> Result<HttpResponse, Problem> {
     let height = height.into_inner();
     let found = read(&context, move |node| {
         if height > node.certified_height() {
             return Ok(None);
         }
         let Some(block) = node.block(height)? else { return Ok(None) };
-        BlockJson::new(block, node.certificate(height)?, &node.genesis().replicas)
-            .map(Some)
-            .ok_or_else(|| ViewError::Failed(format!("block {height} is damaged")))
+        let damaged = || ViewError::Failed(format!("block {height} is damaged"));
+        let block = BlockJson::new(block, node.certificate(height)?, &node.genesis().replicas);
+        // Written here, within the limit on reads: a large block takes many times its size on the way.
+        serde_json::to_vec(&block.ok_or_else(damaged)?).map(Some).map_err(|_| damaged())
     })
     .await?;
-    found.map(Json).ok_or_else(|| Problem::not_found(format!("there is no block {height} (yet)")))
+    let json = found.ok_or_else(|| Problem::not_found(format!("there is no block {height} (yet)")))?;
+    Ok(HttpResponse::Ok().content_type(header::ContentType::json()).body(json))
 }
 
 async fn records(context: Data<Context>, query: Query<RecordsQuery>) -> Answer<RecordsJson> {

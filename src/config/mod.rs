@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use genesis::{GenesisFileError, read_genesis, write_genesis};
 pub use sections::{
     ApiConfig, ConsensusConfig, DefaultPolicy, LogConfig, LogFormat, MqttConfig, P2pConfig, PolicyConfig,
-    StorageConfig,
+    StorageConfig, TransferConfig,
 };
 
 /// What the names of environment variables that are settings begin with.
@@ -82,6 +82,8 @@ pub struct Config {
     pub consensus: ConsensusConfig,
     /// The log and the ledger on disk.
     pub storage: StorageConfig,
+    /// The fetching of blocks, and the giving of them.
+    pub transfer: TransferConfig,
     /// What is written to the ledger where no policy says otherwise.
     pub policy: PolicyConfig,
 }
@@ -98,6 +100,7 @@ impl Default for Config {
             p2p: P2pConfig::default(),
             consensus: ConsensusConfig::default(),
             storage: StorageConfig::default(),
+            transfer: TransferConfig::default(),
             policy: PolicyConfig::default(),
         }
     }

@@ -302,6 +302,42 @@ impl Default for StorageConfig {
     }
 }
 
+/// `[transfer]`: blocks that this node fetches while it is behind, and gives to nodes that are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TransferConfig {
+    /// Bytes of blocks that are fetched a second.
+    pub fetch_bytes_per_s: u64,
+    /// Requests for blocks to one node at once.
+    pub fetch_requests_each: u32,
+    /// Bytes of fetched blocks that wait for those below them, and of the longest answers to what is
+    /// asked for: 12 MiB each. Decoding takes as much again for a moment.
+    pub max_buffered_bytes: u64,
+    /// Bytes of blocks that are given to all nodes together in a second; then they are told to come
+    /// back later.
+    pub serve_bytes_per_s: u64,
+    /// The same for each replica, and for all nodes together that are none.
+    pub serve_bytes_per_s_each: u64,
+    /// Requests for blocks of all nodes that are worked on at once; others come back later.
+    pub serve_requests: u32,
+    /// The same for each replica, and for all nodes together that are none.
+    pub serve_requests_each: u32,
+}
+
+impl Default for TransferConfig {
+    fn default() -> Self {
+        Self {
+            fetch_bytes_per_s: 64 * MIB,
+            fetch_requests_each: 2,
+            max_buffered_bytes: 64 * MIB,
+            serve_bytes_per_s: 64 * MIB,
+            serve_bytes_per_s_each: 32 * MIB,
+            serve_requests: 8,
+            serve_requests_each: 2,
+        }
+    }
+}
+
 /// Which items are written to the ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

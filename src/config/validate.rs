@@ -28,7 +28,8 @@ impl Config {
         self.check_api()?;
         self.check_p2p()?;
         self.check_consensus()?;
-        self.check_storage()
+        self.check_storage()?;
+        self.check_transfer()
     }
 
     fn check_log(&self) -> Result<(), Problem> {
@@ -132,6 +133,24 @@ impl Config {
         within("storage.checkpoint_bytes", storage.checkpoint_bytes, MIB..=16 * GIB)?;
         within("storage.log_segment_bytes", storage.log_segment_bytes, MIB..=GIB)?;
         within("storage.log_max_queued_bytes", storage.log_max_queued_bytes, 16 * MIB..=4 * GIB)
+    }
+}
+
+impl Config {
+    fn check_transfer(&self) -> Result<(), Problem> {
+        let transfer = &self.transfer;
+        within("transfer.fetch_bytes_per_s", transfer.fetch_bytes_per_s, MIB..=16 * GIB)?;
+        within("transfer.fetch_requests_each", transfer.fetch_requests_each, 1..=4)?;
+        within("transfer.max_buffered_bytes", transfer.max_buffered_bytes, 24 * MIB..=4 * GIB)?;
+        within("transfer.serve_bytes_per_s", transfer.serve_bytes_per_s, MIB..=16 * GIB)?;
+        let each = MIB..=transfer.serve_bytes_per_s;
+        within("transfer.serve_bytes_per_s_each", transfer.serve_bytes_per_s_each, each)?;
+        within("transfer.serve_requests", transfer.serve_requests, 1..=256)?;
+        within(
+            "transfer.serve_requests_each",
+            transfer.serve_requests_each,
+            1..=transfer.serve_requests.min(8),
+        )
     }
 }
 

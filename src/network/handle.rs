@@ -121,18 +121,31 @@ impl fmt::Debug for GossipId {
 /// Takes the answer to one request. Dropped without an answer, the peer is told
 /// [`PeerResponse::Busy`].
 pub struct Responder {
-    pub(super) answer: oneshot::Sender<PeerResponse>,
-    /// The places that the request takes: one of its peer's, and its bytes. Free when this drops.
-    pub(super) places: Vec<OwnedSemaphorePermit>,
+    pub(super) answer: oneshot::Sender<Answered>,
+    /// The places that the request takes: one of its peer's, and its bytes. Free when the answer is sent, or
+    /// when this drops without one.
+    pub(super) places: Places,
 }
+
+/// Places in budgets, free when dropped.
+pub(super) type Places = Vec<OwnedSemaphorePermit>;
+
+/// An answer, and the places that it takes until it is sent.
+pub(super) type Answered = (PeerResponse, Places);
 
 impl Responder {
     /// Answers. Never waits; if the peer is gone or has given up, nothing happens. An answer that is
     /// too long to be sent becomes an error at the peer: use [`PeerResponse::requests`] and
     /// [`PeerResponse::blocks`] to make those.
     pub fn respond(self, response: PeerResponse) {
-        let _gone = self.answer.send(response);
-        drop(self.places);
+        let _gone = self.answer.send((response, self.places));
+    }
+
+    /// Takes a place of the node as well: it is free when the answer is sent, or will not be.
+    #[must_use]
+    pub fn holding(mut self, place: OwnedSemaphorePermit) -> Self {
+        self.places.push(place);
+        self
     }
 }
 

@@ -63,7 +63,12 @@ pub enum PeerResponse {
     View(Vec<Signed>),
     /// Those of the blocks asked for that the node has and that fit, ascending from the height
     /// asked for.
-    Blocks(Vec<(Block, Certificate)>),
+    Blocks {
+        /// The height of the last block that the node has with its certificate.
+        head: Height,
+        /// The blocks; may be fewer than were asked for, or none.
+        blocks: Vec<(Block, Certificate)>,
+    },
 }
 
 impl PeerRequest {
@@ -111,9 +116,9 @@ impl PeerResponse {
         Self::View(within_limit(messages))
     }
 
-    /// As many of `blocks`, from the first on, as one answer can carry.
-    pub fn blocks(blocks: impl IntoIterator<Item = (Block, Certificate)>) -> Self {
-        Self::Blocks(within_limit(blocks))
+    /// As many of `blocks`, from the first on, as one answer can carry, of a node that has them up to `head`.
+    pub fn blocks(head: Height, blocks: impl IntoIterator<Item = (Block, Certificate)>) -> Self {
+        Self::Blocks { head, blocks: within_limit(blocks) }
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
@@ -140,20 +145,20 @@ impl Answers {
                 | (Self::Requests, PeerResponse::Requests(_))
                 | (Self::Batches, PeerResponse::Batches(_))
                 | (Self::View, PeerResponse::View(_))
-                | (Self::Blocks, PeerResponse::Blocks(_))
+                | (Self::Blocks, PeerResponse::Blocks { .. })
         )
     }
 }
 
 /// Takes items while their bytes fit into one message.
 fn within_limit<T: Encode>(items: impl IntoIterator<Item = T>) -> Vec<T> {
-    // The variant's tag and the length of the list come first.
-    const OVERHEAD: usize = 4 + 8;
+    // The variant's tag, a height with blocks, and the length of the list come first.
+    const OVERHEAD: usize = 4 + 8 + 8;
     let mut used = OVERHEAD;
     items
         .into_iter()
         .take_while(|item| {
-            used += codec::encode(item).len();
+            used += codec::encoded_len(item);
             used <= MAX_LARGE_BYTES
         })
         .collect()

@@ -25,14 +25,14 @@ use tokio::time::MissedTickBehavior;
 
 use self::connections::Peer;
 use self::gossip::Retry;
-use self::requests::{OutboundId, Waiting};
+use self::requests::{InboundId, OutboundId, Waiting};
 use crate::clock::SharedClock;
 use crate::crypto::SecretKey;
 use crate::network::announce::Directory;
 use crate::network::behaviour::{self, Behaviour, BehaviourEvent, Topics};
 use crate::network::conduct::{Conduct, Offence};
 use crate::network::dialer::{self, Dialer};
-use crate::network::handle::{Command, NetworkError, NetworkEvent, NetworkHandle};
+use crate::network::handle::{Command, NetworkError, NetworkEvent, NetworkHandle, Places};
 use crate::network::identity::{keypair_of, peer_of};
 use crate::network::metrics::NetworkMetrics;
 use crate::network::protocol::PeerResponse;
@@ -92,7 +92,7 @@ struct Queues {
 }
 
 /// The answer to an inbound request, once the node has given it.
-type Answer = BoxFuture<'static, (Lane, ResponseChannel<PeerResponse>, PeerResponse)>;
+type Answer = BoxFuture<'static, (InboundId, ResponseChannel<PeerResponse>, PeerResponse, Places)>;
 
 pub(super) struct Task {
     swarm: Swarm<Behaviour>,
@@ -116,6 +116,8 @@ pub(super) struct Task {
     retries: VecDeque<Retry>,
     outbound: HashMap<OutboundId, Waiting>,
     answers: FuturesUnordered<Answer>,
+    /// The places of answers that are being sent.
+    sending: HashMap<InboundId, Places>,
     /// When this node announces itself next (monotonic).
     announce_at: Duration,
     /// The time of its last announcement.
@@ -158,6 +160,7 @@ impl Task {
             retries: VecDeque::new(),
             outbound: HashMap::new(),
             answers: FuturesUnordered::new(),
+            sending: HashMap::new(),
             announce_at: clock.monotonic(),
             announced: Timestamp(0),
             settings,
@@ -214,7 +217,7 @@ impl Task {
                 },
                 () = hand_over(&self.queues.events, &mut self.outbox), if !self.outbox.is_empty() => {}
                 event = self.swarm.select_next_some(), if self.outbox.len() < OUTBOX => self.on_swarm_event(event),
-                Some((lane, channel, response)) = self.answers.next() => self.on_answer(lane, channel, response),
+                Some((id, channel, response, places)) = self.answers.next() => self.on_answer(id, channel, response, places),
                 _ = ticks.tick() => self.on_tick(),
                 () = self.queues.events.closed() => break,
             }

@@ -35,6 +35,9 @@ use crate::actors::notices::Notices;
 use crate::actors::policy::Policy;
 use crate::actors::storage::{Storage, StorageOutlets, StorageParts};
 use crate::actors::tally::{ConsensusTally, StorageTally};
+use crate::actors::transfer::progress::TransferBoard;
+use crate::actors::transfer::serve::Serving;
+use crate::actors::transfer::{self, TransferParts};
 use crate::actors::upkeep::Upkeep;
 use crate::actors::verifier::{
     Ahead, LoggedMessage, RequestVerifier, ResumeMessage, Verifier, VerifierParts, Workers,
@@ -52,7 +55,7 @@ use crate::keyfile;
 use crate::ledger::{Genesis, ReplicaSetKeys};
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkEvent, NetworkHandle, NetworkSettings, SwarmKey};
-use crate::pbft::{Replica, Settings};
+use crate::pbft::{Output, Replica, Settings};
 use crate::policy::WritePolicy;
 use crate::store::log::Position;
 use crate::types::NetworkId;
@@ -85,6 +88,8 @@ struct Shared {
     workers: Workers,
     view: Arc<LedgerView>,
     room: Arc<Notify>,
+    /// How far the fetching of blocks is.
+    transfer: Arc<TransferBoard>,
     fatal: Fatal,
     /// The runtime, for the threads of actors.
     runtime: Arc<tokio::runtime::Runtime>,
@@ -128,6 +133,7 @@ impl Shared {
             workers: Workers::new(),
             view: Arc::new(LedgerView::default()),
             room: Arc::new(Notify::new()),
+            transfer: Arc::default(),
             fatal,
             config,
             runtime,
@@ -386,6 +392,21 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     let consensus = Consensus::start_in_arbiter(&shared.arbiter().handle(), move |_| consensus);
     executed_mouth.connect(consensus.clone());
 
+    let verifier = start_effects(shared, &opened, &network, &storage, &consensus, outputs_queue);
+    let judge = judge(shared, &opened, &network, &consensus, verifier);
+    NetworkActor::start_with(judge, events, &shared.fatal);
+    Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients) })
+}
+
+/// Starts what carries out the core's effects, the transfer among it.
+fn start_effects(
+    shared: &Shared,
+    opened: &Opened,
+    network: &NetworkHandle,
+    storage: &Addr<Storage>,
+    consensus: &Addr<Consensus>,
+    outputs: mpsc::Receiver<Output>,
+) -> RequestVerifier {
     let (to_storage, to_storage_mouth) = shared.feeder("storage_orders", STORAGE_ORDERS);
     let (requests, requests_mouth) = shared.feeder("fetched_requests", FETCHED);
     let (synced, synced_mouth) = shared.feeder("synced_blocks", FETCHED);
@@ -399,6 +420,21 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     batches_mouth.connect(consensus.clone());
     messages_mouth.connect(consensus.clone());
     let verifier = RequestVerifier::new(shared.network_id, shared.workers.clone());
+    let transfer = transfer::start(TransferParts {
+        network_id: shared.network_id,
+        node: shared.key.node_id(),
+        keys: Arc::clone(&shared.keys),
+        network: network.clone(),
+        storage: storage.clone(),
+        synced,
+        view: Arc::clone(&shared.view),
+        workers: shared.workers.clone(),
+        settings: shared.config.transfer.clone(),
+        clock: Arc::clone(&shared.clock),
+        metrics: shared.metrics.transfer.clone(),
+        board: Arc::clone(&shared.transfer),
+        fatal: shared.fatal.clone(),
+    });
     let parts = Effects {
         key: shared.key.clone(),
         network_id: shared.network_id,
@@ -407,10 +443,9 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         marks: Arc::clone(&opened.marks),
         network: network.clone(),
         to_storage,
-        storage: storage.clone(),
+        transfer,
         store: Arc::clone(&opened.store),
         requests,
-        synced,
         certificates,
         batches,
         messages,
@@ -419,8 +454,18 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         evidence: evidence_keeper(shared, &opened),
         fatal: shared.fatal.clone(),
     };
-    effects::start(parts, outputs_queue);
-    let judge = Judge {
+    effects::start(parts, outputs);
+    verifier
+}
+
+fn judge(
+    shared: &Shared,
+    opened: &Opened,
+    network: &NetworkHandle,
+    consensus: &Addr<Consensus>,
+    verifier: RequestVerifier,
+) -> Judge {
+    Judge {
         network_id: shared.network_id,
         keys: Arc::clone(&shared.keys),
         network: network.clone(),
@@ -428,9 +473,14 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         verifier,
         workers: shared.workers.clone(),
         store: Arc::clone(&opened.store),
-    };
-    NetworkActor::start_with(judge, events, &shared.fatal);
-    Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients) })
+        serving: Serving::new(
+            &shared.config.transfer,
+            &shared.genesis.replicas,
+            shared.metrics.transfer.clone(),
+            shared.clock.monotonic(),
+        ),
+        clock: Arc::clone(&shared.clock),
+    }
 }
 
 fn evidence_keeper(shared: &Shared, opened: &Opened) -> EvidenceKeeper {

@@ -19,8 +19,8 @@
 //! ```
 
 pub mod certificates;
-pub mod evidence;
 pub mod diagnosis;
+pub mod evidence;
 pub mod footprint;
 pub mod insight;
 pub mod io;

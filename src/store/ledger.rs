@@ -20,7 +20,7 @@ use std::sync::Arc;
 use bincode::{Decode, Encode};
 
 use crate::device::Item;
-use crate::ledger::{Block, Certificate, Head, Header, StateChange};
+use crate::ledger::{Block, Certificate, CertifiedBlock, Head, Header, StateChange};
 use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, ParseError, SeqNum, Stream, Timestamp};
 
 /// Keeps blocks, certificates, state and what is derived from them.
@@ -38,6 +38,13 @@ pub trait LedgerStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`]; `OutOfOrder` if it does not follow the last commit, `BlockTooLarge`.
     fn commit(&self, head: &Head, block: Option<&Block>, changes: &[StateChange]) -> Result<(), StoreError>;
+
+    /// Stores certified blocks that follow each other, what they did and their certificates: all of
+    /// it or, after a crash, nothing.
+    ///
+    /// # Errors
+    /// As [`LedgerStore::commit`] and [`LedgerStore::put_certificate`].
+    fn commit_certified(&self, commits: &[CertifiedCommit<'_>]) -> Result<(), StoreError>;
 
     /// Stores the certificate of the block that it names, unless that one has one. A certificate
     /// of height 0 is not kept: there is no block.
@@ -104,6 +111,17 @@ pub trait LedgerStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`]; do not go on after it.
     fn make_durable(&self) -> Result<(), StoreError>;
+}
+
+/// A block that others certified, and what it did.
+#[derive(Debug)]
+pub struct CertifiedCommit<'a> {
+    /// The head after it.
+    pub head: Head,
+    /// The block with its certificate.
+    pub certified: &'a CertifiedBlock,
+    /// What it changed.
+    pub changes: Vec<StateChange>,
 }
 
 /// How far below a client's highest seq admissions are kept (PROTOCOL.md section 6: the window).

@@ -21,6 +21,6 @@ pub mod log;
 pub mod sled_store;
 
 pub use evidence::{EvidenceLimits, EvidenceStore};
-pub use ledger::{LedgerStore, StoreError};
+pub use ledger::{CertifiedCommit, LedgerStore, StoreError};
 pub use log::{Log, LogError};
 pub use sled_store::{SledStore, StoreSettings};

@@ -25,7 +25,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bincode::{Decode, Encode};
 
 use super::ledger::{
-    ADMISSION_WINDOW, AdmissionRecord, LedgerStore, RecordPage, RecordQuery, Snapshot, StoreError,
+    ADMISSION_WINDOW, AdmissionRecord, CertifiedCommit, LedgerStore, RecordPage, RecordQuery, Snapshot,
+    StoreError,
 };
 use crate::codec;
 use crate::ledger::{Block, Certificate, Head, Header, StateChange};
@@ -176,21 +177,35 @@ impl LedgerStore for SledStore {
             return Err(StoreError::OutOfOrder { sequence: head.sequence, height: head.height });
         }
         let mut batch = sled::Batch::default();
-        for StateChange { key, value } in changes {
-            match value {
-                Some(value) => batch.insert(keys::state(key), value.as_slice()),
-                None => batch.remove(keys::state(key)),
-            }
-        }
+        put_changes(&mut batch, changes);
         if let Some(block) = block {
-            batch.insert(&keys::header(head.height), codec::encode(&block.header));
-            for (part, bytes) in encode_block(block)?.chunks(keys::PART_BYTES).enumerate() {
-                batch.insert(&keys::block_part(head.height, part), bytes);
-            }
+            put_block(&mut batch, block)?;
         }
         batch.insert(keys::HEAD, codec::encode(head));
         self.apply(batch)?;
         *last = Some(head.clone());
+        Ok(())
+    }
+
+    fn commit_certified(&self, commits: &[CertifiedCommit<'_>]) -> Result<(), StoreError> {
+        let Some(highest) = commits.last().map(|commit| &commit.head) else { return Ok(()) };
+        let mut last = lock(&self.head);
+        let (mut before, mut batch) = (last.as_ref(), sled::Batch::default());
+        for CertifiedCommit { head, certified, changes } in commits {
+            let (block, certificate) = (certified.block(), certified.certificate());
+            if !follows(before, head, Some(block)) {
+                return Err(StoreError::OutOfOrder { sequence: head.sequence, height: head.height });
+            }
+            // `follows` has seen that the block is the head's, and `CertifiedBlock` that it is the certificate's.
+            put_changes(&mut batch, changes);
+            put_block(&mut batch, block)?;
+            batch.insert(&keys::certificate(head.height), codec::encode(certificate));
+            before = Some(head);
+        }
+        batch.insert(keys::HEAD, codec::encode(highest));
+        self.apply(batch)?;
+        self.certified.fetch_max(highest.height.0, Relaxed);
+        *last = Some(highest.clone());
         Ok(())
     }
 
@@ -323,6 +338,25 @@ fn follows(last: Option<&Head>, head: &Head, block: Option<&Block>) -> bool {
         None => head.height == below && last.is_none_or(|last| last.block == head.block),
     };
     in_sequence && in_height
+}
+
+/// A later change of a key takes the place of an earlier one of the same batch.
+fn put_changes(batch: &mut sled::Batch, changes: &[StateChange]) {
+    for StateChange { key, value } in changes {
+        match value {
+            Some(value) => batch.insert(keys::state(key), value.as_slice()),
+            None => batch.remove(keys::state(key)),
+        }
+    }
+}
+
+fn put_block(batch: &mut sled::Batch, block: &Block) -> Result<(), StoreError> {
+    let height = block.header.height;
+    batch.insert(&keys::header(height), codec::encode(&block.header));
+    for (part, bytes) in encode_block(block)?.chunks(keys::PART_BYTES).enumerate() {
+        batch.insert(&keys::block_part(height, part), bytes);
+    }
+    Ok(())
 }
 
 fn encode_block(block: &Block) -> Result<Vec<u8>, StoreError> {

@@ -8,6 +8,7 @@
 //! | `hostile_messages.rs` | each bad message gets the answer that the protocol names |
 //! | `hostile_ports.rs` | garbage on any port harms nobody |
 //! | `operations.rs` | the ledger takes an admin's operations, and nobody else's |
+//! | `transfer.rs` | a node that is behind, wiped or killed gets the ledger from the others, whoever lies |
 //! | `starting.rs` | a node that must not start says what to do |
 //! | `status.rs` | anyone can see whether the network advances, and if not, why |
 //! | `interop.rs` | gateways and MQTT tools that share no code with this program |
@@ -27,3 +28,4 @@ mod network;
 mod operations;
 mod starting;
 mod status;
+mod transfer;

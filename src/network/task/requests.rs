@@ -5,19 +5,22 @@ use std::sync::Arc;
 use futures::FutureExt;
 use libp2p::PeerId;
 use libp2p::request_response::{
-    self, InboundFailure, Message, OutboundFailure, OutboundRequestId, ResponseChannel,
+    self, InboundFailure, InboundRequestId, Message, OutboundFailure, OutboundRequestId, ResponseChannel,
 };
 use tokio::sync::oneshot;
 
 use super::Task;
 use crate::network::conduct::Offence;
-use crate::network::handle::{NetworkEvent, RequestError, Responder};
+use crate::network::handle::{NetworkEvent, Places, RequestError, Responder};
 use crate::network::protocol::{Answers, PeerRequest, PeerResponse};
 use crate::network::settings::OUTBOUND_REQUESTS_PER_PEER;
 use crate::network::stream::{self, Breach, Carried, Lane};
 
 /// Names one of our requests; each lane counts for itself.
 pub(super) type OutboundId = (Lane, OutboundRequestId);
+
+/// Names a request of a peer; each lane counts for itself.
+pub(super) type InboundId = (Lane, InboundRequestId);
 
 /// One of our requests that has no answer yet.
 #[derive(Debug)]
@@ -55,20 +58,24 @@ impl Task {
 
     pub(super) fn on_direct_event(&mut self, lane: Lane, event: DirectEvent) {
         match event {
-            DirectEvent::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
-                match request {
-                    Ok(carried) => self.on_request(lane, peer, carried, channel),
-                    Err(breach) => self.on_offence(peer, Offence::Garbage, &breach.0),
-                }
-            }
+            DirectEvent::Message {
+                peer, message: Message::Request { request, request_id, channel }, ..
+            } => match request {
+                Ok(carried) => self.on_request((lane, request_id), peer, carried, channel),
+                Err(breach) => self.on_offence(peer, Offence::Garbage, &breach.0),
+            },
             DirectEvent::Message { peer, message: Message::Response { request_id, response }, .. } => {
                 self.on_response(peer, (lane, request_id), response);
             }
             DirectEvent::OutboundFailure { peer, request_id, error, .. } => {
                 self.on_request_failed(peer, (lane, request_id), error);
             }
-            DirectEvent::InboundFailure { peer, error, .. } => self.on_inbound_failure(&peer, &error),
-            DirectEvent::ResponseSent { .. } => {
+            DirectEvent::InboundFailure { peer, request_id, error, .. } => {
+                self.sending.remove(&(lane, request_id));
+                self.on_inbound_failure(&peer, &error);
+            }
+            DirectEvent::ResponseSent { request_id, .. } => {
+                self.sending.remove(&(lane, request_id));
                 self.metrics.requests_in.with_label_values(&["answered"]).inc();
             }
         }
@@ -77,7 +84,7 @@ impl Task {
     /// A peer asks: the node is told if the peer has a place left, else the peer is told to wait.
     fn on_request(
         &mut self,
-        lane: Lane,
+        id: InboundId,
         from: PeerId,
         carried: Carried,
         channel: ResponseChannel<PeerResponse>,
@@ -93,26 +100,35 @@ impl Task {
         }
         let Ok(place) = free.try_acquire_owned() else {
             self.metrics.requests_in.with_label_values(&["busy"]).inc();
-            self.on_answer(lane, channel, PeerResponse::Busy);
+            self.on_answer(id, channel, PeerResponse::Busy, Places::new());
             return;
         };
         places.push(place);
         self.metrics.requests_in.with_label_values(&["delivered"]).inc();
         let (answer, answered) = oneshot::channel();
-        self.answers
-            .push(async move { (lane, channel, answered.await.unwrap_or(PeerResponse::Busy)) }.boxed());
+        let given = async move {
+            let (response, places) = answered.await.unwrap_or((PeerResponse::Busy, Places::new()));
+            (id, channel, response, places)
+        };
+        self.answers.push(given.boxed());
         let responder = Responder { answer, places };
         self.outbox.push_back(NetworkEvent::Request { from: node, request, responder });
     }
 
+    /// The places are held until the answer is sent: who reads slowly shall not make this node keep
+    /// one long answer after the other in memory.
     pub(super) fn on_answer(
         &mut self,
-        lane: Lane,
+        id: InboundId,
         channel: ResponseChannel<PeerResponse>,
         response: PeerResponse,
+        places: Places,
     ) {
-        // An error means that the peer is gone or has given up.
-        let _gone = self.swarm.behaviour_mut().lane(lane).send_response(channel, response);
+        // An error means that the peer is gone or has given up; otherwise an event says what became of it.
+        let on_its_way = self.swarm.behaviour_mut().lane(id.0).send_response(channel, response).is_ok();
+        if on_its_way && !places.is_empty() {
+            self.sending.insert(id, places);
+        }
     }
 
     fn on_response(&mut self, peer: PeerId, id: OutboundId, response: PeerResponse) {
