@@ -4,10 +4,12 @@
 //! (`--json`). Errors go to standard error and say what to do; the exit code is 0 only on success,
 //! 2 for wrong arguments, 1 for all else. Progress bars are drawn on a terminal only.
 
+mod bench;
 mod client;
 mod demo;
 mod http;
 mod init;
+mod interrupt;
 pub mod latency;
 pub mod local;
 mod network_dir;
@@ -47,6 +49,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::DemoArgs),
+    Bench(bench::BenchArgs),
     Init(InitArgs),
     Node(node::NodeArgs),
     #[command(subcommand)]
@@ -86,6 +89,7 @@ fn told(error: &anyhow::Error) -> String {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Client(command) => client::run(command),
