@@ -9,6 +9,9 @@ use crate::types::Timestamp;
 /// Room for larger values than those of the first body.
 const SPARE: usize = 32;
 
+/// Items of one device in a message, such as the registers of a meter.
+const ITEMS_PER_DEVICE: u32 = 10;
+
 /// How bodies are made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bodies {
@@ -41,7 +44,7 @@ impl Bodies {
             let _ = write!(
                 body,
                 r#"{comma}{{"deviceId":"th-{:02}","serviceId":"temperature","num":{item},"value":{}.{:03},"unit":"Cel"}}"#,
-                item % 100,
+                item / ITEMS_PER_DEVICE,
                 value / 1000,
                 value % 1000
             );
