@@ -16,7 +16,11 @@ const LONGEST_US: u64 = 3_600_000_000;
 
 /// Times that were measured.
 #[derive(Debug, Clone, Default)]
-pub struct Latencies(Option<Histogram<u64>>);
+pub struct Latencies {
+    histogram: Option<Histogram<u64>>,
+    /// The longest, which the histogram knows to three digits only.
+    longest_us: u64,
+}
 
 /// Half of the times were at most `p50`, 99 of 100 at most `p99`. All 0 if nothing was measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -34,15 +38,17 @@ pub struct Percentiles {
 impl Latencies {
     /// Adds a time.
     pub fn record(&mut self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(LONGEST_US);
+        let us = u64::try_from(took.as_micros()).unwrap_or(LONGEST_US).clamp(1, LONGEST_US);
+        self.longest_us = self.longest_us.max(us);
         if let Some(histogram) = self.histogram() {
-            histogram.saturating_record(us.clamp(1, LONGEST_US));
+            histogram.saturating_record(us);
         }
     }
 
     /// Adds the times of `other`.
     pub fn extend(&mut self, other: &Self) {
-        if let (Some(other), Some(histogram)) = (&other.0, self.histogram()) {
+        self.longest_us = self.longest_us.max(other.longest_us);
+        if let (Some(other), Some(histogram)) = (&other.histogram, self.histogram()) {
             // Both have the same bounds.
             let _ = histogram.add(other);
         }
@@ -50,24 +56,24 @@ impl Latencies {
 
     /// How many times were measured.
     pub fn count(&self) -> u64 {
-        self.0.as_ref().map_or(0, Histogram::len)
+        self.histogram.as_ref().map_or(0, Histogram::len)
     }
 
     /// The percentiles, in milliseconds with one digit after the point.
     pub fn percentiles(&self) -> Percentiles {
-        let Some(histogram) = self.0.as_ref().filter(|histogram| !histogram.is_empty()) else {
+        let Some(histogram) = self.histogram.as_ref().filter(|histogram| !histogram.is_empty()) else {
             return Percentiles::default();
         };
-        let at = |quantile| tenths(histogram.value_at_quantile(quantile).min(histogram.max()));
-        Percentiles { p50: at(0.5), p95: at(0.95), p99: at(0.99), max: at(1.0) }
+        let at = |quantile| tenths(histogram.value_at_quantile(quantile).min(self.longest_us));
+        Percentiles { p50: at(0.5), p95: at(0.95), p99: at(0.99), max: tenths(self.longest_us) }
     }
 
     /// Made when the first time is measured. The bounds are constants that are fine.
     fn histogram(&mut self) -> Option<&mut Histogram<u64>> {
-        if self.0.is_none() {
-            self.0 = Histogram::new_with_bounds(1, LONGEST_US, DIGITS).ok();
+        if self.histogram.is_none() {
+            self.histogram = Histogram::new_with_bounds(1, LONGEST_US, DIGITS).ok();
         }
-        self.0.as_mut()
+        self.histogram.as_mut()
     }
 }
 
