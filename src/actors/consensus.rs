@@ -38,6 +38,12 @@ const MAILBOX: usize = 4_096;
 #[rtype(result = "Submission")]
 pub struct SubmitRequest(pub Arc<VerifiedRequest>);
 
+/// Orders requests that this node admitted, as far as the pool has room: answers what became of the
+/// first of them, up to the one for which there was none.
+#[derive(Debug, Message)]
+#[rtype(result = "Vec<Submission>")]
+pub struct SubmitRequests(pub Vec<Arc<VerifiedRequest>>);
+
 /// What became of a [`SubmitRequest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, actix::MessageResponse)]
 pub enum Submission {
@@ -248,10 +254,8 @@ async fn alarm(
     }
 }
 
-impl Handler<SubmitRequest> for Consensus {
-    type Result = Submission;
-
-    fn handle(&mut self, SubmitRequest(request): SubmitRequest, ctx: &mut Self::Context) -> Submission {
+impl Consensus {
+    fn submit(&mut self, request: Arc<VerifiedRequest>, ctx: &mut Context<Self>) -> Submission {
         if !self.replica.has_room(request.bytes().len()) {
             return Submission::NoRoom;
         }
@@ -267,6 +271,23 @@ impl Handler<SubmitRequest> for Consensus {
                 Submission::Known
             }
         }
+    }
+}
+
+impl Handler<SubmitRequest> for Consensus {
+    type Result = Submission;
+
+    fn handle(&mut self, SubmitRequest(request): SubmitRequest, ctx: &mut Self::Context) -> Submission {
+        self.submit(request, ctx)
+    }
+}
+
+impl Handler<SubmitRequests> for Consensus {
+    type Result = Vec<Submission>;
+
+    fn handle(&mut self, SubmitRequests(requests): SubmitRequests, ctx: &mut Self::Context) -> Self::Result {
+        let submissions = requests.into_iter().map(|request| self.submit(request, ctx));
+        submissions.take_while(|submission| *submission != Submission::NoRoom).collect()
     }
 }
 

@@ -17,6 +17,7 @@
 //! | `accepted` | messages accepted and not final | 32,768 | no further one is accepted: clients wait, then are disconnected |
 //! | `ahead_kib` | KiB of accepted messages without a place in the pool | 65,536 | the same |
 //! | mailbox of Policy | verified messages | 1,024 | Verifier waits |
+//! | Policy to Consensus | requests | 1,024 | Policy waits |
 //! | mailbox of Consensus | requests, votes, results | 4,096 | Policy waits; gossip is ignored (votes are sent again) |
 //! | `outputs` | steps of the core whose entries go to the log | 256 | Consensus waits |
 //! | requests on their way to one replica | requests for its next bundle | 1,024 | left to the core, which sends them again |

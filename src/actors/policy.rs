@@ -1,8 +1,13 @@
 //! Policy: decides which items of a verified message go on the ledger, and hands them on.
 //!
+//! ```text
+//! ApplyPolicy ─▶ pick ─▶ queue ─▶ [one task: all that waits, in one message] ─▶ Consensus
+//! ```
+//!
 //! A message without a picked item is final here: its client is told at once. Messages are decided
-//! one after the other, in the order in which they were admitted; while the request pool is full,
-//! the actor waits for room, and everything before it with it.
+//! one after the other, in the order in which they were admitted. Consensus takes as many at once
+//! as have gathered while it was busy, since a way there and back for each would bound the rate.
+//! While the request pool is full, the task waits for room, and everything before it with it.
 //!
 //! A request that Consensus knows already, which happens after a restart, may have been executed
 //! when nobody listened. It is asked for again now and then until the message is final: the core
@@ -12,9 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, AtomicResponse, Context, Handler, Message, Recipient, WrapFuture as _};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
-use super::consensus::{Submission, SubmitRequest};
+use super::consensus::{Submission, SubmitRequest, SubmitRequests};
 use super::fatal::Vital;
 use super::finals::Finals;
 use super::verifier::Admitted;
@@ -26,6 +31,12 @@ use crate::types::NodeId;
 
 /// Messages in the mailbox: a fraction of a second of ingest; the Verifier waits beyond it.
 const MAILBOX: usize = 1_024;
+
+/// Requests on their way to Consensus: as many again. The actor waits when it is full.
+const QUEUE: usize = 1_024;
+
+/// Requests in one message to Consensus: a fraction of a batch, so that votes never wait long.
+const TOGETHER: usize = 64;
 
 /// Room in the request pool is looked for again after this time even if nobody announced it.
 const ROOM_CHECK: Duration = Duration::from_millis(50);
@@ -42,11 +53,10 @@ pub struct ApplyPolicy(pub Arc<Admitted>);
 pub struct Policy {
     node: NodeId,
     policy: WritePolicy,
-    consensus: Recipient<SubmitRequest>,
-    room: Arc<Notify>,
+    queue: mpsc::Sender<Picked>,
+    submitter: Option<Submitter>,
     finals: Finals,
     metrics: IngressMetrics,
-    _vital: Vital,
 }
 
 impl Policy {
@@ -54,13 +64,16 @@ impl Policy {
     pub fn new(
         node: NodeId,
         policy: WritePolicy,
-        consensus: Recipient<SubmitRequest>,
+        consensus: (Recipient<SubmitRequest>, Recipient<SubmitRequests>),
         room: Arc<Notify>,
         finals: Finals,
         metrics: IngressMetrics,
         vital: Vital,
     ) -> Self {
-        Self { node, policy, consensus, room, finals, metrics, _vital: vital }
+        let (queue, picked) = mpsc::channel(QUEUE);
+        let (one, many) = consensus;
+        let submitter = Submitter { one, many, room, finals: finals.clone(), picked, _vital: vital };
+        Self { node, policy, queue, submitter: Some(submitter), finals, metrics }
     }
 
     /// The request to write what the policy picks; none if it picks nothing.
@@ -89,6 +102,9 @@ impl Actor for Policy {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
+        if let Some(submitter) = self.submitter.take() {
+            tokio::spawn(submitter.run());
+        }
     }
 }
 
@@ -99,15 +115,12 @@ impl Handler<ApplyPolicy> for Policy {
     fn handle(&mut self, ApplyPolicy(admitted): ApplyPolicy, _: &mut Self::Context) -> Self::Result {
         let request = self.request(&admitted);
         let message = final_unwritten(&admitted);
-        let (consensus, room, finals) = (self.consensus.clone(), Arc::clone(&self.room), self.finals.clone());
+        let (queue, finals) = (self.queue.clone(), self.finals.clone());
         let work = async move {
             match request {
                 Ok(Some(request)) => {
-                    let request = Arc::new(request);
-                    if submit(&consensus, &room, Arc::clone(&request)).await == Some(Submission::Known) {
-                        // As many as there are messages that are not final.
-                        tokio::spawn(ask_again(consensus, finals, message, request));
-                    }
+                    let picked = Picked { request: Arc::new(request), message, _admitted: admitted };
+                    let _stopping_if_closed = queue.send(picked).await;
                 }
                 Ok(None) => finals.tell(message),
                 // The Verifier bounds what a request can be, so no client can cause this. The message
@@ -115,9 +128,54 @@ impl Handler<ApplyPolicy> for Policy {
                 Err(error) => tracing::error!(client = %message.client, seq = message.seq.0, %error,
                     "a verified message makes no request"),
             }
-            drop(admitted);
         };
         AtomicResponse::new(Box::pin(work.into_actor(self)))
+    }
+}
+
+/// A request on its way to Consensus.
+struct Picked {
+    request: Arc<VerifiedRequest>,
+    message: FinalMessage,
+    /// Its room among what is ahead is taken until Consensus has it.
+    _admitted: Arc<Admitted>,
+}
+
+/// Hands requests to Consensus, in order; it ends with the actor, and the node with it.
+struct Submitter {
+    one: Recipient<SubmitRequest>,
+    many: Recipient<SubmitRequests>,
+    room: Arc<Notify>,
+    finals: Finals,
+    picked: mpsc::Receiver<Picked>,
+    _vital: Vital,
+}
+
+impl Submitter {
+    async fn run(mut self) {
+        let mut waiting = Vec::with_capacity(TOGETHER);
+        while self.picked.recv_many(&mut waiting, TOGETHER).await > 0 {
+            while !waiting.is_empty() {
+                let announced = self.room.notified();
+                let requests = waiting.iter().map(|picked| Arc::clone(&picked.request)).collect();
+                let Ok(submissions) = self.many.send(SubmitRequests(requests)).await else { return };
+                let taken = submissions.len();
+                for (picked, submission) in waiting.drain(..taken.min(waiting.len())).zip(submissions) {
+                    self.submitted(picked, submission);
+                }
+                if !waiting.is_empty() {
+                    let _checked_again = tokio::time::timeout(ROOM_CHECK, announced).await;
+                }
+            }
+        }
+    }
+
+    fn submitted(&self, picked: Picked, submission: Submission) {
+        if submission == Submission::Known {
+            let Picked { request, message, .. } = picked;
+            // As many as there are messages that are not final.
+            tokio::spawn(ask_again(self.one.clone(), self.finals.clone(), message, request));
+        }
     }
 }
 

@@ -9,7 +9,8 @@
 //! the blocking pool, as many at once as there are cores and one. Requests of other nodes are
 //! checked by the same workers ([`RequestVerifier`]).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
@@ -23,7 +24,7 @@ use super::storage::{LookUpMessage, TakeUp};
 use super::{Fatal, FinalMessage, FinalVerdict};
 use crate::clock::SharedClock;
 use crate::codec;
-use crate::crypto::VerifyingKey;
+use crate::crypto::{CryptoError, VerifyingKey};
 use crate::device::codes::ErrorCode;
 use crate::device::telemetry::{Content, Limits, Message as Telemetry, Reference, TelemetryError};
 use crate::ledger::{MAX_REQUEST_BYTES, Request, VerifiedRequest};
@@ -218,26 +219,55 @@ impl Default for Workers {
     }
 }
 
+/// Keys of clients that are remembered, about 250 bytes each. A node that names keys without end
+/// empties the memory, which costs what parsing costs, a tenth of a signature check.
+const MAX_KEYS: usize = 16_384;
+
+/// Keys that were parsed for requests.
+#[derive(Debug, Clone, Default)]
+struct ParsedKeys(Arc<Mutex<HashMap<PublicKey, VerifyingKey>>>);
+
+impl ParsedKeys {
+    fn parse(&self, key: &PublicKey) -> Result<VerifyingKey, CryptoError> {
+        if let Some(known) = self.locked().get(key) {
+            return Ok(*known);
+        }
+        let parsed = VerifyingKey::parse_any_order(key)?;
+        let mut keys = self.locked();
+        if keys.len() >= MAX_KEYS {
+            keys.clear();
+        }
+        keys.insert(*key, parsed);
+        Ok(parsed)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, HashMap<PublicKey, VerifyingKey>> {
+        // A map is whole between any two calls.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Checks requests of other nodes.
 #[derive(Debug, Clone)]
 pub struct RequestVerifier {
     network: NetworkId,
     workers: Workers,
+    keys: ParsedKeys,
 }
 
 impl RequestVerifier {
     /// A verifier for one ledger.
     pub fn new(network: NetworkId, workers: Workers) -> Self {
-        Self { network, workers }
+        Self { network, workers, keys: ParsedKeys::default() }
     }
 
     /// The valid ones of `requests`, in order.
     pub async fn verify(&self, requests: Vec<Request>) -> Vec<Arc<VerifiedRequest>> {
-        let network = self.network;
+        let (network, keys) = (self.network, self.keys.clone());
         let check = move || {
             let verified = requests.into_iter().filter_map(|request| {
                 let node = request.node();
-                VerifiedRequest::verify(&network, request)
+                VerifiedRequest::verify_with(&network, request, |key| keys.parse(key))
                     .inspect_err(|error| tracing::warn!(%node, %error, "invalid request"))
                     .ok()
             });

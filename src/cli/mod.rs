@@ -4,11 +4,13 @@
 //! (`--json`). Errors go to standard error and say what to do; the exit code is 0 only on success,
 //! 2 for wrong arguments (and for `status` if nobody answers), 1 for all else. Progress bars are drawn on a terminal only.
 
+mod bench;
 mod client;
 mod demo;
 mod evidence;
 mod http;
 mod init;
+mod interrupt;
 pub mod latency;
 pub mod local;
 mod network_dir;
@@ -51,6 +53,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::DemoArgs),
+    Bench(bench::BenchArgs),
     Init(InitArgs),
     Node(node::NodeArgs),
     #[command(subcommand)]
@@ -94,6 +97,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Status(args) => return status::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Client(command) => client::run(command),

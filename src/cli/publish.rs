@@ -224,7 +224,8 @@ fn endpoints(args: &PublishArgs) -> anyhow::Result<Vec<(String, u16)>> {
     }
 }
 
-fn endpoint(text: &str) -> Result<(String, u16), String> {
+/// Reads HOST:PORT.
+pub(super) fn endpoint(text: &str) -> Result<(String, u16), String> {
     let parsed = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     match parsed {
         Some((host, port)) if !host.is_empty() && port != 0 => {

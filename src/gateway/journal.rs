@@ -151,10 +151,17 @@ pub(super) enum Written {
     Failed(JournalError),
 }
 
-/// The way to the writer's thread; it ends when this is dropped and the queue is empty.
+/// The gateway's memory. On disk, it is the way to the writer's thread, which ends when this is dropped
+/// and the queue is empty.
 #[derive(Debug)]
-pub(super) struct Journal {
-    queue: mpsc::Sender<Entry>,
+pub(super) enum Journal {
+    OnDisk {
+        queue: mpsc::Sender<Entry>,
+    },
+    /// Nothing is kept: a message is as safe as it gets at once.
+    InMemory {
+        written: mpsc::Sender<Written>,
+    },
 }
 
 impl Journal {
@@ -172,13 +179,24 @@ impl Journal {
             .name("gateway-journal".to_owned())
             .spawn(move || writer.run(entries, &written))
             .map_err(|error| io(directory, &error))?;
-        Ok((Self { queue }, remembered))
+        Ok((Self::OnDisk { queue }, remembered))
+    }
+
+    /// A memory that ends with the process. `written` must have room for a whole window of messages.
+    pub(super) const fn in_memory(written: mpsc::Sender<Written>) -> Self {
+        Self::InMemory { written }
     }
 
     /// Queues an entry; waits while the queue is full. An error means that the writer has ended, which
     /// it has told.
     pub(super) async fn write(&self, entry: Entry) -> Result<(), ()> {
-        self.queue.send(entry).await.map_err(|_| ())
+        match (self, entry) {
+            (Self::OnDisk { queue }, entry) => queue.send(entry).await.map_err(|_| ()),
+            (Self::InMemory { written }, Entry::Message(message)) => {
+                written.send(Written::Message(message.seq)).await.map_err(|_| ())
+            }
+            (Self::InMemory { .. }, _) => Ok(()),
+        }
     }
 }
 
@@ -485,6 +503,18 @@ mod tests {
         drop(writer);
         let (_, remembered) = open(directory.path()).unwrap();
         assert_eq!((remembered.next, seqs(&remembered)), (Some(MessageSeq(41)), vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_memory_without_disk_tells_of_messages_at_once() {
+        let (tell, mut told) = mpsc::channel(4);
+        let journal = Journal::in_memory(tell);
+        for entry in [Entry::Next(MessageSeq(1)), message(1), Entry::Done(MessageSeq(1))] {
+            journal.write(entry).await.unwrap();
+        }
+        drop(journal);
+        assert!(matches!(told.recv().await, Some(Written::Message(MessageSeq(1)))));
+        assert!(told.recv().await.is_none(), "nothing else is told, and the end is");
     }
 
     #[tokio::test]

@@ -71,7 +71,8 @@ pub struct GatewayOptions {
     /// Where to connect; the next one is tried when one fails.
     pub endpoints: Vec<Endpoint>,
     /// Directory for numbers used and messages not acknowledged. It belongs to this client alone.
-    pub state: PathBuf,
+    /// None: they are in memory only (see [`Self::in_memory`]).
+    pub state: Option<PathBuf>,
     /// MQTT user name: the operator's account, free text.
     pub account: String,
     /// How bodies are compressed.
@@ -87,6 +88,13 @@ pub struct GatewayOptions {
 impl GatewayOptions {
     /// Options with the defaults of everything that has one.
     pub fn new(client: ClientId, key: SecretKey, network: NetworkId, state: impl Into<PathBuf>) -> Self {
+        Self { state: Some(state.into()), ..Self::in_memory(client, key, network) }
+    }
+
+    /// The same for a client that keeps nothing on disk. What is not acknowledged is lost when the
+    /// process ends, and each start leaves a gap in the client's numbers (PROTOCOL.md section 6): for
+    /// load tests and for clients that live once.
+    pub fn in_memory(client: ClientId, key: SecretKey, network: NetworkId) -> Self {
         Self {
             account: client.to_string(),
             client,
@@ -94,7 +102,7 @@ impl GatewayOptions {
             network,
             nodes: Vec::new(),
             endpoints: Vec::new(),
-            state: state.into(),
+            state: None,
             encoding: Encoding::default(),
             keep_alive: Duration::from_secs(30),
             token_lifetime: Duration::from_secs(10 * 60),

@@ -87,7 +87,10 @@ impl Runner {
     ) -> Result<Self, GatewayError> {
         let (tell, written) = mpsc::channel(WRITTEN);
         let (network, client) = (options.network, options.client.clone());
-        let (journal, remembered): (_, Remembered) = Journal::open(&options.state, network, &client, tell)?;
+        let (journal, remembered) = match &options.state {
+            Some(directory) => Journal::open(directory, network, &client, tell)?,
+            None => (Journal::in_memory(tell), Remembered::default()),
+        };
         let identity = Identity { network, client, key: options.key.clone(), trusted };
         let session = Session::new(identity, random, remembered);
         told.unfinished.send_replace(session.unfinished());
@@ -155,7 +158,7 @@ impl Runner {
                 written = self.written.recv() => match written {
                     Some(Written::Message(seq)) => self.on_durable(seq),
                     Some(Written::Failed(error)) => return Err(error),
-                    None => return Err(JournalError::Ended { path: self.options.state.clone() }),
+                    None => return Err(JournalError::Ended { path: self.options.state.clone().unwrap_or_default() }),
                 },
                 Some((epoch, event)) = self.events.recv() => self.on_link(epoch, event),
                 Some(Some((numbered, publish))) = publish => {

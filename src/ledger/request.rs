@@ -111,8 +111,21 @@ impl VerifiedRequest {
     /// # Errors
     /// [`RequestError`]: the first rule that it breaks.
     pub fn verify(network: &NetworkId, request: Request) -> Result<Self, RequestError> {
+        Self::verify_with(network, request, VerifyingKey::parse_any_order)
+    }
+
+    /// The same where many requests have the same keys: `parse` is [`VerifyingKey::parse_any_order`],
+    /// or remembers what that gave.
+    ///
+    /// # Errors
+    /// [`RequestError`]: the first rule that it breaks.
+    pub fn verify_with(
+        network: &NetworkId,
+        request: Request,
+        parse: impl FnOnce(&PublicKey) -> Result<VerifyingKey, CryptoError>,
+    ) -> Result<Self, RequestError> {
         let bytes = codec::encode(&request);
-        Self::check(network, request, bytes)
+        Self::check(network, request, bytes, parse)
     }
 
     /// Checks a request given as its canonical bytes.
@@ -121,13 +134,18 @@ impl VerifiedRequest {
     /// [`RequestError`]: the first rule that it breaks.
     pub fn verify_bytes(network: &NetworkId, bytes: &[u8]) -> Result<Self, RequestError> {
         let request = codec::decode::<MAX_REQUEST_BYTES, _>(bytes)?;
-        Self::check(network, request, bytes.to_vec())
+        Self::check(network, request, bytes.to_vec(), VerifyingKey::parse_any_order)
     }
 
-    fn check(network: &NetworkId, request: Request, bytes: Vec<u8>) -> Result<Self, RequestError> {
+    fn check(
+        network: &NetworkId,
+        request: Request,
+        bytes: Vec<u8>,
+        parse: impl FnOnce(&PublicKey) -> Result<VerifyingKey, CryptoError>,
+    ) -> Result<Self, RequestError> {
         check_size(bytes.len())?;
         let telemetry = match &request {
-            Request::Write(write) => Some(check_write(network, write)?),
+            Request::Write(write) => Some(check_write(network, write, parse)?),
             Request::Admin { operation, .. } => {
                 operation.verify(network)?;
                 None
@@ -225,10 +243,14 @@ const fn check_size(len: usize) -> Result<(), RequestError> {
 }
 
 /// Cheap checks first; the signature, which costs most, last.
-fn check_write(network: &NetworkId, write: &WriteRequest) -> Result<Telemetry, RequestError> {
+fn check_write(
+    network: &NetworkId,
+    write: &WriteRequest,
+    parse: impl FnOnce(&PublicKey) -> Result<VerifyingKey, CryptoError>,
+) -> Result<Telemetry, RequestError> {
     let header = check_items(write)?;
     // At execution the key must be the registered one, whose order was checked in full.
-    let key = VerifyingKey::parse_any_order(&write.client_key)?;
+    let key = parse(&write.client_key)?;
     device::header::verify(network, &write.header, &write.signature, &key)?;
     let hash = device::Header::hash_of(&write.header);
     Ok(Telemetry { header, hash })

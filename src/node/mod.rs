@@ -527,7 +527,7 @@ fn start_device_side(
     let policy = Policy::new(
         node,
         write_policy,
-        consensus.recipient(),
+        (consensus.clone().recipient(), consensus.recipient()),
         Arc::clone(&shared.room),
         finals,
         shared.metrics.ingress.clone(),

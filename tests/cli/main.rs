@@ -69,6 +69,18 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["status", "--api", "127.0.0.1:1", "--network", "net"], "cannot be used with"),
         (&["client", "list", "--api", "node one"], "http://127.0.0.1:8080"),
         (&["verify", "bundle"], "--genesis <FILE>"),
+        (&["bench", "--replicas", "0"], "1..=16"),
+        (&["bench", "--clients", "0"], "1..=1000"),
+        (&["bench", "--items", "65537"], "1..=65536"),
+        (&["bench", "--duration", "0"], "1..=86400"),
+        (&["bench", "--rate", "-1"], "'-1'"),
+        (&["bench", "--policy", "sometimes"], "always, default"),
+        (&["bench", "--target", "127.0.0.1:1883"], "--network <DIR>"),
+        (&["bench", "--target", "node", "--network", "net"], "HOST:PORT"),
+        (&["bench", "--network", "net", "--replicas", "4"], "cannot be used with"),
+        (&["bench", "--network", "net", "--kill", "1"], "cannot be used with"),
+        (&["bench", "--kill-at", "3"], "--kill <N>"),
+        (&["bench", "--kill", "1", "--kill-primary-at", "3"], "cannot be used with"),
         (&["verify", "--genesis", "genesis.json"], "BUNDLE"),
         (&["evidence"], "Usage: ledgermq evidence"),
         (&["evidence", "fetch", "-o", "file"], "<ID>"),
@@ -85,7 +97,8 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
 #[test]
 fn help_teaches_every_command() {
     let dir = tempfile::tempdir().unwrap();
-    let commands: [&[&str]; 11] = [
+    let commands: [&[&str]; 12] = [
+        &["bench"],
         &["init"],
         &["client", "new"],
         &["client", "register"],
@@ -101,6 +114,26 @@ fn help_teaches_every_command() {
     for command in commands {
         let help = succeed(&dir, &[command, &["--help"]].concat());
         assert!(help.contains("Usage: ledgermq") && help.contains("--json"), "{help}");
+    }
+}
+
+#[test]
+fn a_load_that_cannot_be_measured_is_refused_before_anything_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    succeed(&dir, &["init", "--replicas", "1", "--dir", "net"]);
+    fs::create_dir(dir.path().join("other")).unwrap();
+    fs::copy(dir.path().join("net/genesis.json"), dir.path().join("other/genesis.json")).unwrap();
+    for (args, says) in [
+        (&["--size", "100"][..], "10 items take"),
+        (&["--kill", "2"], "--replicas 7 would do"),
+        (&["--replicas", "3", "--kill-primary-at", "1"], "3 replicas go on with 0 dead"),
+        (&["--duration", "5", "--kill-primary-at", "5"], "after 5 s of a load of 5 s"),
+        (&["--network", "nowhere"], "nowhere/genesis.json"),
+        (&["--network", "other"], "admin's key is needed"),
+        (&["--network", "net"], "is the node running"),
+    ] {
+        let err = fail(&dir, 1, &[&["bench"], args].concat());
+        assert!(err.contains(says), "{args:?}: {err}");
     }
 }
 

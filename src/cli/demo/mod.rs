@@ -24,8 +24,8 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, ensure};
 use clap::Args;
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 
+use super::interrupt::interrupted;
 use super::local::{LocalNetwork, LocalNetworkOptions};
 use super::output;
 use crate::clock::{Clock as _, SystemClock};
@@ -150,12 +150,6 @@ async fn show(args: &DemoArgs) -> anyhow::Result<()> {
 #[derive(Debug, thiserror::Error)]
 #[error("the demo failed")]
 struct Failed;
-
-async fn interrupted() -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-    Ok(())
-}
 
 /// What the story came to.
 struct Told {

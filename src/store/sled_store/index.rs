@@ -1,10 +1,13 @@
-//! The record index: which records a client, a device's item or a time has.
+//! The record index: which records a client, a device or a time has.
 //!
-//! Derived from the blocks alone. A record lies once, under its event time and place in the
-//! ledger; two more keys without value find it by client and by data item. All three end in the
-//! same [`RecordKey`], so one cursor serves every query. The scan takes the narrowest prefix that
-//! the query names, and checks the rest on each record.
+//! Derived from the blocks alone. The records of a message lie in runs of some kilobytes, each
+//! under event time and place of its first record; a key without value for the client and one for
+//! each device in the run find it by those. So a message of ten items costs three or four keys
+//! rather than thirty, which would be most of what a node does. All keys end in the same
+//! [`RecordKey`], so one cursor serves every query. The scan takes the narrowest prefix that the
+//! query names, and checks the rest on each record.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use bincode::{Decode, Encode};
@@ -12,20 +15,23 @@ use bincode::{Decode, Encode};
 use super::{failed, keys};
 use crate::codec;
 use crate::device::{self, Item};
-use crate::ledger::{Block, Operation, WriteRequest};
+use crate::ledger::{Block, Operation, WriteRequest, WrittenItem};
 use crate::store::ledger::{MAX_PAGE_RECORDS, RecordKey, RecordPage, RecordQuery, StoreError, StoredRecord};
-use crate::types::{Height, MessageSeq, Stream, Timestamp};
+use crate::types::{ClientId, Height, MessageSeq, Stream, Timestamp};
 
-/// Index entries that one page looks at: a query that matches little goes on with the next page.
+/// Records that one page looks at: a query that matches little goes on with the next page.
 const MAX_SCANNED: usize = 10_000;
-/// An item has at most 1,536 bytes; stream and seq are small.
-const MAX_RECORD_BYTES: usize = 4096;
+/// Bytes of items in a run, but for its last item: as with parts of blocks, values stay small.
+const RUN_BYTES: usize = 4096;
+/// An item has at most 1,536 bytes; stream and seq are small, and so are lengths and indexes.
+const MAX_RUN_BYTES: usize = 64 * 1024;
 
+/// Records of one message that follow each other.
 #[derive(Encode, Decode)]
-struct RecordValue {
+struct Run {
     stream: Stream,
     seq: MessageSeq,
-    item: Vec<u8>,
+    items: Vec<WrittenItem>,
 }
 
 /// Adds a block's records, each key by itself: a batch would hold up commits for long, and nothing
@@ -50,15 +56,32 @@ fn add_write(
 ) -> Result<(), StoreError> {
     let corrupt = || StoreError::Corrupt(format!("operation {operation} of block {height}"));
     let header = device::Header::decode(&request.header).map_err(|_| corrupt())?;
-    for item in request.items.iter().filter(|item| written.binary_search(&item.index).is_ok()) {
-        let decoded = Item::decode(&item.bytes).map_err(|_| corrupt())?;
-        let key = RecordKey { event_time: decoded.event_time, height, operation, item: item.index };
-        let value = RecordValue { stream: header.stream.clone(), seq: header.seq, item: item.bytes.clone() };
-        // The record before the keys that name it, so that whoever finds them finds it.
-        insert(db, &keys::record(&keys::all_records(), key), codec::encode(&value))?;
-        insert(db, &keys::record(&keys::client_records(&decoded.client), key), Vec::new())?;
-        let name = keys::item_records(&decoded.client, &decoded.device, &decoded.service, decoded.num);
-        insert(db, &keys::record(&name, key), Vec::new())?;
+    let mut items = request.items.iter().filter(|item| written.binary_search(&item.index).is_ok()).peekable();
+    while let Some(first) = items.next() {
+        let key = RecordKey { event_time: header.event_time, height, operation, item: first.index };
+        let (stream, seq) = (header.stream.clone(), header.seq);
+        let mut run = Run { stream, seq, items: vec![first.clone()] };
+        let mut bytes = first.bytes.len();
+        while let Some(item) = items.next_if(|_| bytes < RUN_BYTES) {
+            bytes += item.bytes.len();
+            run.items.push(item.clone());
+        }
+        add_run(db, &header.client, key, &run).map_err(|error| error.unwrap_or_else(corrupt))?;
+    }
+    Ok(())
+}
+
+/// The run before the keys that name it, so that whoever finds them finds it. An error of `None`
+/// is an item that cannot be read.
+fn add_run(db: &sled::Db, client: &ClientId, key: RecordKey, run: &Run) -> Result<(), Option<StoreError>> {
+    insert(db, &keys::record(&keys::all_records(), key), codec::encode(run))?;
+    insert(db, &keys::record(&keys::client_records(client), key), Vec::new())?;
+    let mut devices = BTreeSet::new();
+    for item in &run.items {
+        devices.insert(Item::decode(&item.bytes).map_err(|_| None)?.device);
+    }
+    for device in devices {
+        insert(db, &keys::record(&keys::device_records(client, &device), key), Vec::new())?;
     }
     Ok(())
 }
@@ -70,20 +93,29 @@ fn insert(db: &sled::Db, key: &[u8], value: Vec<u8>) -> Result<(), StoreError> {
 /// One page of the answer.
 pub(super) fn query(db: &sled::Db, query: &RecordQuery) -> Result<RecordPage, StoreError> {
     let prefix = narrowest_prefix(query);
-    let Some(range) = range(&prefix, query) else { return Ok(RecordPage::default()) };
+    let Some(range) = range(db, &prefix, query)? else { return Ok(RecordPage::default()) };
     let limit = query.limit.clamp(1, MAX_PAGE_RECORDS);
     let mut page = RecordPage::default();
-    for (scanned, entry) in db.range(range).enumerate() {
+    let mut scanned = 0;
+    for entry in db.range(range) {
         let (key, value) = entry.map_err(failed)?;
-        let key = record_key(&key, prefix.len())?;
-        if scanned == MAX_SCANNED || page.records.len() == limit {
-            return Ok(page);
-        }
-        let value = if prefix == keys::all_records() { value } else { record_value(db, key)? };
-        let record = decode(key, &value)?;
-        page.next = Some(key);
-        if matches(query, &record) {
-            page.records.push(record);
+        let first = record_key(&key, prefix.len())?;
+        let value = if prefix == keys::all_records() { value } else { run_value(db, first)? };
+        let run: Run = codec::decode::<MAX_RUN_BYTES, _>(&value).map_err(|_| corrupt_record(first))?;
+        for WrittenItem { index, bytes } in &run.items {
+            let key = RecordKey { item: *index, ..first };
+            if query.cursor.is_some_and(|cursor| key <= cursor) {
+                continue;
+            }
+            if scanned == MAX_SCANNED || page.records.len() == limit {
+                return Ok(page);
+            }
+            scanned += 1;
+            let item = Item::decode(bytes).map_err(|_| corrupt_record(key))?;
+            page.next = Some(key);
+            if matches(query, &item) {
+                page.records.push(StoredRecord { key, stream: run.stream.clone(), seq: run.seq, item });
+            }
         }
     }
     page.next = None;
@@ -91,35 +123,36 @@ pub(super) fn query(db: &sled::Db, query: &RecordQuery) -> Result<RecordPage, St
 }
 
 fn narrowest_prefix(query: &RecordQuery) -> Vec<u8> {
-    match query {
-        RecordQuery {
-            client: Some(client),
-            device: Some(device),
-            service: Some(service),
-            num: Some(num),
-            ..
-        } => keys::item_records(client, device, service, *num),
-        RecordQuery { client: Some(client), .. } => keys::client_records(client),
-        _ => keys::all_records(),
+    match (&query.client, &query.device) {
+        (Some(client), Some(device)) => keys::device_records(client, device),
+        (Some(client), None) => keys::client_records(client),
+        (None, _) => keys::all_records(),
     }
 }
 
 type KeyRange = (Bound<Vec<u8>>, Bound<Vec<u8>>);
 
-/// The keys between the query's times and after its cursor; `None` if there can be none.
-fn range(prefix: &[u8], query: &RecordQuery) -> Option<KeyRange> {
+/// The keys of runs between the query's times and from the run of its cursor on; `None` if there can
+/// be none.
+fn range(db: &sled::Db, prefix: &[u8], query: &RecordQuery) -> Result<Option<KeyRange>, StoreError> {
     let at = |time: Timestamp| {
         keys::record(prefix, RecordKey { event_time: time, height: Height(0), operation: 0, item: 0 })
     };
-    let from = Bound::Included(at(query.from.unwrap_or_default()));
-    let start = match query.cursor.map(|cursor| keys::record(prefix, cursor)) {
-        Some(cursor) if cursor >= at(query.from.unwrap_or_default()) => Bound::Excluded(cursor),
-        _ => from,
-    };
+    let mut first = at(query.from.unwrap_or_default());
+    if let Some(cursor) = query.cursor {
+        first = first.max(run_of(db, prefix, cursor)?);
+    }
     // Event times end with the year 9999, so nothing lies at or above this one.
     let end = at(query.to.unwrap_or(Timestamp(u64::MAX)));
-    let (Bound::Included(first) | Bound::Excluded(first)) = &start else { return None };
-    (*first < end).then_some((start, Bound::Excluded(end)))
+    Ok((first < end).then_some((Bound::Included(first), Bound::Excluded(end))))
+}
+
+/// Where the run begins that may have records after this one: at a run of the same message, or here.
+fn run_of(db: &sled::Db, prefix: &[u8], record: RecordKey) -> Result<Vec<u8>, StoreError> {
+    let key = keys::record(prefix, record);
+    let message = keys::record(prefix, RecordKey { item: 0, ..record });
+    let before = db.range(message..=key.clone()).next_back().transpose().map_err(failed)?;
+    Ok(before.map_or(key, |(run, _)| run.to_vec()))
 }
 
 fn record_key(key: &[u8], prefix: usize) -> Result<RecordKey, StoreError> {
@@ -129,27 +162,20 @@ fn record_key(key: &[u8], prefix: usize) -> Result<RecordKey, StoreError> {
         .ok_or_else(|| StoreError::Corrupt("a key of the record index".to_owned()))
 }
 
-/// The record that an entry by client or item names: stored before it.
-fn record_value(db: &sled::Db, key: RecordKey) -> Result<sled::IVec, StoreError> {
+/// The run that an entry by client or device names: stored before it.
+fn run_value(db: &sled::Db, key: RecordKey) -> Result<sled::IVec, StoreError> {
     let value = db.get(keys::record(&keys::all_records(), key)).map_err(failed)?;
     value.ok_or_else(|| corrupt_record(key))
-}
-
-fn decode(key: RecordKey, value: &[u8]) -> Result<StoredRecord, StoreError> {
-    let value: RecordValue = codec::decode::<MAX_RECORD_BYTES, _>(value).map_err(|_| corrupt_record(key))?;
-    let item = Item::decode(&value.item).map_err(|_| corrupt_record(key))?;
-    Ok(StoredRecord { key, stream: value.stream, seq: value.seq, item })
 }
 
 fn corrupt_record(key: RecordKey) -> StoreError {
     StoreError::Corrupt(format!("a record of block {}", key.height))
 }
 
-fn matches(query: &RecordQuery, record: &StoredRecord) -> bool {
+fn matches(query: &RecordQuery, item: &Item) -> bool {
     fn fits<T: PartialEq>(asked: Option<&T>, found: &T) -> bool {
         asked.is_none_or(|asked| asked == found)
     }
-    let item = &record.item;
     fits(query.client.as_ref(), &item.client)
         && fits(query.device.as_ref(), &item.device)
         && fits(query.service.as_ref(), &item.service)

@@ -12,9 +12,9 @@
 //! C ‖ height u64                         certificate
 //! a ‖ client ‖ 00 ‖ seq mod 512, u16     an admission
 //! x                                      height up to which records are indexed
-//! t ‖ record key                         the record: stream, seq, item bytes
-//! k ‖ hash of client ‖ record key        (empty)
-//! i ‖ hash of item name ‖ record key     (empty)
+//! t ‖ record key                         a run of records from this one on: stream, seq, items
+//! k ‖ hash of client ‖ record key        (empty) a run with records of the client
+//! i ‖ hash of device ‖ record key        (empty) a run with records of the client's device
 //! ```
 
 use crate::crypto::blake3_plain;
@@ -91,10 +91,9 @@ pub(super) fn client_records(client: &ClientId) -> Vec<u8> {
     name_prefix(b'k', &[client.as_str().as_bytes()])
 }
 
-/// The prefix of one data item's records.
-pub(super) fn item_records(client: &ClientId, device: &str, service: &str, num: u32) -> Vec<u8> {
-    let parts = [client.as_str().as_bytes(), device.as_bytes(), service.as_bytes(), &num.to_be_bytes()];
-    name_prefix(b'i', &parts)
+/// The prefix of the records of a client's device.
+pub(super) fn device_records(client: &ClientId, device: &str) -> Vec<u8> {
+    name_prefix(b'i', &[client.as_str().as_bytes(), device.as_bytes()])
 }
 
 /// Names are hashed, so that keys stay short; each with its length, so that no two lists of names

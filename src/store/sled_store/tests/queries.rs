@@ -46,6 +46,39 @@ fn a_query_that_matches_little_goes_on_page_by_page() {
 }
 
 #[test]
+fn a_message_that_takes_many_runs_is_listed_whole_whatever_the_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let device = |num: u32| ["a", "b"][usize::from(num % 3 == 0)];
+    let items: Vec<_> = (0..300).map(|num| item(&client("iot"), device(num), num, 5)).collect();
+    let operations = vec![write(1, &items, &[0, 17]), write(2, &items, &[])];
+    store.index(&[next(&genesis(), operations).1]).unwrap();
+    let runs = store.db.scan_prefix(keys::all_records()).count();
+    assert!((4..60).contains(&runs), "{runs} runs of 598 records");
+    for limit in [1, 7, 1000] {
+        for device in [None, Some("a"), Some("b")] {
+            let query = RecordQuery {
+                client: device.map(|_| client("iot")),
+                device: device.map(str::to_owned),
+                limit,
+                ..RecordQuery::default()
+            };
+            let found: Vec<_> = all_pages(&store, &query)
+                .into_iter()
+                .map(|record| (record.key.operation, record.key.item, record.item))
+                .collect();
+            let all = [1, 2]
+                .into_iter()
+                .flat_map(|seq| (0..).zip(&items).map(move |(at, item)| (seq - 1, at, item)));
+            let written = all.filter(|(operation, at, _)| *operation == 1 || ![0, 17].contains(at));
+            let wanted = written.filter(|(_, _, item)| device.is_none_or(|device| item.device == device));
+            let wanted: Vec<_> = wanted.map(|(operation, at, item)| (operation, at, item.clone())).collect();
+            assert_eq!(found, wanted, "{limit} {device:?}");
+        }
+    }
+}
+
+#[test]
 fn a_cursor_survives_as_text() {
     let key =
         RecordKey { event_time: Timestamp(1 << 40), height: Height(1 << 33), operation: 7, item: 1 << 20 };
