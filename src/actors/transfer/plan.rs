@@ -27,8 +27,8 @@ use super::peer::Peer;
 use super::throttle::Throttle;
 use crate::types::{Height, NodeId};
 
-/// Blocks of one request before any size is known.
-const FIRST_RANGE_BLOCKS: u64 = 32;
+/// Blocks of one request before any size is known: few, so that everybody is asked and says how high it is.
+const FIRST_RANGE_BLOCKS: u64 = 8;
 
 /// An answer should have about so many bytes: enough to make round trips cheap, and far below the longest.
 const RANGE_BYTES: u64 = 4 << 20;

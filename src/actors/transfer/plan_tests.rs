@@ -49,7 +49,7 @@ fn several_ranges_are_asked_of_several_peers_at_once() {
     let mut plan = plan(3, 1_000);
     let first = asks(&mut plan, Duration::ZERO);
     let ranges: Vec<(u64, u64)> = first.iter().map(|ask| (ask.from.0, ask.count)).collect();
-    assert_eq!(ranges, [(1, 32), (33, 32), (65, 32)]);
+    assert_eq!(ranges, [(1, 8), (9, 8), (17, 8)]);
     for ask in first {
         plan.answered(ask.id, good(ask, 1_000), SECOND / 10);
     }
@@ -59,15 +59,15 @@ fn several_ranges_are_asked_of_several_peers_at_once() {
 
 #[test]
 fn blocks_that_came_first_wait_for_those_below_them() {
-    let mut plan = plan(2, 64);
+    let mut plan = plan(2, 16);
     let [low, high] = asks(&mut plan, Duration::ZERO).try_into().unwrap();
-    plan.answered(high.id, good(high, 64), SECOND);
+    plan.answered(high.id, good(high, 16), SECOND);
     assert_eq!(plan.take(1_000, u64::MAX), Vec::<u64>::new());
-    plan.answered(low.id, good(low, 64), SECOND);
-    assert_eq!(plan.take(40, u64::MAX), (1..=40).collect::<Vec<_>>());
-    assert_eq!(plan.take(40, u64::MAX), Vec::<u64>::new(), "one batch is applied at a time");
-    plan.reached(Height(40));
-    assert_eq!(plan.take(40, 5_000), (41..=45).collect::<Vec<_>>(), "no more bytes than allowed");
+    plan.answered(low.id, good(low, 16), SECOND);
+    assert_eq!(plan.take(10, u64::MAX), (1..=10).collect::<Vec<_>>());
+    assert_eq!(plan.take(10, u64::MAX), Vec::<u64>::new(), "one batch is applied at a time");
+    plan.reached(Height(10));
+    assert_eq!(plan.take(10, 5_000), (11..=15).collect::<Vec<_>>(), "no more bytes than allowed");
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn what_an_answer_leaves_out_is_asked_again() {
 
 #[test]
 fn a_range_whose_peer_is_late_goes_to_another_and_counts_against_the_first() {
-    let mut plan = plan(2, 32);
+    let mut plan = plan(2, 8);
     let late = plan.next_ask(Duration::ZERO).unwrap();
     assert_eq!(plan.next_ask(SECOND), None, "it has time");
     assert_eq!(plan.on_time(FIRST_PATIENCE), 1);
@@ -88,16 +88,16 @@ fn a_range_whose_peer_is_late_goes_to_another_and_counts_against_the_first() {
     assert_eq!(again.from, late.from);
     assert_ne!(again.peer, late.peer);
     // Both answer: what comes a second time is of no use and does no harm.
-    plan.answered(again.id, good(again, 32), 4 * SECOND);
-    plan.answered(late.id, good(late, 32), 5 * SECOND);
-    assert_eq!(plan.take(100, u64::MAX).len(), 32);
-    plan.reached(Height(32));
+    plan.answered(again.id, good(again, 8), 4 * SECOND);
+    plan.answered(late.id, good(late, 8), 5 * SECOND);
+    assert_eq!(plan.take(100, u64::MAX).len(), 8);
+    plan.reached(Height(8));
     assert_eq!(plan.reserved_bytes(), 0);
 }
 
 #[test]
 fn who_sends_something_wrong_is_left_alone() {
-    let mut plan = plan(2, 32);
+    let mut plan = plan(2, 8);
     let ask = plan.next_ask(Duration::ZERO).unwrap();
     plan.answered(ask.id, Answer::Bad, Duration::ZERO);
     let again = plan.next_ask(Duration::ZERO).unwrap();
@@ -111,7 +111,7 @@ fn who_sends_something_wrong_is_left_alone() {
 
 #[test]
 fn a_busy_peer_gets_time() {
-    let mut plan = plan(1, 32);
+    let mut plan = plan(1, 8);
     let ask = plan.next_ask(Duration::ZERO).unwrap();
     plan.answered(ask.id, Answer::Busy, SECOND);
     assert_eq!(plan.next_ask(SECOND), None);
@@ -123,7 +123,11 @@ fn a_transfer_ends_only_when_a_peer_has_nothing_more() {
     let mut plan = plan(1, 10);
     let ask = plan.next_ask(Duration::ZERO).unwrap();
     plan.answered(ask.id, good(ask, 10), SECOND);
-    assert_eq!(plan.take(100, u64::MAX).len(), 10);
+    assert_eq!(plan.take(100, u64::MAX).len(), 8);
+    plan.reached(Height(8));
+    let ask = plan.next_ask(SECOND).unwrap();
+    plan.answered(ask.id, good(ask, 10), SECOND);
+    assert_eq!(plan.take(100, u64::MAX), [9, 10]);
     plan.reached(Height(10));
     assert!(!plan.is_done());
     let probe = plan.next_ask(SECOND).unwrap();
@@ -159,10 +163,10 @@ fn what_the_ledger_got_by_itself_is_not_fetched() {
 
 #[test]
 fn blocks_that_the_ledger_refuses_are_fetched_again() {
-    let mut plan = plan(1, 32);
+    let mut plan = plan(1, 8);
     let ask = plan.next_ask(Duration::ZERO).unwrap();
-    plan.answered(ask.id, good(ask, 32), SECOND);
-    assert_eq!(plan.take(10, u64::MAX).len(), 10);
+    plan.answered(ask.id, good(ask, 8), SECOND);
+    assert_eq!(plan.take(6, u64::MAX).len(), 6);
     plan.reached(Height(4));
     plan.refused();
     assert_eq!(plan.reserved_bytes(), 0);

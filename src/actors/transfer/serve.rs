@@ -150,11 +150,11 @@ mod tests {
             drop(serving.served(leave, 1, bytes));
             Some(())
         };
-        assert!(fetch(0, 2 * MIB, Duration::ZERO).is_some());
+        assert!(fetch(0, 3 * MIB, Duration::ZERO).is_some());
         assert!(fetch(0, MIB, Duration::from_millis(1)).is_none());
         assert!(fetch(1, 2 * MIB, Duration::from_millis(1)).is_some());
         assert!(fetch(2, MIB, Duration::from_millis(1)).is_none(), "all together had too much");
-        assert!(fetch(2, MIB, Duration::from_secs(1)).is_some());
+        assert!(fetch(2, MIB / 2, Duration::from_secs(1)).is_some());
         assert!(fetch(0, MIB, Duration::from_secs(1)).is_some());
     }
 
