@@ -351,6 +351,14 @@ impl Storage {
         Some(final_message(&header, verdict)).filter(|message| self.parts.outlets.finals.is_pending(message))
     }
 
+    /// What this node's requests to execute the admin operations of a block would be.
+    fn admin_digests(&self, block: &Block) -> impl Iterator<Item = Hash> {
+        block.operations.iter().filter_map(|operation| match operation {
+            Operation::Admin(operation) => Some(self.digest_of(operation)),
+            Operation::Write { .. } => None,
+        })
+    }
+
     /// The digest of this node's request to execute an operation.
     fn digest_of(&self, operation: &AdminOperation) -> Hash {
         let request = Request::Admin { node: self.parts.node, operation: operation.clone() };
@@ -393,6 +401,7 @@ impl Storage {
 
     fn apply(&mut self, blocks: &[CertifiedBlock]) -> Applied {
         let mut applied = Applied::default();
+        let mut requests = Vec::new();
         for certified in blocks {
             let (block, certificate) = (certified.block(), certified.certificate());
             if block.header.height <= self.state.head().height {
@@ -416,8 +425,13 @@ impl Storage {
             }
             self.note_applied(block, &executed);
             self.certify(certificate);
+            requests.extend(executed.outcomes.iter().map(|(digest, _)| *digest));
+            requests.extend(self.admin_digests(block));
             let timestamp = block.header.timestamp;
-            applied.synced = Some(BlocksSynced { certificate: certificate.clone(), timestamp });
+            applied.synced = Some(BlocksSynced { certificate: certificate.clone(), timestamp, requests: Vec::new() });
+        }
+        if let Some(synced) = &mut applied.synced {
+            synced.requests = requests;
         }
         if self.failed { Applied::default() } else { applied }
     }

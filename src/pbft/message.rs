@@ -92,6 +92,14 @@ pub struct Commit {
     pub digest: Hash,
 }
 
+/// `<RECOVERY, n, i>`: a replica that lost its log votes again once a checkpoint at or above n is
+/// stable. The recovery request and recovery point of 2002, section 4.3.2, in one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Recovery {
+    /// n
+    pub until: SeqNum,
+}
+
 /// The content of a PBFT message; the sender stands in [`Signed`].
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Content {
@@ -107,6 +115,8 @@ pub enum Content {
     ViewChange(ViewChange),
     /// The primary of a new view begins it.
     NewView(NewView),
+    /// A replica that lost its log waits to vote again.
+    Recovery(Recovery),
 }
 
 impl Content {
@@ -119,6 +129,7 @@ impl Content {
             Self::Checkpoint(_) => SignatureKind::Checkpoint,
             Self::ViewChange(_) => SignatureKind::ViewChange,
             Self::NewView(_) => SignatureKind::NewView,
+            Self::Recovery(_) => SignatureKind::Recovery,
         }
     }
 
@@ -131,10 +142,11 @@ impl Content {
             Self::Checkpoint(checkpoint) => checkpoint.sequence,
             Self::ViewChange(view_change) => view_change.stable(),
             Self::NewView(new_view) => new_view.stable,
+            Self::Recovery(recovery) => recovery.until,
         }
     }
 
-    /// The view that it belongs to; a CHECKPOINT belongs to none.
+    /// The view that it belongs to; CHECKPOINT and RECOVERY belong to none.
     pub const fn view(&self) -> Option<View> {
         match self {
             Self::PrePrepare(pre_prepare) => Some(pre_prepare.view),
@@ -143,6 +155,7 @@ impl Content {
             Self::Checkpoint(_) => None,
             Self::ViewChange(view_change) => Some(view_change.view),
             Self::NewView(new_view) => Some(new_view.view),
+            Self::Recovery(_) => None,
         }
     }
 
@@ -156,6 +169,7 @@ impl Content {
             Self::Checkpoint(checkpoint) => codec::encode(checkpoint),
             Self::ViewChange(view_change) => codec::encode(view_change),
             Self::NewView(new_view) => codec::encode(new_view),
+            Self::Recovery(recovery) => codec::encode(recovery),
         }
     }
 }

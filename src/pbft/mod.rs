@@ -38,12 +38,14 @@ mod on_votes;
 mod outbox;
 mod pool;
 mod propose;
+mod recovery;
 mod resend;
 mod restore;
 mod silence;
 mod suspicion;
 mod timers;
 mod views;
+mod witness;
 
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,7 @@ impl Replica {
         let repeats = self.repeated_slots().chain(self.repeated_checkpoints()).filter(|_| !alone);
         [
             self.proposal_due(),
+            self.null_due(),
             self.next_bundle(),
             self.status_due(),
             self.blocks_due(),

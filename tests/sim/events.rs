@@ -83,9 +83,9 @@ impl Cluster {
             }
             Event::FetchBlocks { at, from, above } => self.answer_blocks(at, from, above),
             Event::Blocks { to, blocks } if self.nodes[to].is_up() => {
-                if let Some((certificate, timestamp)) = self.nodes[to].apply(blocks) {
+                if let Some(synced) = self.nodes[to].apply(blocks) {
                     self.check(to);
-                    self.step(to, Input::BlocksSynced { certificate, timestamp });
+                    self.step(to, synced);
                 }
             }
             Event::FetchCertificates { at, from, heights } => self.answer_certificates(at, from, &heights),

@@ -11,7 +11,7 @@ use ledgermq::ledger::{
     Block, Certificate, CertifiedBlock, CheckpointContent, Genesis, Operation, ReplicaSetKeys, State,
     VerifiedRequest,
 };
-use ledgermq::pbft::{Batch, Now, Replica, Restored, Settings, SetupError, WalEntry};
+use ledgermq::pbft::{Batch, Input, Now, Replica, Restored, Settings, SetupError, WalEntry};
 use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, SeqNum, Timestamp};
 
 use crate::cluster::START;
@@ -295,10 +295,10 @@ impl Node {
             .collect()
     }
 
-    /// Applies fetched blocks; gives the last one's certificate if any was new. What does not
+    /// Applies fetched blocks; gives what the core is told if any was new. What does not
     /// verify, and all after it, is not taken.
-    pub fn apply(&mut self, blocks: Vec<(Block, Certificate)>) -> Option<(Certificate, Timestamp)> {
-        let mut last = None;
+    pub fn apply(&mut self, blocks: Vec<(Block, Certificate)>) -> Option<Input> {
+        let (mut last, mut requests) = (None, Vec::new());
         for (block, certificate) in blocks {
             if block.header.height != self.state.head().height.next() {
                 continue;
@@ -308,12 +308,13 @@ impl Node {
             };
             let done = self.state.apply(&certified).expect("the same result as the quorum's");
             self.blocks_fetched += 1;
+            requests.extend(done.outcomes.iter().map(|(digest, _)| *digest));
             self.store(done.checkpoint, done.block);
             self.news.push(Seen::Certified(certified.certificate().clone()));
             self.put_certificate(certified.certificate());
             last = Some((certified.certificate().clone(), certified.block().header.timestamp));
         }
-        last
+        last.map(|(certificate, timestamp)| Input::BlocksSynced { certificate, timestamp, requests })
     }
 }
 

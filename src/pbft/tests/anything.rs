@@ -77,7 +77,7 @@ impl Watch {
             Arrival::Synced { sequence } => {
                 let content = result(sequence, sequence);
                 let certificate = crate::ledger::Certificate { content, signatures: Vec::new() };
-                self.bench.step(Input::BlocksSynced { certificate, timestamp: START }).effects
+                self.bench.step(Input::BlocksSynced { certificate, timestamp: START, requests: Vec::new() }).effects
             }
             Arrival::Wait { ms } => self.bench.wait(Duration::from_millis(ms)),
         };

@@ -51,7 +51,7 @@ fn beyond_the_high_watermark_blocks_are_fetched_at_once() {
 fn fetched_blocks_move_the_watermarks_and_are_signed_for() {
     let mut t = Bench::new(4, 1);
     let content = result(300, 200);
-    let input = Input::BlocksSynced { certificate: certificate(content), timestamp: START.plus_ms(500) };
+    let input = Input::BlocksSynced { certificate: certificate(content), timestamp: START.plus_ms(500), requests: Vec::new() };
     let output = t.step(input.clone());
     assert_eq!(sent(&output.effects), [Content::Checkpoint(content)]);
     let status = t.replica.status();
@@ -81,7 +81,8 @@ fn own_requests_that_were_passed_over_are_asked_for_again() {
     let _ = t.ask(1, 1);
     let _ = t.propose(1, &t.batch(&[t.request(1, 1)], 5));
     assert_eq!(t.replica.status().pending, 0);
-    let input = Input::BlocksSynced { certificate: certificate(result(1, 1)), timestamp: START };
+    let input =
+        Input::BlocksSynced { certificate: certificate(result(1, 1)), timestamp: START, requests: Vec::new() };
     let _ = t.step(input);
     assert_eq!(t.replica.status().pending, 1);
 }
@@ -116,7 +117,7 @@ fn a_primary_that_is_behind_proposes_nothing() {
         sent(effects).iter().filter(|content| matches!(content, Content::PrePrepare(_))).count()
     };
     assert_eq!(proposals(&t.wait(Duration::from_millis(100))), 0);
-    let _ = t.step(Input::BlocksSynced { certificate: certificate(result(9, 9)), timestamp: START });
+    let _ = t.step(Input::BlocksSynced { certificate: certificate(result(9, 9)), timestamp: START, requests: Vec::new() });
     assert_eq!(t.replica.status().pending, 0, "what others asked for may be on the ledger by now");
     let _ = t.ask(1, 1);
     let _ = t.wait(Duration::from_millis(10));
