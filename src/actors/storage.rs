@@ -428,7 +428,8 @@ impl Storage {
             requests.extend(executed.outcomes.iter().map(|(digest, _)| *digest));
             requests.extend(self.admin_digests(block));
             let timestamp = block.header.timestamp;
-            applied.synced = Some(BlocksSynced { certificate: certificate.clone(), timestamp, requests: Vec::new() });
+            applied.synced =
+                Some(BlocksSynced { certificate: certificate.clone(), timestamp, requests: Vec::new() });
         }
         if let Some(synced) = &mut applied.synced {
             synced.requests = requests;

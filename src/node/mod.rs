@@ -395,6 +395,8 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
         keys: Arc::clone(&shared.keys),
         network: network.clone(),
         consensus: consensus.clone(),
+        gate: Arc::default(),
+        clock: Arc::clone(&shared.clock),
         verifier,
         workers: shared.workers.clone(),
         store: Arc::clone(&opened.store),

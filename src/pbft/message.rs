@@ -214,12 +214,19 @@ pub enum MessageError {
 }
 
 impl Signed {
-    /// Checks that a replica signed this, and whatever other signatures are in it. The only way to
-    /// a [`Verified`] from the network.
+    /// Checks that a replica signed this, and whatever other signatures are in it.
     ///
     /// # Errors
     /// [`MessageError`].
     pub fn verify(self, keys: &ReplicaSetKeys, network: &NetworkId) -> Result<Verified, MessageError> {
+        self.authenticate(keys, network)?.prove(keys, network)
+    }
+
+    /// Checks that a replica signed this: one signature, whatever else is in it.
+    ///
+    /// # Errors
+    /// [`MessageError`].
+    pub fn authenticate(self, keys: &ReplicaSetKeys, network: &NetworkId) -> Result<Authentic, MessageError> {
         if self.content.sequence() > MAX_SEQUENCE {
             return Err(MessageError::Sequence);
         }
@@ -228,12 +235,48 @@ impl Signed {
         }
         let key = keys.get(&self.sender).ok_or(MessageError::NotAReplica(self.sender))?;
         key.verify(self.content.signature_kind(), network, &self.content.signed_bytes(), &self.signature)?;
-        match &self.content {
+        Ok(Authentic(self))
+    }
+}
+
+/// A message that its sender signed; what it proves with the signatures of others is not checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authentic(Signed);
+
+impl Authentic {
+    /// Who says so.
+    pub const fn sender(&self) -> NodeId {
+        self.0.sender
+    }
+
+    /// What.
+    pub const fn content(&self) -> &Content {
+        &self.0.content
+    }
+
+    /// Checks whatever other signatures are in it. With [`crate::pbft::gate`], the only way to a
+    /// [`Verified`] from the network.
+    ///
+    /// # Errors
+    /// [`MessageError::Proof`].
+    pub fn prove(self, keys: &ReplicaSetKeys, network: &NetworkId) -> Result<Verified, MessageError> {
+        match &self.0.content {
             Content::ViewChange(view_change) => view_change.verify(network, keys)?,
-            Content::NewView(new_view) => new_view.verify(&self.sender, network, keys)?,
+            Content::NewView(new_view) => new_view.verify(&self.0.sender, network, keys)?,
             _ => {}
         }
-        Ok(Verified(self))
+        Ok(Verified(self.0))
+    }
+
+    /// The same content was proved before.
+    pub(super) fn known(self) -> Verified {
+        Verified(self.0)
+    }
+}
+
+impl From<Verified> for Authentic {
+    fn from(message: Verified) -> Self {
+        Self(message.0)
     }
 }
 

@@ -20,6 +20,7 @@
 
 pub mod certificates;
 pub mod footprint;
+pub mod gate;
 pub mod io;
 pub mod message;
 pub mod replica;
@@ -51,6 +52,7 @@ mod witness;
 mod tests;
 
 pub use footprint::Footprint;
+pub use gate::{Gate, Pass};
 pub use io::{Effect, Input, Now, Output, Rejected, Source};
 pub use message::{Batch, Envelope, MessageError, Signed, Verified};
 pub use replica::{Replica, SetupError, Status};

@@ -88,12 +88,13 @@ impl Replica {
     }
 
     /// C: the highest checkpoint that is proven here. That is the own stable one, or min-s of the
-    /// view, if this replica has not executed up to there: it voted for what the view carried over
-    /// above min-s, which may be more than a window above its own.
+    /// view, if this replica has not executed up to there: what was prepared below is part of it.
     fn proven_checkpoint(&self) -> Option<Certificate> {
         let stable = self.checkpoints.get(self.checkpoints.stable);
         let own = stable.and_then(|slot| slot.certificate.clone());
-        own.into_iter().chain(self.checkpoints_proven()).max_by_key(|certificate| certificate.content.sequence)
+        own.into_iter()
+            .chain(self.checkpoints_proven())
+            .max_by_key(|certificate| certificate.content.sequence)
     }
 
     /// Ends the views below `view`: what they promise goes to the archive, and requests that were

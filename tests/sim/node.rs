@@ -11,7 +11,7 @@ use ledgermq::ledger::{
     Block, Certificate, CertifiedBlock, CheckpointContent, Genesis, Operation, ReplicaSetKeys, State,
     VerifiedRequest,
 };
-use ledgermq::pbft::{Batch, Input, Now, Replica, Restored, Settings, SetupError, WalEntry};
+use ledgermq::pbft::{Batch, Gate, Input, Now, Replica, Restored, Settings, SetupError, WalEntry};
 use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, SeqNum, Timestamp};
 
 use crate::cluster::START;
@@ -114,6 +114,8 @@ pub struct Node {
     pub damaged: bool,
     /// Its log is gone, and it knows.
     pub lost_log: bool,
+    /// What it takes from whom.
+    pub gate: Gate,
 }
 
 impl Node {
@@ -145,6 +147,7 @@ impl Node {
             wake_at: None,
             damaged: false,
             lost_log: false,
+            gate: Gate::default(),
         }
     }
 
@@ -170,6 +173,7 @@ impl Node {
         let entries = self.disk.crash(survivors);
         self.news.push(Seen::Synced(entries.iter().map(|bytes| promise_of(&self.network, bytes)).collect()));
         self.replica = None;
+        self.gate = Gate::default();
         self.life += 1;
         self.crash_at = None;
         self.wake_at = None;
