@@ -22,7 +22,7 @@ fn time_to_final(t: &mut Cluster, limit: Duration) -> Duration {
 
 /// The longest time over some seeds.
 fn longest(what: &str, run: impl Fn(u64) -> Duration) -> Duration {
-    let longest = seeds(10).map(run).max().unwrap_or_default();
+    let longest = seeds(3).map(run).max().unwrap_or_default();
     println!("{what}: {longest:?}");
     longest
 }
