@@ -42,6 +42,8 @@ pub enum SignatureKind {
     ViewChange,
     /// A PBFT NEW-VIEW.
     NewView,
+    /// The word of a replica that lost its log on when it votes again.
+    Recovery,
     /// A bundle of requests that a node hands to the replicas.
     Bundle,
     /// A node's announcement of its key and addresses.
@@ -60,6 +62,7 @@ impl SignatureKind {
             Self::Checkpoint => "checkpoint",
             Self::ViewChange => "view-change",
             Self::NewView => "new-view",
+            Self::Recovery => "recovery",
             Self::Bundle => "bundle",
             Self::Announcement => "announcement",
             Self::AdminOperation => "admin-operation",

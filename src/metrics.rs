@@ -168,7 +168,7 @@ metrics! {
         fetches: IntCounterVec("ledgermq_consensus_fetches_total", ["what"])
             "Fetches from other nodes, by what was missing: requests, blocks, certificates, batches, view.";
         view_changes: IntCounterVec("ledgermq_consensus_view_changes_total", ["reason"])
-            "Times that this replica left a view, by reason: timeout, censorship, uncertified, request_age, equivocation, joined, no_new_view, bad_new_view.";
+            "Times that this replica left a view, by reason: timeout, censorship, uncertified, request_age, equivocation, joined, no_new_view, bad_new_view, silent_primary.";
         view_change_running: IntGauge("ledgermq_consensus_view_change_running")
             "1 while no view is in force here: VIEW-CHANGE is sent and the view has not begun.";
         view_change_ms: Histogram("ledgermq_consensus_view_change_ms", LATENCY_BUCKETS_MS)

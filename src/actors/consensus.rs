@@ -79,6 +79,8 @@ pub struct BlocksSynced {
     pub certificate: Certificate,
     /// That block's timestamp.
     pub timestamp: Timestamp,
+    /// The requests that the blocks wrote: see [`Input::BlocksSynced`].
+    pub requests: Vec<Hash>,
 }
 
 /// A missing certificate was fetched, verified and stored.
@@ -334,8 +336,9 @@ impl Handler<BlocksSynced> for Consensus {
     type Result = ();
 
     fn handle(&mut self, synced: BlocksSynced, ctx: &mut Self::Context) {
-        let BlocksSynced { certificate, timestamp } = synced;
-        if let Some(rejected) = self.advance(Input::BlocksSynced { certificate, timestamp }, ctx) {
+        let BlocksSynced { certificate, timestamp, requests } = synced;
+        let input = Input::BlocksSynced { certificate, timestamp, requests };
+        if let Some(rejected) = self.advance(input, ctx) {
             tracing::debug!(%rejected, "synced blocks brought nothing");
         }
         self.report();

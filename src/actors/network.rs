@@ -6,7 +6,7 @@
 //! work is bounded by the places that the network hands out with each event, so events are worked
 //! on beside each other and a slow one holds up nobody else.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use actix::{Actor, Addr, Context, Handler, Message};
 use tokio::sync::mpsc;
@@ -23,7 +23,7 @@ use crate::network::{
     GossipId, NetworkEvent, NetworkHandle, PeerRequest, PeerResponse, Responder, SignedBundle, Topic, Verdict,
 };
 use crate::pbft::message::MAX_SLOT_ENVELOPE_BYTES;
-use crate::pbft::{Envelope, Source};
+use crate::pbft::{Envelope, Gate, MessageError, Pass, Source, Verified};
 use crate::store::LedgerStore;
 use crate::types::{Hash, Height, NetworkId, NodeId};
 
@@ -46,6 +46,8 @@ pub struct Judge {
     pub network: NetworkHandle,
     /// Where the good part goes.
     pub consensus: Addr<Consensus>,
+    /// Bounds what one replica can make this node check.
+    pub gate: Arc<Mutex<Gate>>,
     /// Checks requests.
     pub verifier: RequestVerifier,
     /// Checks what has many signatures.
@@ -54,7 +56,7 @@ pub struct Judge {
     pub store: Arc<dyn LedgerStore>,
     /// How much of them it gives.
     pub serving: Serving,
-    /// Time, for that.
+    /// Time, for that and for the gate.
     pub clock: SharedClock,
 }
 
@@ -111,18 +113,18 @@ impl Handler<PeerEvent> for Network {
 
 impl Judge {
     async fn gossip(self, id: GossipId, data: Vec<u8>, from: NodeId) {
-        let (keys, network_id) = (Arc::clone(&self.keys), self.network_id);
         let large = data.len() > MAX_SLOT_ENVELOPE_BYTES / 4;
-        let check =
-            move || Envelope::decode(&data).and_then(|envelope| envelope.signed.verify(&keys, &network_id));
+        let judge = self.clone();
+        let check = move || judge.verify(&data);
         // A VIEW-CHANGE may hold hundreds of signatures.
         let message = if large { self.workers.run(check).await } else { Some(check()) };
         let Some(message) = message else { return };
         let verdict = match message {
-            Ok(message) => match self.consensus.send(PeerMessage(message)).await {
+            Ok(Some(message)) => match self.consensus.send(PeerMessage(message)).await {
                 Ok(true) => Verdict::Accept,
                 Ok(false) | Err(_) => Verdict::Ignore,
             },
+            Ok(None) => Verdict::Ignore,
             Err(error) => {
                 tracing::warn!(%from, %error, "bad gossip");
                 Verdict::Reject
@@ -130,6 +132,25 @@ impl Judge {
         };
         if self.network.report(id, verdict).await.is_err() {
             tracing::debug!("the network stopped before a verdict");
+        }
+    }
+
+    /// Checks a message, as far as its sender may ask for that; nothing if it may not now.
+    fn verify(&self, data: &[u8]) -> Result<Option<Verified>, MessageError> {
+        let signed = Envelope::decode(data)?.signed;
+        let message = signed.authenticate(&self.keys, &self.network_id)?;
+        let now = self.clock.monotonic();
+        let gate = || self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not locked while the proofs are checked.
+        let pass = gate().admit(now, message);
+        match pass {
+            Pass::Known(message) => Ok(Some(message)),
+            Pass::Later => Ok(None),
+            Pass::Check(ticket) => {
+                let (settlement, result) = ticket.check(&self.keys, &self.network_id);
+                gate().settle(now, settlement);
+                result.map(Some)
+            }
         }
     }
 

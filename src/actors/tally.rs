@@ -42,6 +42,7 @@ pub struct ConsensusTally {
     checkpoint: MessageTally,
     view_change: MessageTally,
     new_view: MessageTally,
+    recovery: MessageTally,
     outputs: QueueGauge,
     /// When own requests entered the pool.
     entered: HashMap<Hash, Duration>,
@@ -58,6 +59,7 @@ impl ConsensusTally {
             checkpoint: tally("checkpoint"),
             view_change: tally("view_change"),
             new_view: tally("new_view"),
+            recovery: tally("recovery"),
             node,
             outputs,
             entered: HashMap::new(),
@@ -73,6 +75,7 @@ impl ConsensusTally {
             Content::Checkpoint(_) => &self.checkpoint,
             Content::ViewChange(_) => &self.view_change,
             Content::NewView(_) => &self.new_view,
+            Content::Recovery(_) => &self.recovery,
         }
     }
 

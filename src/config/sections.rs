@@ -10,6 +10,8 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 
+use crate::pbft::settings::defaults;
+
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
@@ -252,21 +254,21 @@ pub struct ConsensusConfig {
 impl Default for ConsensusConfig {
     fn default() -> Self {
         Self {
-            batch_delay: Duration::from_millis(5),
-            batch_max_requests: 512,
-            batch_max_bytes: 8 << 20,
-            pipeline_batches: 1,
-            bundle_delay: Duration::from_millis(10),
-            resend_interval: Duration::from_millis(250),
-            resend_max_interval: Duration::from_secs(2),
-            request_resend_interval: Duration::from_millis(500),
-            request_resend_max_interval: Duration::from_secs(8),
-            fetch_interval: Duration::from_millis(500),
-            request_timeout: Duration::from_secs(1),
-            request_timeout_max: Duration::from_secs(32),
-            pool_max_requests: 8192,
-            pool_max_bytes: 64 * MIB,
-            inflight_max_bytes: 128 * MIB,
+            batch_delay: defaults::BATCH_DELAY,
+            batch_max_requests: defaults::BATCH_MAX_REQUESTS,
+            batch_max_bytes: defaults::BATCH_MAX_BYTES,
+            pipeline_batches: defaults::PIPELINE_BATCHES,
+            bundle_delay: defaults::BUNDLE_DELAY,
+            resend_interval: defaults::RESEND_INITIAL,
+            resend_max_interval: defaults::RESEND_MAX,
+            request_resend_interval: defaults::REQUEST_RESEND,
+            request_resend_max_interval: defaults::REQUEST_RESEND_MAX,
+            fetch_interval: defaults::FETCH_INTERVAL,
+            request_timeout: defaults::REQUEST_TIMEOUT,
+            request_timeout_max: defaults::REQUEST_TIMEOUT_MAX,
+            pool_max_requests: defaults::POOL_MAX_REQUESTS,
+            pool_max_bytes: u64::from(defaults::POOL_MAX_BYTES),
+            inflight_max_bytes: u64::from(defaults::INFLIGHT_MAX_BYTES),
             evidence_max_per_replica: 16,
             evidence_max: 256,
         }

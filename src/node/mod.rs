@@ -470,6 +470,8 @@ fn judge(
         keys: Arc::clone(&shared.keys),
         network: network.clone(),
         consensus: consensus.clone(),
+        gate: Arc::default(),
+        clock: Arc::clone(&shared.clock),
         verifier,
         workers: shared.workers.clone(),
         store: Arc::clone(&opened.store),
@@ -479,7 +481,6 @@ fn judge(
             shared.metrics.transfer.clone(),
             shared.clock.monotonic(),
         ),
-        clock: Arc::clone(&shared.clock),
     }
 }
 

@@ -53,6 +53,22 @@ impl Archive {
         }
     }
 
+    /// A batch committed in an earlier view, in which this replica may not have voted for it.
+    pub(super) fn witness(
+        &mut self,
+        sequence: SeqNum,
+        digest: Hash,
+        batch: Batch,
+        requests: &[Arc<VerifiedRequest>],
+    ) {
+        let unknown = || Past { batch, requests: Vec::new(), prepared: None, committed: false };
+        let past = self.past.entry((sequence, digest)).or_insert_with(unknown);
+        if past.requests.is_empty() {
+            past.requests = requests.to_vec();
+        }
+        past.committed = true;
+    }
+
     pub(super) fn get(&self, sequence: SeqNum, digest: Hash) -> Option<&Past> {
         self.past.get(&(sequence, digest))
     }
@@ -72,10 +88,11 @@ impl Archive {
         self.past.values().flat_map(|past| &past.requests).find(|request| request.digest() == *digest)
     }
 
-    /// P (1999, section 4.4): for each number the certificate of the highest view.
-    pub(super) fn prepared(&self) -> Vec<Prepared> {
+    /// P (1999, section 4.4): for each number above `low` the certificate of the highest view.
+    pub(super) fn prepared(&self, low: SeqNum) -> Vec<Prepared> {
         let mut highest = BTreeMap::<SeqNum, &Prepared>::new();
-        for proof in self.past.values().filter_map(|past| past.prepared.as_ref()) {
+        let above = self.past.range((low.next(), Hash([0; 32]))..);
+        for proof in above.filter_map(|(_, past)| past.prepared.as_ref()) {
             let best = highest.entry(proof.sequence).or_insert(proof);
             if proof.view > best.view {
                 *best = proof;

@@ -90,7 +90,10 @@ impl Prepared {
             .map_err(bad)?;
         let vote = codec::encode(&Prepare { view, sequence, digest });
         for (number, signature) in &self.prepares {
-            let backup = replicas.members().get(usize::from(*number)).filter(|node| **node != primary);
+            let backup = replicas
+                .members()
+                .get(usize::from(*number))
+                .filter(|node| **node != primary || planted(Bug::PrepareOfPrimaryCounted));
             let backup = backup.ok_or(ProofError::Backups(sequence))?;
             key(backup)?.verify(SignatureKind::Prepare, network, &vote, signature).map_err(bad)?;
         }

@@ -535,5 +535,6 @@ const fn name(content: &Content) -> &'static str {
         Content::Checkpoint(_) => "a CHECKPOINT",
         Content::ViewChange(_) => "a VIEW-CHANGE",
         Content::NewView(_) => "a NEW-VIEW",
+        Content::Recovery(_) => "a RECOVERY",
     }
 }

@@ -1,6 +1,7 @@
 //! How much a replica holds: what the limits of `docs/CONSENSUS.md` bound.
 
 use crate::pbft::replica::Replica;
+use crate::pbft::witness::Witness;
 use crate::types::SeqNum;
 
 /// Counts of what a replica keeps in memory.
@@ -10,9 +11,9 @@ pub struct Footprint {
     pub slots: usize,
     /// The number of the highest of them.
     pub highest_slot: SeqNum,
-    /// Batches that earlier views left.
+    /// Batches that earlier views left, and those that are listened for in the one given up.
     pub archived: usize,
-    /// VIEW-CHANGEs and NEW-VIEWs of others.
+    /// VIEW-CHANGEs and NEW-VIEWs of others, and replicas that wait to vote again.
     pub views: usize,
     /// PREPAREs and COMMITs in them.
     pub votes: usize,
@@ -36,8 +37,8 @@ impl Replica {
         Footprint {
             slots: self.log.iter().count(),
             highest_slot: self.log.iter().last().map(|(sequence, _)| sequence).unwrap_or_default(),
-            archived: self.archive.iter().count(),
-            views: self.views.held(),
+            archived: self.archive.iter().count() + self.witness.as_ref().map_or(0, Witness::len),
+            views: self.views.held() + self.recovering.len(),
             votes: votes.sum(),
             checkpoints,
             claims,

@@ -59,6 +59,10 @@ pub enum Input {
         certificate: Certificate,
         /// That block's timestamp.
         timestamp: Timestamp,
+        /// The digests of the requests that these blocks wrote; of an admin's operation, of which
+        /// a block does not say who handed it in, at least the digest that an own request has. The
+        /// caller applies few blocks at a time, so these are few.
+        requests: Vec<Hash>,
     },
     /// A certificate fetched after [`Effect::FetchCertificates`], which was verified and stored.
     CertificateFetched(Certificate),

@@ -92,6 +92,14 @@ pub struct Commit {
     pub digest: Hash,
 }
 
+/// `<RECOVERY, n, i>`: a replica that lost its log votes again once a checkpoint at or above n is
+/// stable. The recovery request and recovery point of 2002, section 4.3.2, in one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Recovery {
+    /// n
+    pub until: SeqNum,
+}
+
 /// The content of a PBFT message; the sender stands in [`Signed`].
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Content {
@@ -107,6 +115,8 @@ pub enum Content {
     ViewChange(ViewChange),
     /// The primary of a new view begins it.
     NewView(NewView),
+    /// A replica that lost its log waits to vote again.
+    Recovery(Recovery),
 }
 
 impl Content {
@@ -119,6 +129,7 @@ impl Content {
             Self::Checkpoint(_) => SignatureKind::Checkpoint,
             Self::ViewChange(_) => SignatureKind::ViewChange,
             Self::NewView(_) => SignatureKind::NewView,
+            Self::Recovery(_) => SignatureKind::Recovery,
         }
     }
 
@@ -131,10 +142,11 @@ impl Content {
             Self::Checkpoint(checkpoint) => checkpoint.sequence,
             Self::ViewChange(view_change) => view_change.stable(),
             Self::NewView(new_view) => new_view.stable,
+            Self::Recovery(recovery) => recovery.until,
         }
     }
 
-    /// The view that it belongs to; a CHECKPOINT belongs to none.
+    /// The view that it belongs to; CHECKPOINT and RECOVERY belong to none.
     pub const fn view(&self) -> Option<View> {
         match self {
             Self::PrePrepare(pre_prepare) => Some(pre_prepare.view),
@@ -143,6 +155,7 @@ impl Content {
             Self::Checkpoint(_) => None,
             Self::ViewChange(view_change) => Some(view_change.view),
             Self::NewView(new_view) => Some(new_view.view),
+            Self::Recovery(_) => None,
         }
     }
 
@@ -156,6 +169,7 @@ impl Content {
             Self::Checkpoint(checkpoint) => codec::encode(checkpoint),
             Self::ViewChange(view_change) => codec::encode(view_change),
             Self::NewView(new_view) => codec::encode(new_view),
+            Self::Recovery(recovery) => codec::encode(recovery),
         }
     }
 }
@@ -200,12 +214,19 @@ pub enum MessageError {
 }
 
 impl Signed {
-    /// Checks that a replica signed this, and whatever other signatures are in it. The only way to
-    /// a [`Verified`] from the network.
+    /// Checks that a replica signed this, and whatever other signatures are in it.
     ///
     /// # Errors
     /// [`MessageError`].
     pub fn verify(self, keys: &ReplicaSetKeys, network: &NetworkId) -> Result<Verified, MessageError> {
+        self.authenticate(keys, network)?.prove(keys, network)
+    }
+
+    /// Checks that a replica signed this: one signature, whatever else is in it.
+    ///
+    /// # Errors
+    /// [`MessageError`].
+    pub fn authenticate(self, keys: &ReplicaSetKeys, network: &NetworkId) -> Result<Authentic, MessageError> {
         if self.content.sequence() > MAX_SEQUENCE {
             return Err(MessageError::Sequence);
         }
@@ -214,12 +235,48 @@ impl Signed {
         }
         let key = keys.get(&self.sender).ok_or(MessageError::NotAReplica(self.sender))?;
         key.verify(self.content.signature_kind(), network, &self.content.signed_bytes(), &self.signature)?;
-        match &self.content {
+        Ok(Authentic(self))
+    }
+}
+
+/// A message that its sender signed; what it proves with the signatures of others is not checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authentic(Signed);
+
+impl Authentic {
+    /// Who says so.
+    pub const fn sender(&self) -> NodeId {
+        self.0.sender
+    }
+
+    /// What.
+    pub const fn content(&self) -> &Content {
+        &self.0.content
+    }
+
+    /// Checks whatever other signatures are in it. With [`crate::pbft::gate`], the only way to a
+    /// [`Verified`] from the network.
+    ///
+    /// # Errors
+    /// [`MessageError::Proof`].
+    pub fn prove(self, keys: &ReplicaSetKeys, network: &NetworkId) -> Result<Verified, MessageError> {
+        match &self.0.content {
             Content::ViewChange(view_change) => view_change.verify(network, keys)?,
-            Content::NewView(new_view) => new_view.verify(&self.sender, network, keys)?,
+            Content::NewView(new_view) => new_view.verify(&self.0.sender, network, keys)?,
             _ => {}
         }
-        Ok(Verified(self))
+        Ok(Verified(self.0))
+    }
+
+    /// The same content was proved before.
+    pub(super) fn known(self) -> Verified {
+        Verified(self.0)
+    }
+}
+
+impl From<Verified> for Authentic {
+    fn from(message: Verified) -> Self {
+        Self(message.0)
     }
 }
 

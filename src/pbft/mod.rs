@@ -22,6 +22,7 @@ pub mod certificates;
 pub mod diagnosis;
 pub mod evidence;
 pub mod footprint;
+pub mod gate;
 pub mod insight;
 pub mod io;
 pub mod message;
@@ -42,18 +43,21 @@ mod on_votes;
 mod outbox;
 mod pool;
 mod propose;
+mod recovery;
 mod resend;
 mod restore;
 mod silence;
 mod suspicion;
 mod timers;
 mod views;
+mod witness;
 
 #[cfg(test)]
 mod tests;
 
 pub use evidence::{Evidence, EvidenceError};
 pub use footprint::Footprint;
+pub use gate::{Gate, Pass};
 pub use insight::Insight;
 pub use io::{Effect, Input, Now, Output, Rejected, Source};
 pub use message::{Batch, Envelope, MessageError, Signed, Verified};

@@ -27,13 +27,15 @@ pub enum Suspicion {
     NoNewView,
     /// Its NEW-VIEW did not follow from the VIEW-CHANGEs.
     BadNewView,
+    /// The primary lost its log and keeps silent.
+    SilentPrimary,
     /// The log says that it was on its way before a restart.
     Restored,
 }
 
 impl Suspicion {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Timeout,
         Self::Censorship,
         Self::Uncertified,
@@ -42,6 +44,7 @@ impl Suspicion {
         Self::Joined,
         Self::NoNewView,
         Self::BadNewView,
+        Self::SilentPrimary,
         Self::Restored,
     ];
 
@@ -56,6 +59,7 @@ impl Suspicion {
             Self::Joined => "joined",
             Self::NoNewView => "no_new_view",
             Self::BadNewView => "bad_new_view",
+            Self::SilentPrimary => "silent_primary",
             Self::Restored => "restored",
         }
     }

@@ -8,7 +8,7 @@ use crate::pbft::message::{Content, Verified};
 use crate::pbft::replica::Replica;
 use crate::pbft::resend::Resend;
 use crate::pbft::wal::WalEntry;
-use crate::types::{SeqNum, Timestamp};
+use crate::types::{Hash, SeqNum, Timestamp};
 
 impl Replica {
     pub(super) fn on_checkpoint(
@@ -23,8 +23,11 @@ impl Replica {
         if content.sequence <= self.checkpoints.low() {
             return Err(Rejected::BelowWatermark { low: self.checkpoints.low() });
         }
-        if content.sequence > self.high_watermark() {
-            return Err(Rejected::AboveWatermark { high: self.high_watermark() });
+        // What was passed over without blocks may lie above a watermark that has not followed yet:
+        // it follows by these very CHECKPOINTs.
+        let high = self.high_watermark().max(self.executed.sequence);
+        if content.sequence > high {
+            return Err(Rejected::AboveWatermark { high });
         }
         let second = message.signed().clone();
         let replicas = &self.settings.replicas;
@@ -89,6 +92,7 @@ impl Replica {
         now: Now,
         certificate: Certificate,
         timestamp: Timestamp,
+        requests: Vec<Hash>,
         out: &mut Output,
     ) -> Result<(), Rejected> {
         let content = certificate.content;
@@ -98,6 +102,7 @@ impl Replica {
         self.pass_over(now, content);
         self.last_timestamp = self.last_timestamp.max(timestamp);
         self.executed_timestamp = self.executed_timestamp.max(timestamp);
+        self.pool.written(content.sequence, requests, now.monotonic);
         self.pool.drop_pending_of_others(&self.me);
         self.send_checkpoint(now, true, out);
         self.certify(certificate, out);
@@ -221,6 +226,9 @@ impl Replica {
     /// Moves the low watermark and drops what lies below it.
     pub(super) fn cut(&mut self, stable: SeqNum) {
         self.checkpoints.advance(stable);
+        if let Some(witness) = &mut self.witness {
+            witness.cut(stable);
+        }
         self.accepted = self.accepted.max(stable);
         for (sequence, past) in self.archive.cut(stable) {
             self.pool.forget(sequence, &past.requests);

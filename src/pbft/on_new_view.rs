@@ -108,7 +108,7 @@ impl Replica {
     /// The primary of the view to come makes its NEW-VIEW, once it has a quorum.
     pub(super) fn try_new_view(&mut self, now: Now, out: &mut Output) {
         let quorum = self.settings.replicas.quorum();
-        if !self.is_primary() || !self.is_changing() || self.silence.is_some() || self.unproven {
+        if !self.is_primary() || !self.is_changing() || self.may_have_begun_views() {
             return;
         }
         let view = self.view;
@@ -157,12 +157,12 @@ impl Replica {
         self.leave_views(view);
         self.views.forget_below(view);
         let left = self.views.changing.take();
+        self.witness = None;
         let took = left.map(|changing| now.monotonic.saturating_sub(changing.since));
         let (primary, carried) = (new_view.sender(), plan.carried.len());
         out.notices.push(Notice::ViewBegan { view, primary, took, carried });
         self.views.entered_at = now.monotonic;
         self.views.executed_here = 0;
-        self.unproven = false;
         let resend = Resend::started(now.monotonic, &self.settings);
         self.install(Entered { new_view, view_changes, resend }, plan);
         self.wait_anew(now);
@@ -254,7 +254,7 @@ impl Replica {
     }
 
     /// The checkpoints that the VIEW-CHANGEs of this view prove.
-    fn checkpoints_proven(&self) -> Vec<Certificate> {
+    pub(super) fn checkpoints_proven(&self) -> Vec<Certificate> {
         let entered = self.views.entered.iter();
         let messages = entered.flat_map(|entered| &entered.view_changes);
         view_changes(messages).filter_map(|view_change| view_change.checkpoint.clone()).collect()

@@ -52,10 +52,12 @@ impl Replica {
         if let Some(why) = self.compare_proposals(now, sequence, digest, &message, out) {
             return Err(why);
         }
-        if batch.origin_view != view || batch.proposer != message.sender() {
-            return Err(Rejected::InvalidBatch("a fresh batch names its own view and proposer"));
+        if batch != Batch::null() {
+            if batch.origin_view != view || batch.proposer != message.sender() {
+                return Err(Rejected::InvalidBatch("a fresh batch names its own view and proposer"));
+            }
+            check_batch(&batch)?;
         }
-        check_batch(&batch)?;
         let slot = self.log.entry(sequence, view, Resend::started(now.monotonic, &self.settings));
         slot.missing =
             batch.requests.iter().filter(|digest| self.pool.get(digest).is_none()).copied().collect();
@@ -155,15 +157,18 @@ impl Replica {
         // One correct replica saw it prepared: so a quorum has judged it already.
         // Likewise what the view carries over (1999, section 4.4).
         let settled = slot.carried.is_some() || slot.matching(&slot.commits) >= weak_quorum;
+        let null = proposal.batch == Batch::null();
         slot.refused &= !settled;
         if slot.refused {
             return Judgement::NotYet;
         }
-        if !settled && proposal.batch.timestamp <= self.last_timestamp {
+        if !settled && !null && proposal.batch.timestamp <= self.last_timestamp {
             slot.refused = true;
             return Judgement::Refused("the timestamp is not above the previous one");
         }
-        slot.judge_at = wait_for_clock(now, proposal.batch.timestamp).filter(|_| !settled);
+        let pace = self.recovering.null_pace(now.monotonic).filter(|_| null);
+        let wait = wait_for_clock(now, proposal.batch.timestamp).or(pace);
+        slot.judge_at = wait.filter(|_| !settled);
         let full = inflight >= self.settings.inflight_max_bytes && slot.carried.is_none();
         if slot.judge_at.is_some() || full {
             return Judgement::NotYet;
@@ -214,6 +219,9 @@ impl Replica {
         slot.sent.push(vote.clone());
         slot.resend.restart(now.monotonic, &self.settings);
         self.pool.order(sequence, &requests, now.monotonic);
+        if requests.is_empty() && slot.carried.is_none() {
+            self.recovering.null_at(now.monotonic);
+        }
         slot.hold(requests);
         self.accepted = sequence;
         self.last_timestamp = self.last_timestamp.max(proposal.batch.timestamp);

@@ -1,5 +1,6 @@
 //! VIEW-CHANGE (1999, section 4.4): giving a view up, and what others' giving up means.
 
+use crate::ledger::Certificate;
 use crate::pbft::certificates::ViewChange;
 use crate::pbft::io::{Now, Output, Rejected};
 use crate::pbft::log::Phase;
@@ -9,8 +10,9 @@ use crate::pbft::replica::Replica;
 use crate::pbft::resend::Resend;
 use crate::pbft::views::{Changing, Heard};
 use crate::pbft::wal::WalEntry;
+use crate::pbft::witness::Witness;
 use crate::planted::{Bug, planted};
-use crate::types::View;
+use crate::types::{SeqNum, View};
 
 impl Replica {
     pub(super) fn on_view_change(
@@ -69,11 +71,14 @@ impl Replica {
         }
         let (from, old_primary) = (self.view, self.primary());
         out.notices.push(Notice::ViewChangeBegan { reason, from, old_primary, to: view });
+        if !self.is_changing() {
+            self.witness = Some(Witness::of(&self.log, self.view, self.dispatched));
+        }
         self.view = view;
         self.leave_views(view);
-        let stable = self.checkpoints.stable;
-        let checkpoint = self.checkpoints.get(stable).and_then(|slot| slot.certificate.clone());
-        let view_change = ViewChange { view, checkpoint, prepared: self.archive.prepared() };
+        let checkpoint = self.proven_checkpoint();
+        let low = checkpoint.as_ref().map_or(SeqNum(0), |certificate| certificate.content.sequence);
+        let view_change = ViewChange { view, checkpoint, prepared: self.archive.prepared(low) };
         let digest = view_change.digest();
         let content = Content::ViewChange(view_change);
         let message = Verified::sign(&self.settings.key, &self.settings.network, content);
@@ -85,6 +90,16 @@ impl Replica {
         self.views.changing = Some(Changing { message: message_kept, resend, deadline: None, since, reason });
         self.views.hear(message, view, digest);
         self.try_change(now, out);
+    }
+
+    /// C: the highest checkpoint that is proven here. That is the own stable one, or min-s of the
+    /// view, if this replica has not executed up to there: what was prepared below is part of it.
+    fn proven_checkpoint(&self) -> Option<Certificate> {
+        let stable = self.checkpoints.get(self.checkpoints.stable);
+        let own = stable.and_then(|slot| slot.certificate.clone());
+        own.into_iter()
+            .chain(self.checkpoints_proven())
+            .max_by_key(|certificate| certificate.content.sequence)
     }
 
     /// Ends the views below `view`: what they promise goes to the archive, and requests that were

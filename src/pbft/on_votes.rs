@@ -93,6 +93,7 @@ impl Replica {
         if slot.phase == Phase::Prepared && slot.committed_local(quorum) {
             slot.phase = Phase::Committed;
             out.wal.push(WalEntry::Committed { view, sequence, digest });
+            self.prove_voice(out);
         }
         if let Some(commit) = sent {
             self.broadcast(&commit, out);

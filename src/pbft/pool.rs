@@ -228,10 +228,30 @@ impl Pool {
 
     /// The batch of `sequence` was handed to execution: its requests are not taken again.
     pub(super) fn executed(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>], now: Duration) {
-        let digests: Vec<Hash> = requests.iter().map(|request| request.digest()).collect();
-        self.revived.retain(|revived| !digests.contains(revived));
+        self.remember(sequence, requests.iter().map(|request| request.digest()).collect(), now);
+    }
+
+    /// Blocks up to `sequence`, which were fetched, have these requests: they are done with, but
+    /// for bodies that a later proposal still needs.
+    pub(super) fn written(&mut self, sequence: SeqNum, digests: Vec<Hash>, now: Duration) {
+        for digest in &digests {
+            let needed = |entry: &Entry| matches!(entry.state, State::Ordered(at) if at > sequence);
+            if self.entries.get(digest).is_some_and(|entry| !needed(entry))
+                && let Some(entry) = self.entries.remove(digest)
+            {
+                self.dequeue(&entry.request, entry.arrival.0);
+            }
+        }
+        self.remember(sequence, digests, now);
+    }
+
+    fn remember(&mut self, sequence: SeqNum, digests: Vec<Hash>, now: Duration) {
+        let done: BTreeSet<&Hash> = digests.iter().collect();
+        self.revived.retain(|revived| !done.contains(revived));
         self.remembered.extend(&digests);
-        self.executed.insert(sequence, (now, digests));
+        let (at, known) = self.executed.entry(sequence).or_default();
+        *at = now;
+        known.extend(digests);
     }
 
     /// The batch of `sequence` was passed over without being executed here. Own requests are asked

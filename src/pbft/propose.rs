@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ledger::VerifiedRequest;
 use crate::pbft::io::{Now, Output};
 use crate::pbft::log::{Phase, Proposal};
 use crate::pbft::message::{Batch, Content, PrePrepare, Verified};
@@ -19,6 +20,7 @@ impl Replica {
                 break;
             }
         }
+        self.try_propose_null(now, out);
     }
 
     /// When the next proposal is due, if there can be one.
@@ -39,7 +41,7 @@ impl Replica {
         (!wait).then(|| oldest + self.settings.batch_delay)
     }
 
-    fn may_propose(&self) -> bool {
+    pub(super) fn may_propose(&self) -> bool {
         self.is_primary()
             && !self.is_changing()
             && !self.is_silent()
@@ -59,13 +61,24 @@ impl Replica {
         if requests.is_empty() {
             return false;
         }
-        let (view, sequence) = (self.view, self.accepted.next());
         let batch = Batch {
             requests: requests.iter().map(|request| request.digest()).collect(),
             timestamp: Timestamp(now.wall.0.max(self.last_timestamp.0 + 1)),
-            origin_view: view,
+            origin_view: self.view,
             proposer: self.me,
         };
+        self.propose_batch(now, batch, requests, out);
+        true
+    }
+
+    pub(super) fn propose_batch(
+        &mut self,
+        now: Now,
+        batch: Batch,
+        requests: Vec<Arc<VerifiedRequest>>,
+        out: &mut Output,
+    ) {
+        let (settings, view, sequence) = (&self.settings, self.view, self.accepted.next());
         let digest = batch.digest();
         let content = Content::PrePrepare(PrePrepare { view, sequence, batch: batch.clone() });
         let message = Verified::sign(&settings.key, &settings.network, content);
@@ -74,7 +87,7 @@ impl Replica {
         out.wal.push(WalEntry::Sent(message.signed().clone()));
 
         self.accepted = sequence;
-        self.last_timestamp = batch.timestamp;
+        self.last_timestamp = self.last_timestamp.max(batch.timestamp);
         self.pool.order(sequence, &requests, now.monotonic);
         let resend = Resend::started(now.monotonic, settings);
         let slot = self.log.entry(sequence, view, resend);
@@ -85,6 +98,5 @@ impl Replica {
         slot.sent.push(message.clone());
         self.broadcast(&message, out);
         self.try_commit(now, sequence, out);
-        true
     }
 }

@@ -12,11 +12,13 @@ use crate::pbft::log::Log;
 use crate::pbft::message::{Batch, Content, Envelope, Signed, Verified};
 use crate::pbft::outbox::Outbox;
 use crate::pbft::pool::Pool;
+use crate::pbft::recovery::Recovering;
 use crate::pbft::settings::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, Settings, window};
-use crate::pbft::silence::Silence;
+use crate::pbft::silence::{Silence, Voice};
 use crate::pbft::suspicion::Waiting;
 use crate::pbft::views::Views;
 use crate::pbft::wal::Restored;
+use crate::pbft::witness::Witness;
 use crate::planted::{Bug, planted};
 use crate::types::{Hash, Height, NodeId, SeqNum, Timestamp, View};
 
@@ -100,9 +102,13 @@ pub struct Replica {
     pub(super) log: Log,
     pub(super) archive: Archive,
     pub(super) waiting: Waiting,
+    /// What it learns of the view that it gave up, until another one begins.
+    pub(super) witness: Option<Witness>,
     pub(super) silence: Option<Silence>,
-    /// It was silent, and has not entered a view since: it makes no NEW-VIEW.
-    pub(super) unproven: bool,
+    /// What its log says about silence, if anything.
+    pub(super) voice: Option<Voice>,
+    /// Replicas that lost their logs and wait to vote again.
+    pub(super) recovering: Recovering,
     /// It began without any log and has not voted yet.
     pub(super) newcomer: bool,
     pub(super) pool: Pool,
@@ -145,8 +151,10 @@ impl Replica {
             log: Log::default(),
             archive: Archive::default(),
             waiting: Waiting::default(),
+            witness: None,
             silence: restored.lost_log.then(Silence::default),
-            unproven: restored.lost_log,
+            voice: None,
+            recovering: Recovering::default(),
             newcomer: restored.entries.is_empty() && restored.executed.sequence == SeqNum(0),
             pool: Pool::default(),
             outbox: Outbox::default(),
@@ -173,8 +181,8 @@ impl Replica {
             Input::Request { request, source } => self.on_request(now, request, source),
             Input::Message(message) => self.on_message(now, message, &mut out),
             Input::Executed(content) => self.on_executed(now, content, &mut out),
-            Input::BlocksSynced { certificate, timestamp } => {
-                self.on_blocks_synced(now, certificate, timestamp, &mut out)
+            Input::BlocksSynced { certificate, timestamp, requests } => {
+                self.on_blocks_synced(now, certificate, timestamp, requests, &mut out)
             }
             Input::CertificateFetched(certificate) => self.on_certificate_fetched(certificate, &mut out),
             Input::Batch(batch) => self.on_batch(&batch),
@@ -189,6 +197,7 @@ impl Replica {
         self.try_suspect(now, &mut out);
         self.try_accept(now, &mut out);
         self.try_propose(now, &mut out);
+        self.try_witness(now, &mut out);
         self.try_execute(now, &mut out);
         self.watch(now);
         self.on_time(now, &mut out);
@@ -205,6 +214,11 @@ impl Replica {
         self.note_heard(now, &message);
         match *message.content() {
             Content::Checkpoint(content) => self.on_checkpoint(now, content, message, out),
+            Content::Recovery(recovery) => self.on_recovery(now, recovery, &message, out),
+            Content::PrePrepare(ref proposed) if self.witnesses(proposed.view) => {
+                self.witness_proposal(message)
+            }
+            Content::Commit(commit) if self.witnesses(commit.view) => self.witness_commit(commit, message),
             Content::PrePrepare(_) => self.on_pre_prepare(now, message, out),
             Content::Prepare(prepare) => self.on_prepare(now, prepare, message, out),
             Content::Commit(commit) => self.on_commit(now, commit, message, out),
@@ -259,6 +273,11 @@ impl Replica {
             pending: self.pool.pending().0,
             inflight_bytes: self.log.bytes(),
         }
+    }
+
+    /// Numbers between the watermarks.
+    pub(super) fn window(&self) -> u64 {
+        window(&self.settings.replicas)
     }
 
     pub(super) fn primary(&self) -> NodeId {

@@ -13,9 +13,10 @@ use crate::pbft::message::{Content, PrePrepare, Signed, Verified};
 use crate::pbft::notice::{Notice, Suspicion};
 use crate::pbft::replica::{Replica, SetupError};
 use crate::pbft::resend::Resend;
-use crate::pbft::silence::Silence;
+use crate::pbft::silence::{Silence, Voice};
 use crate::pbft::views::{Changing, Entered, view_changes};
 use crate::pbft::wal::{Restored, WalEntry};
+use crate::pbft::witness::Witness;
 use crate::types::{Hash, SeqNum, View};
 
 type Bodies = BTreeMap<Hash, Arc<VerifiedRequest>>;
@@ -48,6 +49,7 @@ impl Replica {
                     entered = Some(Entered { new_view, view_changes, resend });
                 }
                 WalEntry::Silent(silent) => self.restore_silence(silent),
+                WalEntry::Proven => self.voice = Some(Voice::Proven),
             }
         }
         self.restore_bodies(&bodies)?;
@@ -59,7 +61,7 @@ impl Replica {
 
     fn restore_silence(&mut self, silent: bool) {
         self.silence = silent.then(Silence::default);
-        self.unproven = true;
+        self.voice = Some(if silent { Voice::Silent } else { Voice::Unproven });
     }
 
     /// The view that the replica was in, or on its way to: whatever the log says about earlier ones
@@ -76,7 +78,6 @@ impl Replica {
         self.views.logged_at = self.checkpoints.stable;
         if let Some(entered) = entered {
             let plan = plan(view_changes(entered.view_changes.iter()), &self.settings.replicas);
-            self.unproven = false;
             self.install(entered, plan);
         }
         if let Some(message) = changing {
@@ -88,6 +89,7 @@ impl Replica {
             let resend = Resend::overdue(&self.settings);
             let (since, reason) = (Duration::ZERO, Suspicion::Restored);
             self.views.changing = Some(Changing { message, resend, deadline: None, since, reason });
+            self.witness = Some(Witness::new(active));
         }
         let own = |(sequence, slot): (SeqNum, &Slot)| (!slot.sent.is_empty()).then_some(sequence);
         self.restored_upto = self.log.iter().filter_map(own).max().unwrap_or_default();
@@ -125,6 +127,8 @@ impl Replica {
             }
             // They have entries of their own.
             Content::ViewChange(_) | Content::NewView(_) => {}
+            // Whoever is still silent finds out anew what to wait for.
+            Content::Recovery(_) => {}
             Content::Checkpoint(content) => {
                 let made_block = self.checkpoints.uncertified.contains(&content.height);
                 let resend = Resend::overdue(&self.settings);
@@ -175,7 +179,7 @@ impl Replica {
     /// the store had made durable by itself, or a certificate on its way to the store.
     pub(super) fn start(&mut self, now: Now, out: &mut Output) {
         if self.is_silent() {
-            out.wal.push(WalEntry::Silent(true));
+            self.set_voice(Voice::Silent, out);
             out.notices.push(Notice::FellSilent);
         }
         self.note_start(now);

@@ -36,6 +36,43 @@ pub const MAX_BATCH_BYTES: usize = MAX_REQUEST_BYTES;
 /// How far the timestamp of a fresh proposal may be ahead of a backup's clock.
 pub const MAX_CLOCK_AHEAD: Duration = Duration::from_secs(5);
 
+/// The usual values of what an operator may set: those of [`Settings::new`] and of the node's
+/// configuration, which has no others.
+pub mod defaults {
+    use std::time::Duration;
+
+    /// [`super::Settings::batch_max_requests`].
+    pub const BATCH_MAX_REQUESTS: u32 = 512;
+    /// [`super::Settings::batch_max_bytes`]: one request of the largest size.
+    pub const BATCH_MAX_BYTES: u32 = 8 << 20;
+    /// [`super::Settings::batch_delay`].
+    pub const BATCH_DELAY: Duration = Duration::from_millis(5);
+    /// [`super::Settings::pipeline_batches`].
+    pub const PIPELINE_BATCHES: u32 = 1;
+    /// [`super::Settings::bundle_delay`].
+    pub const BUNDLE_DELAY: Duration = Duration::from_millis(10);
+    /// [`super::Settings::pool_max_requests`].
+    pub const POOL_MAX_REQUESTS: u32 = 8192;
+    /// [`super::Settings::pool_max_bytes`].
+    pub const POOL_MAX_BYTES: u32 = 64 << 20;
+    /// [`super::Settings::inflight_max_bytes`].
+    pub const INFLIGHT_MAX_BYTES: u32 = 128 << 20;
+    /// [`super::Settings::resend_initial`].
+    pub const RESEND_INITIAL: Duration = Duration::from_millis(250);
+    /// [`super::Settings::resend_max`].
+    pub const RESEND_MAX: Duration = Duration::from_secs(2);
+    /// [`super::Settings::request_resend`].
+    pub const REQUEST_RESEND: Duration = Duration::from_millis(500);
+    /// [`super::Settings::request_resend_max`].
+    pub const REQUEST_RESEND_MAX: Duration = Duration::from_secs(8);
+    /// [`super::Settings::fetch_interval`].
+    pub const FETCH_INTERVAL: Duration = Duration::from_millis(500);
+    /// [`super::Settings::request_timeout`].
+    pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+    /// [`super::Settings::request_timeout_max`].
+    pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(32);
+}
+
 /// The settings of one replica.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -110,26 +147,26 @@ impl Settings {
             network,
             replicas,
             key,
-            batch_max_requests: 512,
-            batch_max_bytes: MAX_BATCH_BYTES,
-            batch_delay: Duration::from_millis(5),
-            pipeline_batches: 4,
-            bundle_delay: Duration::from_millis(2),
-            pool_max_requests: 8192,
-            pool_max_bytes: 64 << 20,
-            inflight_max_bytes: 128 << 20,
-            resend_initial: Duration::from_millis(250),
-            resend_max: Duration::from_secs(2),
-            request_resend: Duration::from_millis(500),
-            request_resend_max: Duration::from_secs(8),
+            batch_max_requests: defaults::BATCH_MAX_REQUESTS as usize,
+            batch_max_bytes: defaults::BATCH_MAX_BYTES as usize,
+            batch_delay: defaults::BATCH_DELAY,
+            pipeline_batches: defaults::PIPELINE_BATCHES as u64,
+            bundle_delay: defaults::BUNDLE_DELAY,
+            pool_max_requests: defaults::POOL_MAX_REQUESTS as usize,
+            pool_max_bytes: defaults::POOL_MAX_BYTES as usize,
+            inflight_max_bytes: defaults::INFLIGHT_MAX_BYTES as usize,
+            resend_initial: defaults::RESEND_INITIAL,
+            resend_max: defaults::RESEND_MAX,
+            request_resend: defaults::REQUEST_RESEND,
+            request_resend_max: defaults::REQUEST_RESEND_MAX,
             request_expiry: Duration::from_secs(60),
             request_memory: Duration::from_secs(30),
             fetch_delay: Duration::from_millis(50),
-            fetch_interval: Duration::from_millis(500),
+            fetch_interval: defaults::FETCH_INTERVAL,
             behind_delay: Duration::from_millis(500),
             status_interval: Duration::from_secs(1),
-            request_timeout: Duration::from_secs(1),
-            request_timeout_max: Duration::from_secs(32),
+            request_timeout: defaults::REQUEST_TIMEOUT,
+            request_timeout_max: defaults::REQUEST_TIMEOUT_MAX,
             patience: 4,
             request_age_max: Duration::from_secs(30),
             lost_log_wait: Duration::from_secs(10),

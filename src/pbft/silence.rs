@@ -10,25 +10,58 @@
 //! it lies everything that this replica can have voted for. Once its own stable checkpoint
 //! is there it votes again, for numbers that it never voted for.
 //!
-//! A VIEW-CHANGE that it sent and forgot lists nothing above that window either. It makes no
-//! NEW-VIEW before it has entered a view by that of another: so it cannot make two for one view.
+//! "Its last stable checkpoint" is the highest one of which it knew a certificate, that of a NEW-VIEW
+//! included, whose proposals it may have signed up to a window above.
+//!
+//! A VIEW-CHANGE that it sent and forgot lists nothing above that window either. It may also have
+//! begun a view with a NEW-VIEW that it forgot, so it makes none before a batch has committed with its
+//! vote: a quorum was in that view after the loss, and a quorum had left all views below the one
+//! that it may have begun; they share a correct replica, so views above are ones that it never began.
+//!
+//! While it waits it says so ([`crate::pbft::recovery`]), and the others see to it that the
+//! checkpoint comes even if nothing else is to be ordered.
 
 use std::time::Duration;
 
 use crate::pbft::io::{Now, Output};
+use crate::pbft::message::{Content, Recovery, Verified};
 use crate::pbft::notice::Notice;
 use crate::pbft::replica::Replica;
 use crate::pbft::settings::window;
 use crate::pbft::wal::WalEntry;
 use crate::types::{SeqNum, View};
 
+/// What the log says of a replica that lost an earlier one; see the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Voice {
+    /// It signs neither votes nor views.
+    Silent,
+    /// It votes, and makes no NEW-VIEW.
+    Unproven,
+    /// It takes part like any other.
+    Proven,
+}
+
+impl Voice {
+    const fn entry(self) -> WalEntry {
+        match self {
+            Self::Silent => WalEntry::Silent(true),
+            Self::Unproven => WalEntry::Silent(false),
+            Self::Proven => WalEntry::Proven,
+        }
+    }
+}
+
 /// See the module.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Silence {
     /// Since when it listens.
     since: Option<Duration>,
     /// The stable checkpoint from which on it votes.
     pub(super) until: Option<SeqNum>,
+    /// What it tells the others, and when it does so again.
+    told: Option<Verified>,
+    tell_at: Duration,
 }
 
 impl Replica {
@@ -47,14 +80,35 @@ impl Replica {
 
     pub(super) fn fall_silent(&mut self, out: &mut Output) {
         if self.silence.is_none() {
-            out.wal.push(WalEntry::Silent(true));
+            self.set_voice(Voice::Silent, out);
             out.notices.push(Notice::FellSilent);
             self.silence = Some(Silence::default());
         }
     }
 
+    /// Notes in the log how far it is on its way back.
+    pub(super) fn set_voice(&mut self, voice: Voice, out: &mut Output) {
+        self.voice = Some(voice);
+        out.wal.push(voice.entry());
+    }
+
+    /// Whether it may have begun views that it does not know of.
+    pub(super) const fn may_have_begun_views(&self) -> bool {
+        matches!(self.voice, Some(Voice::Silent | Voice::Unproven)) || self.silence.is_some()
+    }
+
+    /// A batch committed with its vote.
+    pub(super) fn prove_voice(&mut self, out: &mut Output) {
+        if self.voice == Some(Voice::Unproven) {
+            self.set_voice(Voice::Proven, out);
+        }
+    }
+
     pub(super) fn silence_due(&self) -> Option<Duration> {
-        let silence = self.silence.as_ref().filter(|silence| silence.until.is_none())?;
+        let silence = self.silence.as_ref()?;
+        if silence.until.is_some() {
+            return Some(silence.tell_at);
+        }
         Some(silence.since.map_or(Duration::ZERO, |since| since + self.settings.lost_log_wait))
     }
 
@@ -73,11 +127,26 @@ impl Replica {
             silence.since = Some(now.monotonic);
         }
         if silence.until.is_some_and(|until| self.checkpoints.stable >= until) {
-            out.wal.push(WalEntry::Silent(false));
             out.notices.push(Notice::SpeaksAgain { stable: self.checkpoints.stable });
             self.silence = None;
-            self.unproven = true;
+            self.set_voice(Voice::Unproven, out);
         }
+        self.tell_recovery(now, out);
+    }
+
+    /// Tells the others from which checkpoint on it votes, again and again.
+    fn tell_recovery(&mut self, now: Now, out: &mut Output) {
+        let Some(silence) = &mut self.silence else { return };
+        let Some(until) = silence.until.filter(|_| silence.tell_at <= now.monotonic) else { return };
+        silence.tell_at = now.monotonic + self.settings.status_interval;
+        let Some(message) = silence.told.clone() else {
+            let content = Content::Recovery(Recovery { until });
+            let message = Verified::sign(&self.settings.key, &self.settings.network, content);
+            out.wal.push(WalEntry::Sent(message.signed().clone()));
+            silence.told = Some(message.clone());
+            return self.broadcast(&message, out);
+        };
+        self.repeat(now, &message, out);
     }
 
     /// Writes the views, and silence, to the log once more when much has been executed since, so
@@ -97,8 +166,6 @@ impl Replica {
         if let Some(changing) = &self.views.changing {
             out.wal.push(WalEntry::ViewChange(changing.message.signed().clone()));
         }
-        if self.silence.is_some() {
-            out.wal.push(WalEntry::Silent(true));
-        }
+        out.wal.extend(self.voice.map(Voice::entry));
     }
 }

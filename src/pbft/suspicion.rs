@@ -157,9 +157,17 @@ impl Replica {
         self.start_view_change(now, self.view.next(), reason, out);
     }
 
+    /// Who may propose what waits here: as long as no other view begins, the primary of the one that
+    /// was given up, if others did not give it up.
+    fn proposer(&self) -> NodeId {
+        let view = self.witness.as_ref().map_or(self.view, |witness| witness.view);
+        self.settings.replicas.primary(view)
+    }
+
     /// When requests are to be forwarded, if they still wait.
     pub(super) fn forward_due(&self) -> Option<Duration> {
-        if !self.judges() || self.is_primary() {
+        let judges = self.silence.is_none() && self.settings.replicas.n() > 1;
+        if !judges || self.proposer() == self.me {
             return None;
         }
         self.waiting.heads.values().map(|head| head.forward_at).min()
@@ -187,7 +195,7 @@ impl Replica {
             }
         }
         if !requests.is_empty() {
-            out.effects.push(Effect::ForwardRequests { requests, to: self.primary() });
+            out.effects.push(Effect::ForwardRequests { requests, to: self.proposer() });
         }
     }
 }

@@ -16,6 +16,9 @@ const REPEATED_SLOTS: usize = 32;
 /// How often a NEW-VIEW is repeated by itself; later, who lacks it asks.
 const NEW_VIEW_REPEATS: u32 = 8;
 
+/// How often the pause between two fetches of a view doubles: from half a second to eight.
+const MAX_FETCH_DOUBLINGS: u32 = 4;
+
 /// How often an own CHECKPOINT is repeated before the certificate is fetched instead.
 const REPEATS_BEFORE_FETCH: u32 = 3;
 
@@ -37,6 +40,7 @@ impl Replica {
         let repeats = self.repeated_slots().chain(self.repeated_checkpoints()).filter(|_| !alone);
         [
             self.proposal_due(),
+            self.null_due(),
             self.next_bundle(),
             self.status_due(),
             self.blocks_due(),
@@ -193,8 +197,12 @@ impl Replica {
         }
         let first = self.views.fetches % from.len();
         from.rotate_left(first);
+        // Who only pretends to be in a later view has nothing to give: everybody is asked once at
+        // the usual pace, then ever more slowly, since each answer costs hundreds of signatures.
+        let rounds = u32::try_from(self.views.fetches / from.len()).unwrap_or(u32::MAX);
+        let pause = self.settings.fetch_interval * (1 << rounds.min(MAX_FETCH_DOUBLINGS));
+        self.views.fetch_at = Some(time + pause);
         self.views.fetches += 1;
-        self.views.fetch_at = Some(time + self.settings.fetch_interval);
         let view = wanted.min(highest);
         out.effects.push(Effect::FetchView { view, from });
     }

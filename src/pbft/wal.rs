@@ -11,6 +11,7 @@
 //!   6  view change   canonical Signed: the own VIEW-CHANGE
 //!   7  new view      canonical (Signed NEW-VIEW, list of its Signed VIEW-CHANGEs)
 //!   8  silent        canonical bool: begin or end of not voting
+//!   9  proven        nothing: who kept silent takes part like any other again
 //! ```
 //!
 //! Bodies come before the vote that promises them. Each entry belongs to a sequence number; those
@@ -88,6 +89,8 @@ pub enum WalEntry {
     },
     /// Whether the replica keeps silent because it lost an earlier log; false once it votes again.
     Silent(bool),
+    /// After [`WalEntry::Silent`]: the replica may make NEW-VIEWs again.
+    Proven,
 }
 
 /// The kinds of entries of which the newest is needed whatever is executed and stable.
@@ -97,7 +100,7 @@ pub enum Pin {
     ViewChange,
     /// [`WalEntry::NewView`].
     NewView,
-    /// [`WalEntry::Silent`].
+    /// [`WalEntry::Silent`] or [`WalEntry::Proven`].
     Silent,
 }
 
@@ -113,7 +116,7 @@ impl WalEntry {
             Self::Accepted(signed) | Self::Sent(signed) => signed.content.sequence(),
             Self::Certified(certificate) => certificate.content.sequence,
             Self::Prepared(prepared) => prepared.sequence,
-            Self::ViewChange(_) | Self::NewView { .. } | Self::Silent(_) => SeqNum(0),
+            Self::ViewChange(_) | Self::NewView { .. } | Self::Silent(_) | Self::Proven => SeqNum(0),
         }
     }
 
@@ -123,7 +126,7 @@ impl WalEntry {
         match self {
             Self::ViewChange(_) => Some(Pin::ViewChange),
             Self::NewView { .. } => Some(Pin::NewView),
-            Self::Silent(_) => Some(Pin::Silent),
+            Self::Silent(_) | Self::Proven => Some(Pin::Silent),
             _ => None,
         }
     }
@@ -146,6 +149,7 @@ impl WalEntry {
             Self::ViewChange(signed) => (6, codec::encode(signed)),
             Self::NewView { new_view, view_changes } => (7, codec::encode(&(new_view, view_changes))),
             Self::Silent(silent) => (8, codec::encode(silent)),
+            Self::Proven => (9, Vec::new()),
         };
         let mut bytes = Vec::with_capacity(1 + content.len());
         bytes.push(tag);
@@ -180,6 +184,7 @@ impl WalEntry {
                 Ok(Self::NewView { new_view, view_changes })
             }
             8 => Ok(Self::Silent(codec::decode::<1, _>(content)?)),
+            9 => codec::decode::<0, ()>(content).map(|()| Self::Proven).map_err(WalError::from),
             unknown => Err(WalError::Kind(Some(*unknown))),
         }
     }

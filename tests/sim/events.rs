@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ledgermq::crypto::HashKind;
 use ledgermq::ledger::{Block, Certificate};
-use ledgermq::pbft::{Effect, Envelope, Input, Signed, Verified};
+use ledgermq::pbft::{Effect, Envelope, Input, Pass, Signed, Verified};
 use ledgermq::types::{Hash, Height, View};
 
 use crate::cluster::Cluster;
@@ -83,9 +83,9 @@ impl Cluster {
             }
             Event::FetchBlocks { at, from, above } => self.answer_blocks(at, from, above),
             Event::Blocks { to, blocks } if self.nodes[to].is_up() => {
-                if let Some((certificate, timestamp)) = self.nodes[to].apply(blocks) {
+                if let Some(synced) = self.nodes[to].apply(blocks) {
                     self.check(to);
-                    self.step(to, Input::BlocksSynced { certificate, timestamp });
+                    self.step(to, synced);
                 }
             }
             Event::FetchCertificates { at, from, heights } => self.answer_certificates(at, from, &heights),
@@ -192,6 +192,13 @@ impl Cluster {
     fn hear(&mut self, to: usize, gossip: &Gossip) {
         if !self.nodes[to].is_up() || !self.seen[to].insert(gossip.id) {
             return;
+        }
+        let node = &mut self.nodes[to];
+        let local = node.clock.monotonic(self.time);
+        match node.gate.admit(local, gossip.message.clone().into()) {
+            Pass::Later => return,
+            Pass::Check(ticket) => node.gate.settle(local, ticket.checked()),
+            Pass::Known(_) => {}
         }
         if self.adversary_hears(to, gossip) {
             self.step(to, Input::Message(gossip.message.clone()));

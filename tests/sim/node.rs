@@ -11,7 +11,7 @@ use ledgermq::ledger::{
     Block, Certificate, CertifiedBlock, CheckpointContent, Genesis, Operation, ReplicaSetKeys, State,
     VerifiedRequest,
 };
-use ledgermq::pbft::{Batch, Now, Replica, Restored, Settings, SetupError, WalEntry};
+use ledgermq::pbft::{Batch, Gate, Input, Now, Replica, Restored, Settings, SetupError, WalEntry};
 use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, SeqNum, Timestamp};
 
 use crate::cluster::START;
@@ -114,6 +114,8 @@ pub struct Node {
     pub damaged: bool,
     /// Its log is gone, and it knows.
     pub lost_log: bool,
+    /// What it takes from whom.
+    pub gate: Gate,
 }
 
 impl Node {
@@ -145,6 +147,7 @@ impl Node {
             wake_at: None,
             damaged: false,
             lost_log: false,
+            gate: Gate::default(),
         }
     }
 
@@ -170,6 +173,7 @@ impl Node {
         let entries = self.disk.crash(survivors);
         self.news.push(Seen::Synced(entries.iter().map(|bytes| promise_of(&self.network, bytes)).collect()));
         self.replica = None;
+        self.gate = Gate::default();
         self.life += 1;
         self.crash_at = None;
         self.wake_at = None;
@@ -295,10 +299,10 @@ impl Node {
             .collect()
     }
 
-    /// Applies fetched blocks; gives the last one's certificate if any was new. What does not
+    /// Applies fetched blocks; gives what the core is told if any was new. What does not
     /// verify, and all after it, is not taken.
-    pub fn apply(&mut self, blocks: Vec<(Block, Certificate)>) -> Option<(Certificate, Timestamp)> {
-        let mut last = None;
+    pub fn apply(&mut self, blocks: Vec<(Block, Certificate)>) -> Option<Input> {
+        let (mut last, mut requests) = (None, Vec::new());
         for (block, certificate) in blocks {
             if block.header.height != self.state.head().height.next() {
                 continue;
@@ -308,12 +312,13 @@ impl Node {
             };
             let done = self.state.apply(&certified).expect("the same result as the quorum's");
             self.blocks_fetched += 1;
+            requests.extend(done.outcomes.iter().map(|(digest, _)| *digest));
             self.store(done.checkpoint, done.block);
             self.news.push(Seen::Certified(certified.certificate().clone()));
             self.put_certificate(certified.certificate());
             last = Some((certified.certificate().clone(), certified.block().header.timestamp));
         }
-        last
+        last.map(|(certificate, timestamp)| Input::BlocksSynced { certificate, timestamp, requests })
     }
 }
 

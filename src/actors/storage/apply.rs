@@ -31,6 +31,7 @@ pub struct Applied {
 impl Storage {
     pub(super) fn apply(&mut self, blocks: &[CertifiedBlock]) -> Applied {
         let (mut commits, mut outcomes, mut applied) = (Vec::new(), Vec::new(), Applied::default());
+        let mut requests = Vec::new();
         let started = self.parts.clock.monotonic();
         for certified in blocks {
             if certified.block().header.height <= self.state.head().height {
@@ -66,9 +67,23 @@ impl Storage {
             self.note_applied(block, outcomes);
             self.certified(certificate.content.sequence);
             let timestamp = block.header.timestamp;
-            applied.synced = Some(BlocksSynced { certificate: certificate.clone(), timestamp });
+            requests.extend(outcomes.iter().map(|(digest, _)| *digest));
+            requests.extend(self.admin_digests(block));
+            applied.synced =
+                Some(BlocksSynced { certificate: certificate.clone(), timestamp, requests: Vec::new() });
+        }
+        if let Some(synced) = &mut applied.synced {
+            synced.requests = requests;
         }
         if self.failed { Applied::default() } else { applied }
+    }
+
+    /// What this node's requests to execute the admin operations of a block would be.
+    fn admin_digests(&self, block: &Block) -> impl Iterator<Item = Hash> {
+        block.operations.iter().filter_map(|operation| match operation {
+            Operation::Admin(operation) => Some(self.digest_of(operation)),
+            Operation::Write { .. } => None,
+        })
     }
 
     /// What blocks from other nodes tell this node's clients, admins and readers.

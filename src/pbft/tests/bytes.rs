@@ -82,16 +82,18 @@ fn every_kind_of_log_entry_reads_back() {
         WalEntry::Sent(signed),
         WalEntry::Committed { view: View(0), sequence: SeqNum(8), digest: Hash([4; 32]) },
         WalEntry::Certified(certificate),
+        WalEntry::Silent(false),
+        WalEntry::Proven,
     ];
     let sequences: Vec<u64> = entries.iter().map(|entry| entry.sequence().0).collect();
-    assert_eq!(sequences, [9, 3, 3, 8, 4]);
+    assert_eq!(sequences, [9, 3, 3, 8, 4, 0, 0]);
     for entry in entries {
         let bytes = entry.encode();
         assert_eq!(WalEntry::decode(&NETWORK, &bytes).unwrap(), entry);
         assert!(WalEntry::decode(&NETWORK, &bytes[..bytes.len() - 1]).is_err());
     }
     assert!(matches!(WalEntry::decode(&NETWORK, &[]), Err(WalError::Kind(None))));
-    assert!(matches!(WalEntry::decode(&NETWORK, &[9, 1]), Err(WalError::Kind(Some(9)))));
+    assert!(matches!(WalEntry::decode(&NETWORK, &[10, 1]), Err(WalError::Kind(Some(10)))));
 }
 
 #[test]

@@ -51,7 +51,11 @@ fn beyond_the_high_watermark_blocks_are_fetched_at_once() {
 fn fetched_blocks_move_the_watermarks_and_are_signed_for() {
     let mut t = Bench::new(4, 1);
     let content = result(300, 200);
-    let input = Input::BlocksSynced { certificate: certificate(content), timestamp: START.plus_ms(500) };
+    let input = Input::BlocksSynced {
+        certificate: certificate(content),
+        timestamp: START.plus_ms(500),
+        requests: Vec::new(),
+    };
     let output = t.step(input.clone());
     assert_eq!(sent(&output.effects), [Content::Checkpoint(content)]);
     let status = t.replica.status();
@@ -81,9 +85,71 @@ fn own_requests_that_were_passed_over_are_asked_for_again() {
     let _ = t.ask(1, 1);
     let _ = t.propose(1, &t.batch(&[t.request(1, 1)], 5));
     assert_eq!(t.replica.status().pending, 0);
-    let input = Input::BlocksSynced { certificate: certificate(result(1, 1)), timestamp: START };
+    let input = Input::BlocksSynced {
+        certificate: certificate(result(1, 1)),
+        timestamp: START,
+        requests: Vec::new(),
+    };
     let _ = t.step(input);
     assert_eq!(t.replica.status().pending, 1);
+}
+
+#[test]
+fn requests_that_fetched_blocks_wrote_are_done_with_wherever_they_stood() {
+    let mut t = Bench::new(4, 1);
+    // One is in a proposal that is passed over, one waits, one is not written yet.
+    for number in 1..=3 {
+        let _ = t.ask(1, number);
+    }
+    let requests: Vec<_> = (1..=3).map(|number| t.request(1, number)).collect();
+    let _ = t.propose(1, &t.batch(&requests[..1], 5));
+    let written = requests[..2].iter().map(|request| request.digest()).collect();
+    let (certificate, timestamp) = (certificate(result(2, 2)), START);
+    let _ = t.step(Input::BlocksSynced { certificate, timestamp, requests: written });
+    assert_eq!(t.replica.status().pending, 1);
+    let sent: Vec<_> = t
+        .wait(Duration::from_secs(20))
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::SendRequests { requests } => Some(requests),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    assert!(!sent.is_empty() && sent.iter().all(|request| *request == requests[2]), "only what is open");
+    for request in &requests[..2] {
+        let again = Input::Request { request: Arc::clone(request), source: Source::Admitted };
+        assert_eq!(rejected(&t.step(again)), Rejected::Duplicate);
+    }
+}
+
+#[test]
+fn bodies_that_a_later_proposal_needs_stay_although_a_fetched_block_has_them() {
+    let mut t = Bench::new(4, 1);
+    let _ = t.ask(2, 1);
+    let request = t.request(2, 1);
+    let skipped = t.batch(&[t.request(3, 9)], 4);
+    let _ = t.ask(3, 9);
+    let _ = t.propose(1, &skipped);
+    let _ = t.propose(2, &t.batch(&[Arc::clone(&request)], 5));
+    let (certificate, timestamp) = (certificate(result(1, 1)), START);
+    let requests = vec![request.digest()];
+    let _ = t.step(Input::BlocksSynced { certificate, timestamp, requests });
+    assert_eq!(t.replica.request(&request.digest()), Some(request), "it was promised to others");
+}
+
+#[test]
+fn checkpoints_of_what_was_passed_over_count_even_above_the_window() {
+    let mut t = Bench::new(4, 1);
+    let far = CheckpointContent { sequence: SeqNum(WINDOW + 44), ..genesis() };
+    for from in [2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(far));
+    }
+    assert_eq!(t.replica.status().executed, far.sequence, "nothing happened up to there");
+    for from in [0, 2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(far));
+    }
+    assert_eq!(t.replica.status().stable, far.sequence);
 }
 
 #[test]
@@ -116,7 +182,11 @@ fn a_primary_that_is_behind_proposes_nothing() {
         sent(effects).iter().filter(|content| matches!(content, Content::PrePrepare(_))).count()
     };
     assert_eq!(proposals(&t.wait(Duration::from_millis(100))), 0);
-    let _ = t.step(Input::BlocksSynced { certificate: certificate(result(9, 9)), timestamp: START });
+    let _ = t.step(Input::BlocksSynced {
+        certificate: certificate(result(9, 9)),
+        timestamp: START,
+        requests: Vec::new(),
+    });
     assert_eq!(t.replica.status().pending, 0, "what others asked for may be on the ledger by now");
     let _ = t.ask(1, 1);
     let _ = t.wait(Duration::from_millis(10));

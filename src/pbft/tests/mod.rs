@@ -6,14 +6,17 @@ mod anything;
 mod bytes;
 mod catching_up;
 mod evidence;
+mod gate;
 mod insight;
 mod new_view;
 mod proposals;
+mod recovery;
 mod requests;
 mod restart;
 mod silence;
 mod view_change;
 mod votes;
+mod witness;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,6 +95,9 @@ impl Bench {
     fn with(n: u8, at: usize, change: impl FnOnce(&mut Settings)) -> Self {
         let keys = keys(n);
         let mut settings = settings(&keys, at);
+        // As many at a time as a test likes.
+        settings.pipeline_batches = 4;
+        settings.bundle_delay = Duration::from_millis(2);
         change(&mut settings);
         let replica = Replica::new(settings, Restored::new(genesis(), START)).unwrap();
         let now = Now { wall: START.plus_ms(1_000), monotonic: Duration::from_secs(1) };

@@ -253,3 +253,51 @@ fn after_a_restart_the_replica_is_in_its_view_with_what_it_carries_over() {
         }
     }
 }
+
+/// A checkpoint that replicas 0, 2 and 3 signed.
+fn certificate(keys: &[SecretKey], content: CheckpointContent) -> crate::ledger::Certificate {
+    let bytes = crate::codec::encode(&content);
+    let sign = |at: u16| (at, keys[usize::from(at)].sign(SignatureKind::Checkpoint, &NETWORK, &bytes));
+    crate::ledger::Certificate { content, signatures: [0, 2, 3].map(sign).to_vec() }
+}
+
+#[test]
+fn view_change_names_the_highest_checkpoint_that_is_proven_here() {
+    let mut t = bench(1);
+    let null = Batch::null().digest();
+    let checkpoint = Some(certificate(&t.keys, result(200, 200)));
+    // Batch 250 was prepared: the view carries over 201 to 250, and replica 1 has executed
+    // nothing yet.
+    let prepared = vec![proof(&t.keys, 0, 250, null)];
+    let change = |prepared| ViewChange { view: View(2), checkpoint: checkpoint.clone(), prepared };
+    let changes = [(0, vec![]), (2, prepared), (3, vec![])];
+    let changes: Vec<(usize, Content)> =
+        changes.into_iter().map(|(at, prepared)| (at, Content::ViewChange(change(prepared)))).collect();
+    for (from, content) in &changes {
+        let _ = t.hear(*from, content.clone());
+    }
+    let Content::NewView(mut begins) = new_view(&t.keys, 2, &changes, &[]) else { panic!() };
+    begins.stable = SeqNum(200);
+    let sign = |sequence| {
+        let bytes = proposal_bytes(View(2), SeqNum(sequence), null);
+        (null, t.keys[2].sign(SignatureKind::PrePrepare, &NETWORK, &bytes))
+    };
+    begins.proposals = (201..=250).map(sign).collect();
+    let _ = t.hear(2, Content::NewView(begins));
+    assert_eq!((status(&t), t.replica.status().accepted), ((2, false), SeqNum(250)), "it votes");
+    for from in [0, 3] {
+        let vote = Prepare { view: View(2), sequence: SeqNum(250), digest: null };
+        let _ = t.hear(from, Content::Prepare(vote));
+    }
+    // The next view: its VIEW-CHANGE holds for everybody.
+    let mut effects = t.hear(0, bare(3)).effects;
+    effects.extend(t.hear(3, bare(3)).effects);
+    let said = sent(&effects).into_iter().find(|content| matches!(content, Content::ViewChange(_)));
+    let signed = Verified::sign(&t.keys[1], &NETWORK, said.unwrap()).signed().clone();
+    let keys = ReplicaSetKeys::new(&t.replica.settings.replicas).unwrap();
+    let verified = signed.verify(&keys, &NETWORK);
+    let Ok(Content::ViewChange(said)) = verified.as_ref().map(|message| message.content()) else {
+        panic!("{verified:?}")
+    };
+    assert_eq!((said.stable(), said.prepared.len()), (SeqNum(200), 1));
+}

@@ -23,7 +23,7 @@ fn claim(t: &mut Bench, from: usize, sequence: u64) {
 
 fn synced(sequence: u64) -> Input {
     let certificate = Certificate { content: result(sequence, sequence), signatures: Vec::new() };
-    Input::BlocksSynced { certificate, timestamp: START }
+    Input::BlocksSynced { certificate, timestamp: START, requests: Vec::new() }
 }
 
 #[test]
