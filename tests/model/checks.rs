@@ -21,11 +21,6 @@ fn two_numbers(byzantine: usize) -> Bounds {
     Bounds::two_numbers(byzantine, 2).eagerly()
 }
 
-/// The same, each action by itself.
-fn two_numbers_each_action(byzantine: usize) -> Bounds {
-    Bounds::two_numbers(byzantine, 2)
-}
-
 /// Any sequence number among many, three views.
 fn three_views(byzantine: usize) -> Bounds {
     Bounds::any_number(byzantine, 3).eagerly()
@@ -74,12 +69,6 @@ fn no_two_correct_replicas_disagree_at_any_number_in_two_views() {
 #[test]
 fn no_two_correct_replicas_disagree_on_two_requests_at_two_numbers_in_two_views() {
     check("two numbers, two views", two_numbers);
-}
-
-#[test]
-#[ignore = "takes minutes; docs/MODEL.md has the command"]
-fn no_two_correct_replicas_disagree_at_two_numbers_with_each_action_by_itself() {
-    check("two numbers, each action", two_numbers_each_action);
 }
 
 #[test]

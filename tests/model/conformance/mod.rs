@@ -67,7 +67,6 @@ fn what_is_planted_in_the_core_is_more_than_the_model_allows() {
         Bug::ExecutedWhenPrepared,
         Bug::ONotRecomputed,
         Bug::VotesNotMatched,
-        Bug::CheckpointOfOneReplica,
     ];
     for bug in planted {
         let noticed = (0..REPLICAS).any(|byzantine| {
