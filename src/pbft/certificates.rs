@@ -9,7 +9,7 @@
 //!
 //! All of it names batches by digest, and V names messages by hash (as in the paper's journal
 //! version of 2002), so each message fits into one of gossip; who lacks a VIEW-CHANGE or a batch
-//! fetches it. `plan` is the function that makes O of V: the new primary and everybody who checks
+//! fetches it. [`plan`] is the function that makes O of V: the new primary and everybody who checks
 //! it use the same.
 
 use bincode::{Decode, Encode};
@@ -221,27 +221,26 @@ impl NewView {
 
 /// What a set of VIEW-CHANGEs makes a new view begin with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Plan {
+pub struct Plan {
     /// min-s.
-    pub(super) stable: SeqNum,
+    pub stable: SeqNum,
     /// For each number from min-s + 1 to max-s.
-    pub(super) carried: Vec<Carried>,
+    pub carried: Vec<Carried>,
 }
 
 /// A batch that is proposed again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Carried {
-    pub(super) digest: Hash,
+pub struct Carried {
+    /// The batch's digest.
+    pub digest: Hash,
     /// Who has it; nobody need be asked for a null batch.
-    pub(super) holders: Vec<NodeId>,
+    pub holders: Vec<NodeId>,
 }
 
 /// O of V (1999, section 4.4): the highest stable checkpoint, and above it, for each number up to the
-/// highest prepared one, what was prepared in the highest view, or the null batch.
-pub(super) fn plan<'a>(
-    view_changes: impl Iterator<Item = &'a ViewChange> + Clone,
-    replicas: &ReplicaSet,
-) -> Plan {
+/// highest prepared one, what was prepared in the highest view, or the null batch. `tests/model` checks
+/// the protocol with this very function.
+pub fn plan<'a>(view_changes: impl Iterator<Item = &'a ViewChange> + Clone, replicas: &ReplicaSet) -> Plan {
     let stable = view_changes.clone().map(ViewChange::stable).max().unwrap_or_default();
     let prepared = view_changes.flat_map(|view_change| &view_change.prepared);
     let mut chosen = std::collections::BTreeMap::<SeqNum, &Prepared>::new();
