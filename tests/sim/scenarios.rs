@@ -361,7 +361,11 @@ pub fn a_liar_makes_the_new_view(seed: u64) -> u64 {
 
 #[test]
 fn a_new_view_that_leaves_out_what_was_prepared_is_refused() {
-    run::all("a_new_view_that_leaves_out", seeds(30), a_liar_makes_the_new_view);
+    run::all(
+        "scenarios::a_new_view_that_leaves_out_what_was_prepared_is_refused",
+        seeds(30),
+        a_liar_makes_the_new_view,
+    );
 }
 
 #[test]
