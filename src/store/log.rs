@@ -14,9 +14,12 @@
 //! - Any error of the disk is final: every waiter gets it, [`Log::failed`] resolves, and the node
 //!   stops.
 
+pub mod image;
+
 mod error;
 mod record;
 mod recovery;
+mod scan;
 mod segment;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use ledgermq::pbft::{Envelope, Evidence, Input, Replica, Settings, Source, Verif
 use ledgermq::types::{Hash, MessageSeq, NetworkId, NodeId, Timestamp};
 
 use crate::adversary::Adversary;
+use crate::adversary::deeds::{Deed, Deeds};
 use crate::clients::{ADMIN_SEED, client};
 use crate::events::Event;
 use crate::network::{Links, Weather};
@@ -18,6 +19,8 @@ use crate::node::{Clock, CrashPoint, Node};
 use crate::planted::ShellBug;
 use crate::property::{self, LIVENESS_LIMIT, Liveness, Property, World};
 use crate::rng::Rng;
+use crate::run;
+use crate::trail::Trail;
 
 pub const START: Timestamp = Timestamp(1_767_225_600_000);
 
@@ -25,6 +28,10 @@ pub struct Cluster {
     pub seed: u64,
     /// What else tells this run from others, for the message of a failure.
     pub title: String,
+    /// A fingerprint of all that happened.
+    pub trail: Trail,
+    /// What the adversaries did.
+    pub deeds: Deeds,
     pub network: NetworkId,
     pub replicas: ReplicaSet,
     pub keys: Vec<SecretKey>,
@@ -83,23 +90,26 @@ impl Cluster {
         };
         let network = genesis.network_id();
         let set_keys = Arc::new(ReplicaSetKeys::new(&replicas).unwrap());
+        let mut rng = Rng::new(seed);
         let node = |key: &SecretKey| {
             let mut settings = Settings::new(network, replicas.clone(), key.clone());
             settings.pool_max_requests = property::POOL_MAX_REQUESTS;
             change(&mut settings);
-            Node::new(settings, &genesis, Arc::clone(&set_keys))
+            Node::new(settings, &genesis, Arc::clone(&set_keys), rng.fork())
         };
         let mut cluster = Self {
             seed,
             title: String::new(),
             network,
+            trail: Trail::default(),
+            deeds: Deeds::default(),
             nodes: keys.iter().map(node).collect(),
             world: World::new(network, replicas.clone(), admin),
             set_keys,
             replicas,
             keys,
             genesis,
-            rng: Rng::new(seed),
+            rng,
             weather: Weather::FAIR,
             links: Links::default(),
             silent: BTreeSet::new(),
@@ -152,7 +162,8 @@ impl Cluster {
     /// both Byzantine. Gives its number.
     pub fn add_twin(&mut self, of: usize) -> usize {
         let settings = self.nodes[of].settings.clone();
-        let twin = Node::new(settings, &self.genesis, Arc::clone(&self.set_keys));
+        let rng = self.rng.fork();
+        let twin = Node::new(settings, &self.genesis, Arc::clone(&self.set_keys), rng);
         let at = self.instances();
         self.nodes.push(twin);
         self.seen.push(BTreeSet::new());
@@ -180,6 +191,11 @@ impl Cluster {
             if !self.world.faulty.contains(&node) {
                 self.liveness.asked(client(node), MessageSeq(self.asked_of[node]));
             }
+            // Logged and handed on; the client hears of it when the log is synced.
+            let position = self.nodes[node].accept(self.asked_of[node], &request);
+            let (synced_at, life) = (self.synced_at(node, true), self.nodes[node].life);
+            let synced = Event::Synced { node, life, position, effects: Vec::new(), then: None };
+            self.schedule(synced_at - self.time, synced);
             self.step(node, Input::Request { request, source: Source::Admitted });
         }
         self
@@ -225,10 +241,17 @@ impl Cluster {
 
     pub fn crash(&mut self, node: usize) -> &mut Self {
         if self.nodes[node].is_up() {
-            let unsynced = self.nodes[node].disk.unsynced() as u64;
-            let survivors = self.rng.below(unsynced + 1) as usize;
-            self.trace(|| format!("{node} crashes; {survivors} of {unsynced} entries survive"));
-            self.nodes[node].crash(survivors);
+            let unsynced = self.nodes[node].disk.unsynced_bytes();
+            match self.nodes[node].crash() {
+                Ok(lost) => {
+                    self.trace(|| format!("{node} crashes, with {unsynced} bytes not synced"));
+                    // Nobody was told that they were accepted.
+                    for number in lost {
+                        self.liveness.withdraw(&client(node), MessageSeq(number));
+                    }
+                }
+                Err(why) => self.fail("disk", &format!("the log of {node}: {why}")),
+            }
             self.seen[node].clear();
             self.check(node);
         }
@@ -245,7 +268,33 @@ impl Cluster {
     pub fn lose_disk(&mut self, node: usize) -> &mut Self {
         self.crash(node);
         self.nodes[node].disk.lose();
+        // What was accepted and had not gone to others is gone: the disk broke its promise.
+        if !self.world.faulty.contains(&node) {
+            self.liveness.forget(&client(node), &self.nodes[node].written);
+        }
         self
+    }
+
+    /// The same, and the node knows it when it starts again.
+    pub fn lose_log(&mut self, node: usize) -> &mut Self {
+        self.nodes[node].lost_log = true;
+        self.lose_disk(node)
+    }
+
+    /// Down, and its log and ledger with it.
+    pub fn wipe(&mut self, node: usize) -> &mut Self {
+        self.lose_disk(node);
+        self.nodes[node].wipe(&self.genesis);
+        self.properties.iter_mut().for_each(|property| property.wiped(node));
+        self
+    }
+
+    /// What each Byzantine replica did, and what kind it is.
+    pub fn adversary_deeds(&mut self) -> Vec<(&'static str, Deed)> {
+        let faulty = self.world.faulty.clone();
+        let kind = |at: &usize| self.adversaries.get(at).map_or("twins", |adversary| adversary.name());
+        let kinds: Vec<_> = faulty.iter().map(|at| (*at, kind(at))).collect();
+        kinds.into_iter().map(|(at, kind)| (kind, *self.deeds.of(at))).collect()
     }
 
     /// From now on, what this node executes comes out differently.
@@ -258,20 +307,15 @@ impl Cluster {
         if !self.nodes[node].is_up() {
             self.trace(|| format!("{node} starts again"));
             let bug = self.planted;
-            let started = self.nodes[node].restart(|entry| bug.is_some_and(|bug| bug.forgets(entry)));
-            if let Err(why) = started {
-                self.fail("restart", &format!("replica {node} cannot start: {why}"));
-            }
+            let accepted = match self.nodes[node].restart(|entry| bug.is_some_and(|bug| bug.forgets(entry))) {
+                Ok(accepted) => accepted,
+                Err(why) => self.fail("restart", &format!("replica {node} cannot start: {why}")),
+            };
             self.check(node);
             self.wake_at(node, self.time);
-            // The ingress log feeds the pool again with what was accepted and not yet answered.
-            let identity = self.world.identities[node];
-            for number in 1..=self.asked_of[identity] {
-                if !self.nodes[node].written.contains(&(client(identity), MessageSeq(number))) {
-                    let request = self.request(identity, number);
-                    self.step(node, Input::Request { request, source: Source::Admitted });
-                }
-            }
+            // The log feeds the pool again with what was accepted and not yet written.
+            let (life, requests) = (self.nodes[node].life, accepted.into());
+            self.schedule(Duration::ZERO, Event::Resume { node, life, requests });
         }
         self
     }
@@ -283,6 +327,13 @@ impl Cluster {
         self.links.heal();
         self.cut_off.clear();
         self.silent.clear();
+        for event in self.events.values_mut() {
+            match event {
+                Event::Synced { then, .. } => *then = None,
+                Event::Crash { life, .. } => *life = u64::MAX,
+                _ => {}
+            }
+        }
         for node in 0..self.instances() {
             self.nodes[node].crash_at = None;
             self.restart(node);
@@ -352,24 +403,26 @@ impl Cluster {
         };
         let status: Vec<_> = self.nodes.iter().map(status).collect();
         panic!(
-            "[{property}] {what}\nat {:?}, seed {}, {}\n{}",
+            "[{property}] {what}\nat {:?}, seed {}, {}, after {} events\n{}{}",
             self.time,
             self.seed,
             self.title,
+            self.happened,
             status.join("\n"),
+            run::command_here(self.seed),
         );
     }
 
     /// Tells what happens, with SIM_TRACE=1.
     pub fn trace(&self, what: impl FnOnce() -> String) {
-        if crate::run::tracing() > 0 {
+        if run::tracing() > 0 {
             eprintln!("{:>12?} {}", self.time, what());
         }
     }
 
     /// Tells everything, with SIM_TRACE=2.
     pub fn trace_all(&self, what: impl FnOnce() -> String) {
-        if crate::run::tracing() > 1 {
+        if run::tracing() > 1 {
             eprintln!("{:>12?} {}", self.time, what());
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ledgermq::ledger::VerifiedRequest;
+use ledgermq::ledger::{Certificate, VerifiedRequest};
 use ledgermq::pbft::message::Content;
 use ledgermq::pbft::{Effect, Envelope, Input, Source};
 use ledgermq::types::{Hash, Height, NodeId, View};
@@ -177,9 +177,12 @@ impl Cluster {
     pub fn answer_batches(&mut self, at: usize, from: usize, digests: &[Hash]) {
         let Some(replica) = &self.nodes[at].replica else { return };
         let found: Vec<_> = digests.iter().filter_map(|digest| replica.batch(digest)).collect();
+        let mut found = found;
+        self.adversary_falsifies(at, |adversary, rng| adversary.on_batches(rng, &mut found));
         if self.adversary_forwards(at, from) && self.passes(at, from) {
             let (delay, life) = (self.delay(), self.nodes[from].life);
-            for batch in found {
+            // Whoever asked takes only what it asked for.
+            for batch in found.into_iter().filter(|batch| digests.contains(&batch.digest())) {
                 let input = Box::new(Input::Batch(batch));
                 self.schedule(delay, Event::Step { node: from, life, input });
             }
@@ -188,10 +191,11 @@ impl Cluster {
 
     pub fn answer_view(&mut self, at: usize, from: usize, view: View) {
         let Some(replica) = &self.nodes[at].replica else { return };
-        let messages = replica.view_proof(view);
+        let mut messages = replica.view_proof(view);
+        let liar = self.adversary_falsifies(at, |adversary, rng| adversary.on_proof(rng, &mut messages));
         if self.adversary_forwards(at, from) && self.passes(at, from) {
             let delay = self.delay();
-            self.schedule(delay, Event::Proof { to: from, messages });
+            self.schedule(delay, Event::Proof { to: from, messages, liar });
         }
     }
 
@@ -200,10 +204,10 @@ impl Cluster {
             return;
         }
         let mut blocks = self.nodes[at].certified_above(above);
-        self.adversary_falsifies(at, &mut blocks);
-        if self.passes(at, from) {
+        let liar = self.adversary_falsifies(at, |adversary, rng| adversary.on_blocks(rng, &mut blocks));
+        if self.adversary_forwards(at, from) && self.passes(at, from) {
             let delay = self.delay();
-            self.schedule(delay, Event::Blocks { to: from, blocks });
+            self.schedule(delay, Event::Blocks { to: from, blocks, liar });
         }
     }
 
@@ -212,8 +216,9 @@ impl Cluster {
             return;
         }
         let found = heights.iter().filter_map(|height| self.nodes[at].certificates.get(height));
-        let certificates = found.cloned().collect();
-        if self.passes(at, from) {
+        let mut certificates: Vec<Certificate> = found.cloned().collect();
+        self.adversary_falsifies(at, |adversary, rng| adversary.on_certificates(rng, &mut certificates));
+        if self.adversary_forwards(at, from) && self.passes(at, from) {
             let delay = self.delay();
             self.schedule(delay, Event::Certificates { to: from, certificates });
         }

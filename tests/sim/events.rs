@@ -1,11 +1,13 @@
 //! The queue of events: everything that happens, happens here, in an order that the seed decides.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ledgermq::crypto::HashKind;
-use ledgermq::ledger::{Block, Certificate};
-use ledgermq::pbft::{Effect, Envelope, Input, Pass, Signed, Verified};
+use ledgermq::ledger::{Block, Certificate, VerifiedRequest};
+use ledgermq::pbft::{Effect, Envelope, Input, Pass, Rejected, Signed, Source, Verified};
+use ledgermq::store::log::Position;
 use ledgermq::types::{Hash, Height, View};
 
 use crate::cluster::Cluster;
@@ -17,24 +19,91 @@ use crate::property::Seen;
 pub struct Gossip {
     pub id: Hash,
     pub message: Verified,
+    /// The adversary that made it up, if one did.
+    pub liar: Option<usize>,
 }
 
 pub enum Event {
-    Step { node: usize, life: u64, input: Box<Input> },
-    Gossip { to: usize, gossip: Arc<Gossip> },
-    Synced { node: usize, life: u64, position: usize, effects: Vec<Effect>, then: Option<CrashPoint> },
-    FetchRequests { at: usize, from: usize, digests: Vec<Hash> },
-    FetchBatches { at: usize, from: usize, digests: Vec<Hash> },
-    FetchView { at: usize, from: usize, view: View },
-    Proof { to: usize, messages: Vec<Signed> },
-    FetchBlocks { at: usize, from: usize, above: Height },
-    Blocks { to: usize, blocks: Vec<(Block, Certificate)> },
-    FetchCertificates { at: usize, from: usize, heights: Vec<Height> },
-    Certificates { to: usize, certificates: Vec<Certificate> },
-    Wake { node: usize, life: u64 },
-    Crash { node: usize },
-    Restart { node: usize },
-    AdversaryTick { at: usize },
+    Step {
+        node: usize,
+        life: u64,
+        input: Box<Input>,
+    },
+    Gossip {
+        to: usize,
+        gossip: Arc<Gossip>,
+    },
+    Synced {
+        node: usize,
+        life: u64,
+        position: Position,
+        effects: Vec<Effect>,
+        then: Option<CrashPoint>,
+    },
+    /// Accepted messages, read from the log, go to the core as it has room.
+    Resume {
+        node: usize,
+        life: u64,
+        requests: VecDeque<Arc<VerifiedRequest>>,
+    },
+    FetchRequests {
+        at: usize,
+        from: usize,
+        digests: Vec<Hash>,
+    },
+    FetchBatches {
+        at: usize,
+        from: usize,
+        digests: Vec<Hash>,
+    },
+    FetchView {
+        at: usize,
+        from: usize,
+        view: View,
+    },
+    Proof {
+        to: usize,
+        messages: Vec<Signed>,
+        liar: Option<usize>,
+    },
+    FetchBlocks {
+        at: usize,
+        from: usize,
+        above: Height,
+    },
+    Blocks {
+        to: usize,
+        blocks: Vec<(Block, Certificate)>,
+        liar: Option<usize>,
+    },
+    FetchCertificates {
+        at: usize,
+        from: usize,
+        heights: Vec<Height>,
+    },
+    Certificates {
+        to: usize,
+        certificates: Vec<Certificate>,
+    },
+    Wake {
+        node: usize,
+        life: u64,
+    },
+    Crash {
+        node: usize,
+        life: u64,
+    },
+    Restart {
+        node: usize,
+    },
+    AdversaryTick {
+        at: usize,
+    },
+    /// The wall clock of a node is set: so much ahead of the true time.
+    SetClock {
+        node: usize,
+        offset_ms: i64,
+    },
 }
 
 impl Cluster {
@@ -57,6 +126,7 @@ impl Cluster {
         let Some(((at, _), event)) = self.events.pop_first() else { return };
         self.time = at;
         self.happened += 1;
+        self.trail.event(at, &event);
         self.happen(event);
     }
 
@@ -66,7 +136,8 @@ impl Cluster {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Step { node, life, input } if self.is_up(node, life) => self.step(node, *input),
+            Event::Step { node, life, input } if self.is_up(node, life) => drop(self.step(node, *input)),
+            Event::Resume { node, life, requests } if self.is_up(node, life) => self.resume(node, requests),
             Event::Synced { node, life, position, effects, then } if self.is_up(node, life) => {
                 self.on_synced(node, position, effects, then);
             }
@@ -74,16 +145,13 @@ impl Cluster {
             Event::FetchRequests { at, from, digests } => self.answer_requests(at, from, &digests),
             Event::FetchBatches { at, from, digests } => self.answer_batches(at, from, &digests),
             Event::FetchView { at, from, view } => self.answer_view(at, from, view),
-            Event::Proof { to, messages } => {
-                for signed in messages {
-                    if let Some(gossip) = self.gossip(&Envelope { attempt: 0, signed }) {
-                        self.step(to, Input::Message(gossip.message.clone()));
-                    }
-                }
-            }
+            Event::Proof { to, messages, liar } => self.take_proof(to, messages, liar),
             Event::FetchBlocks { at, from, above } => self.answer_blocks(at, from, above),
-            Event::Blocks { to, blocks } if self.nodes[to].is_up() => {
-                if let Some(synced) = self.nodes[to].apply(blocks) {
+            Event::Blocks { to, blocks, liar } if self.nodes[to].is_up() => {
+                let refused = self.nodes[to].blocks_refused;
+                let synced = self.nodes[to].apply(blocks);
+                self.deeds.heard(liar, self.nodes[to].blocks_refused > refused);
+                if let Some(synced) = synced {
                     self.check(to);
                     self.step(to, synced);
                 }
@@ -97,11 +165,38 @@ impl Cluster {
                 }
             }
             Event::Wake { node, life } if self.is_up(node, life) => self.wake(node),
-            Event::Crash { node } => drop(self.crash(node)),
+            Event::Crash { node, life } if self.is_up(node, life) => drop(self.crash(node)),
             Event::Restart { node } => drop(self.restart(node)),
             Event::AdversaryTick { at } => self.adversary_tick(at),
+            Event::SetClock { node, offset_ms } => self.nodes[node].clock.offset_ms = offset_ms,
             // To an earlier life, or to a node that is down.
             _ => {}
+        }
+    }
+
+    /// Like the feeder of a node, waits while the core has no room.
+    fn resume(&mut self, node: usize, mut requests: VecDeque<Arc<VerifiedRequest>>) {
+        while let Some(request) = requests.pop_front() {
+            let replica = self.nodes[node].replica.as_ref();
+            if !replica.is_some_and(|replica| replica.has_room(request.bytes().len())) {
+                requests.push_front(request);
+                let life = self.nodes[node].life;
+                self.schedule(Duration::from_millis(5), Event::Resume { node, life, requests });
+                return;
+            }
+            if !self.nodes[node].has_written(&request) {
+                self.step(node, Input::Request { request, source: Source::Admitted });
+            }
+        }
+    }
+
+    /// The proof of a view is taken as a whole, if all that is in it is signed.
+    fn take_proof(&mut self, to: usize, messages: Vec<Signed>, liar: Option<usize>) {
+        let messages = messages.into_iter().map(|signed| self.gossip(&Envelope { attempt: 0, signed }));
+        let messages: Option<Vec<_>> = messages.collect();
+        self.deeds.heard(liar, messages.is_none());
+        for gossip in messages.into_iter().flatten() {
+            self.step(to, Input::Message(gossip.message.clone()));
         }
     }
 
@@ -112,18 +207,21 @@ impl Cluster {
         let local = self.nodes[node].clock.monotonic(self.time);
         let due = self.nodes[node].replica.as_ref().and_then(|replica| replica.next_deadline());
         match due {
-            Some(due) if due <= local => self.step(node, Input::Tick),
+            Some(due) if due <= local => drop(self.step(node, Input::Tick)),
             Some(due) => self.wake_at(node, self.nodes[node].clock.when(due)),
             None => {}
         }
     }
 
     /// One step of the core of a node: its entries go to the disk, and its effects wait for that.
-    pub fn step(&mut self, node: usize, input: Input) {
+    /// Tells why the input was ignored, if it was.
+    pub fn step(&mut self, node: usize, input: Input) -> Option<Rejected> {
         let now = self.nodes[node].clock.now(self.time);
-        let Some(replica) = &mut self.nodes[node].replica else { return };
+        let replica = self.nodes[node].replica.as_mut()?;
         let output = replica.step(now, input);
         let due = replica.next_deadline();
+        let rejected = output.rejected;
+        self.trail.step(node, &output);
         if let Some(why) = output.rejected
             && crate::run::tracing() > 1
         {
@@ -141,17 +239,14 @@ impl Cluster {
         let crash = crash.map(|(_, point)| point).filter(|_| !output.is_empty());
         if crash == Some(CrashPoint::BeforeAppend) {
             self.crash(node);
-            return;
+            return rejected;
         }
         let position = self.nodes[node].append(&output.wal);
         for effect in &output.effects {
-            self.trace_all(|| format!("{node}, entries up to {position}: {effect:?}"));
+            self.trace_all(|| format!("{node}, entries up to {}: {effect:?}", position.0));
         }
         let life = self.nodes[node].life;
-        // Each node's disk syncs in order, in up to 2 ms, and effects wait for it in order.
-        let delay = if output.wal.is_empty() { 0 } else { self.rng.between(1_000, 2_000) };
-        let synced_at = self.nodes[node].disk_free_at.max(self.time + Duration::from_micros(delay));
-        self.nodes[node].disk_free_at = synced_at;
+        let synced_at = self.synced_at(node, !output.wal.is_empty());
         if self.planted == Some(ShellBug::SentBeforeSync) {
             for effect in output.effects {
                 self.carry_out(node, effect);
@@ -161,25 +256,35 @@ impl Cluster {
             self.schedule(synced_at - self.time, Event::Synced { node, life, position, effects, then });
         }
         if crash == Some(CrashPoint::BeforeSync) {
-            let half = Duration::from_micros(delay / 2);
             self.nodes[node].crash_at = None;
-            self.schedule(half, Event::Crash { node });
+            self.schedule((synced_at - self.time) / 2, Event::Crash { node, life });
         }
         if let Some(due) = due {
             self.wake_at(node, self.nodes[node].clock.when(due));
         }
         self.check(node);
+        rejected
     }
 
-    fn on_synced(&mut self, node: usize, position: usize, effects: Vec<Effect>, then: Option<CrashPoint>) {
+    /// When what a node appends now is on its disk: disks sync in order, and effects wait for it in
+    /// order.
+    pub fn synced_at(&mut self, node: usize, has_entries: bool) -> Duration {
+        let (low, high) = self.nodes[node].sync_us;
+        let delay = if has_entries { self.rng.between(low, high) } else { 0 };
+        let synced_at = self.nodes[node].disk_free_at.max(self.time + Duration::from_micros(delay));
+        self.nodes[node].disk_free_at = synced_at;
+        synced_at
+    }
+
+    fn on_synced(&mut self, node: usize, position: Position, effects: Vec<Effect>, then: Option<CrashPoint>) {
         if self.planted != Some(ShellBug::SyncThatLies) {
             self.nodes[node].synced(position);
             self.check(node);
         }
         let few = match then {
             Some(CrashPoint::AfterSync) => 0,
-            Some(_) => 1,
-            None => usize::MAX,
+            Some(CrashPoint::BetweenEffects) => 1,
+            _ => usize::MAX,
         };
         for effect in effects.into_iter().take(few) {
             self.carry_out(node, effect);
@@ -201,7 +306,10 @@ impl Cluster {
             Pass::Known(_) => {}
         }
         if self.adversary_hears(to, gossip) {
-            self.step(to, Input::Message(gossip.message.clone()));
+            let rejected = self.step(to, Input::Message(gossip.message.clone()));
+            if !self.world.faulty.contains(&to) {
+                self.deeds.heard(gossip.liar, rejected.is_some());
+            }
         }
     }
 
@@ -212,12 +320,12 @@ impl Cluster {
         // The attempt comes first and is not signed: without it, repetitions are the same message.
         let inner = ledgermq::crypto::blake3_plain(&bytes[4..]);
         if let Some(message) = self.verified.get(&inner) {
-            return Some(Arc::new(Gossip { id, message: message.clone() }));
+            return Some(Arc::new(Gossip { id, message: message.clone(), liar: None }));
         }
         let read = Envelope::decode(&bytes).ok()?;
         let message = read.signed.verify(&self.set_keys, &self.network).ok()?;
         self.verified.insert(inner, message.clone());
-        Some(Arc::new(Gossip { id, message }))
+        Some(Arc::new(Gossip { id, message, liar: None }))
     }
 
     /// Shows the properties what is new at a node.
@@ -235,6 +343,9 @@ impl Cluster {
     }
 
     pub fn saw(&mut self, node: usize, seen: Seen) {
+        if let Seen::Sent(signed) = &seen {
+            self.deeds.said(&self.world, node, signed);
+        }
         self.nodes[node].news.push(seen);
         self.check(node);
     }

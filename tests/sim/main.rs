@@ -10,9 +10,9 @@
 //!
 //! Everything that happens comes from one queue of events and one seeded generator, so a seed
 //! reproduces a run exactly. `storm.rs` mixes all faults; `scenarios.rs` tells one story at a
-//! time; `crashes.rs` crashes at every step; `planted.rs` proves that mistakes are found. A failure
-//! prints the command that repeats it. `SIM_SEEDS=100000 cargo test --release --test sim storm`
-//! runs more seeds on all processors, from `SIM_FIRST` on; `SIM_TRACE=1` tells each fault.
+//! time; `evil.rs` meets each adversary; `transfer.rs` catches up; `crashes.rs` crashes at every
+//! step; `planted.rs` proves that mistakes are found. A failure prints the command that repeats it.
+//! `docs/SIMULATOR.md` has the commands, and the exact statements of the properties.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 #![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss)]
@@ -26,6 +26,7 @@ mod directed;
 mod disk;
 mod effects;
 mod events;
+mod evil;
 mod network;
 mod node;
 mod planted;
@@ -35,3 +36,5 @@ mod run;
 mod scenarios;
 mod storm;
 mod timing;
+mod trail;
+mod transfer;

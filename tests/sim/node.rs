@@ -12,11 +12,14 @@ use ledgermq::ledger::{
     VerifiedRequest,
 };
 use ledgermq::pbft::{Batch, Gate, Input, Now, Replica, Restored, Settings, SetupError, WalEntry};
+use ledgermq::store::log::{Entry, EntryKind, Position};
 use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, SeqNum, Timestamp};
 
+use crate::clients::client;
 use crate::cluster::START;
-use crate::disk::Disk;
+use crate::disk::{Disk, Mark};
 use crate::property::Seen;
+use crate::rng::Rng;
 
 /// The messages of which a block writes something.
 pub fn written(block: &Block) -> impl Iterator<Item = (ClientId, MessageSeq)> {
@@ -30,6 +33,9 @@ pub fn written(block: &Block) -> impl Iterator<Item = (ClientId, MessageSeq)> {
 /// How many sequence numbers lie between two moments at which the ledger store is made durable.
 const DURABLE_EVERY: u64 = 10;
 
+/// The shortest and the longest time that a sync takes, in microseconds.
+const SYNC_US: (u64, u64) = (1_000, 2_000);
+
 /// At which point of its next steps a node loses power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrashPoint {
@@ -41,13 +47,17 @@ pub enum CrashPoint {
     AfterSync,
     /// After the first of the effects was carried out.
     BetweenEffects,
+    /// After all of them.
+    AfterEffects,
 }
 
 impl CrashPoint {
-    pub const ALL: [Self; 4] = [Self::BeforeAppend, Self::BeforeSync, Self::AfterSync, Self::BetweenEffects];
+    pub const ALL: [Self; 5] =
+        [Self::BeforeAppend, Self::BeforeSync, Self::AfterSync, Self::BetweenEffects, Self::AfterEffects];
 }
 
-/// A node's clock: ahead or behind, and a little fast or slow.
+/// A node's clock: ahead or behind, and a little fast or slow. Its wall clock may be set; what
+/// drives timers never jumps.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Clock {
     pub offset_ms: i64,
@@ -98,6 +108,8 @@ pub struct Node {
     pub news: Vec<Seen>,
     /// What the blocks here wrote.
     pub written: BTreeSet<(ClientId, MessageSeq)>,
+    /// The client whose messages it takes.
+    client: ClientId,
     /// Counts its lives: what is on its way to an earlier one is void.
     pub life: u64,
     /// Counts its steps over all lives.
@@ -105,11 +117,17 @@ pub struct Node {
     /// Loses power at this step.
     pub crash_at: Option<(u64, CrashPoint)>,
     pub blocks_fetched: usize,
+    /// Answers with blocks that proved nothing.
+    pub blocks_refused: usize,
     pub skips: usize,
     /// When all that was appended so far is synced.
     pub disk_free_at: Duration,
     /// When it is to be woken next.
     pub wake_at: Option<Duration>,
+    /// How many sequence numbers lie between two moments at which its ledger store is made durable.
+    pub durable_every: u64,
+    /// How long its disk takes to sync, at least and at most.
+    pub sync_us: (u64, u64),
     /// Its executions come out wrong.
     pub damaged: bool,
     /// Its log is gone, and it knows.
@@ -119,18 +137,20 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(settings: Settings, genesis: &Genesis, keys: Arc<ReplicaSetKeys>) -> Self {
+    pub fn new(settings: Settings, genesis: &Genesis, keys: Arc<ReplicaSetKeys>, rng: Rng) -> Self {
         let state = State::genesis(genesis);
+        let identity = settings.replicas.index_of(&settings.key.node_id()).unwrap();
+        let client = client(identity);
         let durable =
             Durable { state: state.clone(), height: Height(0), later_certificates: BTreeSet::new() };
         let restored = Restored::new(state.checkpoint(), state.head().timestamp);
         let replica = Some(Replica::new(settings.clone(), restored).unwrap());
         Self {
+            disk: Disk::new(settings.network, rng),
             network: settings.network,
             settings,
             keys,
             replica,
-            disk: Disk::default(),
             clock: Clock::default(),
             state,
             blocks: BTreeMap::new(),
@@ -138,13 +158,17 @@ impl Node {
             durable,
             news: Vec::new(),
             written: BTreeSet::new(),
+            client,
             life: 0,
             steps: 0,
             crash_at: None,
             blocks_fetched: 0,
+            blocks_refused: 0,
             skips: 0,
             disk_free_at: Duration::ZERO,
             wake_at: None,
+            durable_every: DURABLE_EVERY,
+            sync_us: SYNC_US,
             damaged: false,
             lost_log: false,
             gate: Gate::default(),
@@ -155,23 +179,42 @@ impl Node {
         self.replica.is_some()
     }
 
-    /// Appends entries; gives the position at which they are synced.
-    pub fn append(&mut self, entries: &[WalEntry]) -> usize {
-        for entry in entries {
-            self.disk.append(entry.encode());
-        }
-        self.disk.end()
+    /// Appends entries of the core; gives the position of the last.
+    pub fn append(&mut self, entries: &[WalEntry]) -> Position {
+        let record = |entry: &WalEntry| {
+            let bytes = entry.encode();
+            let (promise, sequence) = (promise_of(entry, &bytes), entry.sequence());
+            (Entry { kind: EntryKind::Pbft, bytes }, Mark::Core { promise, sequence, pin: entry.pin() })
+        };
+        self.disk.append(entries.iter().map(record).collect())
     }
 
-    pub fn synced(&mut self, upto: usize) {
-        let entries = self.disk.sync(upto);
-        self.news.push(Seen::Synced(entries.iter().map(|bytes| promise_of(&self.network, bytes)).collect()));
+    /// Appends a message that the node took from its client.
+    pub fn accept(&mut self, number: u64, request: &VerifiedRequest) -> Position {
+        let entry = Entry { kind: EntryKind::AcceptedMessage, bytes: request.bytes().to_vec() };
+        self.disk.append(vec![(entry, Mark::Accepted { number })])
     }
 
-    /// Power is lost: of what was not synced, the first `survivors` entries happen to remain.
-    pub fn crash(&mut self, survivors: usize) {
-        let entries = self.disk.crash(survivors);
-        self.news.push(Seen::Synced(entries.iter().map(|bytes| promise_of(&self.network, bytes)).collect()));
+    pub fn synced(&mut self, upto: Position) {
+        let marks = self.disk.sync(upto);
+        self.durable_now(&marks);
+    }
+
+    fn durable_now(&mut self, marks: &[Mark]) {
+        let promises = marks.iter().filter_map(|mark| match mark {
+            Mark::Core { promise, .. } => Some(*promise),
+            Mark::Accepted { .. } => None,
+        });
+        self.news.push(Seen::Synced(promises.collect()));
+    }
+
+    /// Power is lost. Gives the numbers of accepted messages that are lost with it.
+    ///
+    /// # Errors
+    /// If the log does not hold what it must.
+    pub fn crash(&mut self) -> Result<Vec<u64>, String> {
+        let wreck = self.disk.crash()?;
+        self.durable_now(&wreck.survived);
         self.replica = None;
         self.gate = Gate::default();
         self.life += 1;
@@ -186,24 +229,64 @@ impl Node {
             self.certificates.remove(&height);
         }
         self.written = self.blocks.values().flat_map(|block| written(block)).collect();
+        let numbers = wreck.lost.into_iter().filter_map(|mark| match mark {
+            Mark::Accepted { number } => Some(number),
+            Mark::Core { .. } => None,
+        });
+        Ok(numbers.collect())
     }
 
+    /// Log and ledger are gone: the node is as on its first day.
+    pub fn wipe(&mut self, genesis: &Genesis) {
+        self.disk.lose();
+        self.state = State::genesis(genesis);
+        let state = self.state.clone();
+        self.durable = Durable { state, height: Height(0), later_certificates: BTreeSet::new() };
+        self.blocks.clear();
+        self.certificates.clear();
+        self.written.clear();
+    }
+
+    /// Starts again from what the disk has. Gives the messages that were accepted and are not on
+    /// the ledger, as far as this node knows.
+    ///
     /// # Errors
-    /// If the core refuses to start.
-    pub fn restart(&mut self, forgets: impl Fn(&WalEntry) -> bool) -> Result<(), SetupError> {
-        let decode = |bytes: &Vec<u8>| WalEntry::decode(&self.network, bytes).unwrap();
+    /// If the log does not read, or the core refuses to start.
+    pub fn restart(
+        &mut self,
+        forgets: impl Fn(&WalEntry) -> bool,
+    ) -> Result<Vec<Arc<VerifiedRequest>>, String> {
+        let (mut entries, mut accepted) = (Vec::new(), Vec::new());
+        for entry in self.disk.read()? {
+            if entry.kind == EntryKind::AcceptedMessage {
+                let request = VerifiedRequest::verify_bytes(&self.network, &entry.bytes);
+                accepted.push(Arc::new(request.map_err(|error| error.to_string())?));
+            } else {
+                let entry =
+                    WalEntry::decode(&self.network, &entry.bytes).map_err(|error| error.to_string())?;
+                entries.extend((!forgets(&entry)).then_some(entry));
+            }
+        }
         let executed = self.state.checkpoint();
         let restored = Restored {
             executed,
             timestamp: self.state.head().timestamp,
             certificate: self.certificates.values().last().cloned(),
             uncertified: self.uncertified(),
-            entries: self.disk.entries().iter().map(decode).filter(|entry| !forgets(entry)).collect(),
-            lost_log: self.lost_log,
+            entries,
+            lost_log: self.lost_log && self.disk.is_empty(),
         };
-        self.replica = Some(Replica::new(self.settings.clone(), restored)?);
+        let replica = Replica::new(self.settings.clone(), restored).map_err(|error| error.to_string())?;
+        self.replica = Some(replica);
         self.news.push(Seen::Started(executed));
-        Ok(())
+        accepted.retain(|request| !self.has_written(request));
+        Ok(accepted)
+    }
+
+    /// Whether something of this message is on the ledger here.
+    pub fn has_written(&self, request: &VerifiedRequest) -> bool {
+        let header = request.telemetry().map(|telemetry| &telemetry.header);
+        header.is_some_and(|header| self.written.contains(&(header.client.clone(), header.seq)))
     }
 
     pub fn execute(
@@ -231,7 +314,7 @@ impl Node {
         }
         self.news.push(Seen::Reached(checkpoint));
         let before = self.durable.state.head().sequence.0;
-        if checkpoint.sequence.0 >= before + DURABLE_EVERY {
+        if checkpoint.sequence.0 >= before + self.durable_every {
             self.make_durable();
         }
     }
@@ -242,16 +325,11 @@ impl Node {
         self.durable = Durable { state: self.state.clone(), height, later_certificates: BTreeSet::new() };
         let stable = self.replica.as_ref().unwrap().status().stable;
         let needed_from = stable.min(self.state.head().sequence);
-        let decode = |bytes: &Vec<u8>| WalEntry::decode(&self.network, bytes).unwrap();
-        let synced: Vec<WalEntry> = self.disk.synced().iter().map(decode).collect();
-        // Of what belongs to no number, the newest is kept.
-        let newest = |pin| synced.iter().rposition(|entry| entry.pin() == Some(pin));
-        let old = |(at, entry): &(usize, &WalEntry)| match entry.pin() {
-            Some(pin) => newest(pin) != Some(*at),
-            None => entry.sequence() < needed_from,
-        };
-        let count = synced.iter().enumerate().take_while(old).count();
-        self.disk.cut(count);
+        let (client, settled) = (&self.client, &self.written);
+        self.disk.cut(|mark| match mark {
+            Mark::Core { sequence, .. } => *sequence >= needed_from,
+            Mark::Accepted { number } => !settled.contains(&(client.clone(), MessageSeq(*number))),
+        });
     }
 
     pub fn skip(&mut self, content: &CheckpointContent) {
@@ -308,6 +386,7 @@ impl Node {
                 continue;
             }
             let Ok(certified) = CertifiedBlock::verify(block, certificate, &self.network, &self.keys) else {
+                self.blocks_refused += 1;
                 break;
             };
             let done = self.state.apply(&certified).expect("the same result as the quorum's");
@@ -323,12 +402,10 @@ impl Node {
 }
 
 /// The hash by which the properties know an entry of a log: of an own message, that of the message.
-fn promise_of(network: &NetworkId, bytes: &[u8]) -> Hash {
-    // Bodies cost a signature to read, and are known by their bytes.
-    let entry = if bytes[0] == 0 { None } else { Some(WalEntry::decode(network, bytes).unwrap()) };
+fn promise_of(entry: &WalEntry, bytes: &[u8]) -> Hash {
     match entry {
-        Some(WalEntry::ViewChange(signed) | WalEntry::NewView { new_view: signed, .. }) => {
-            blake3_plain(&WalEntry::Sent(signed).encode())
+        WalEntry::ViewChange(signed) | WalEntry::NewView { new_view: signed, .. } => {
+            blake3_plain(&WalEntry::Sent(signed.clone()).encode())
         }
         _ => blake3_plain(bytes),
     }

@@ -337,6 +337,11 @@ fn idle_replicas_stay_in_their_view_and_one_that_was_away_finds_it() {
 /// The primary goes away in the middle of its work, and the next one leaves out of its NEW-VIEW what
 /// was prepared.
 pub fn a_liar_makes_the_new_view(seed: u64) -> u64 {
+    after_a_liars_new_view(seed).happened
+}
+
+/// How that ends.
+pub fn after_a_liars_new_view(seed: u64) -> Cluster {
     let mut t = Cluster::with(seed, 4, |settings| settings.batch_max_requests = 1);
     t.corrupt(1, Box::new(FalseNewView));
     t.weather.max_delay_us = 6_000;
@@ -353,12 +358,16 @@ pub fn a_liar_makes_the_new_view(seed: u64) -> u64 {
     t.links.heal();
     t.run(8 * SECOND).heal();
     t.ask(0).ask(2).until_all_final().check_ledgers();
-    t.happened
+    t
 }
 
 #[test]
 fn a_new_view_that_leaves_out_what_was_prepared_is_refused() {
-    run::all("a_new_view_that_leaves_out", seeds(30), a_liar_makes_the_new_view);
+    run::all(
+        "scenarios::a_new_view_that_leaves_out_what_was_prepared_is_refused",
+        seeds(30),
+        a_liar_makes_the_new_view,
+    );
 }
 
 #[test]

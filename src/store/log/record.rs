@@ -57,6 +57,19 @@ impl RecordHeader {
     }
 }
 
+/// Appends the records of adjacent entries to `out`, the first of them at `first`.
+pub(super) fn encode_group(
+    out: &mut Vec<u8>,
+    entries: &[Entry],
+    first: Position,
+    durable: Position,
+    seed: u32,
+) {
+    for (entry, position) in entries.iter().zip(first.0..) {
+        encode(out, entry, Position(position), durable, seed);
+    }
+}
+
 /// Appends the record of `entry` to `out`.
 pub(super) fn encode(out: &mut Vec<u8>, entry: &Entry, position: Position, durable: Position, seed: u32) {
     encode_parts(out, entry.kind.to_byte(), &entry.bytes, position, durable, seed);

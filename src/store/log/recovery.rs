@@ -11,15 +11,16 @@
 //! anything wrong there is damage. In the last one, whatever follows the good records is a torn
 //! tail unless some header in it proves that the first missing entry was once on disk. After an
 //! orderly stop the end mark proves that for all entries; after a crash, damage to the very last
-//! group of records cannot be told from a torn write.
+//! group of records cannot be told from a torn write. `scan.rs` decides that; here are the files.
 
 use std::fs::{self, File};
 use std::path::Path;
 
 use super::error::LogError;
-use super::record::{self, HEADER_BYTES as RECORD_HEADER_BYTES, RecordHeader};
+use super::record::HEADER_BYTES as RECORD_HEADER_BYTES;
+use super::scan::{Scan, entry_at};
 use super::segment::{self, HEADER_BYTES, Segment};
-use super::{Entry, EntryKind, Position};
+use super::{Entry, Position};
 use crate::types::NetworkId;
 
 /// The log as it was found.
@@ -34,29 +35,18 @@ pub(super) struct Recovered {
 pub(super) fn recover(dir: &Path, network: &NetworkId) -> Result<Recovered, LogError> {
     let files = segment::list(dir)?;
     let mut segments: Vec<Segment> = Vec::with_capacity(files.len());
-    let mut last = files.first().map_or(Position::NONE, |(first, _)| Position(first.0.saturating_sub(1)));
+    let mut scan = Scan::new(network);
     for (at, (first, path)) in files.iter().enumerate() {
-        if *first != last.next() {
-            return Err(LogError::damaged(
-                path,
-                0,
-                "entries between the previous segment and this one are missing",
-            ));
-        }
         let bytes = read(path)?;
-        let mut segment = Segment::parse(path, *first, &bytes, network)?;
-        let good = good_records(&segment, &bytes)?;
-        if good.end < bytes.len() {
-            let is_last = at + 1 == files.len();
-            if !(is_last && ends_in_order(&segment, &bytes, &good)) {
-                check_torn(&segment, &bytes, &good, is_last)?;
-                warn_of_torn_tail(path, bytes.len(), good.end);
-            }
-            cut_tail(path, good.end)?;
+        let is_last = at + 1 == files.len();
+        let found = scan.segment(path, *first, &bytes, is_last)?;
+        if found.is_torn {
+            warn_of_torn_tail(path, bytes.len(), found.end);
         }
-        segment.bytes = good.end as u64;
-        last = good.last;
-        segments.push(segment);
+        if found.end < bytes.len() {
+            cut_tail(path, found.end)?;
+        }
+        segments.push(found.segment);
     }
     if let Some(segment) = segments.last() {
         // Read back is not the same as on disk: the last process may have died before its sync.
@@ -65,52 +55,7 @@ pub(super) fn recover(dir: &Path, network: &NetworkId) -> Result<Recovered, LogE
             .map_err(LogError::io("sync the log segment", &segment.path))?;
         segment::sync_dir(dir)?;
     }
-    Ok(Recovered { segments, last })
-}
-
-struct Good {
-    last: Position,
-    end: usize,
-}
-
-/// How far the records of a segment are good.
-fn good_records(segment: &Segment, bytes: &[u8]) -> Result<Good, LogError> {
-    let mut good = Good { last: Position(segment.first.0.saturating_sub(1)), end: HEADER_BYTES };
-    while let Some((_, header, _)) = entry_at(bytes, good.end, segment.seed) {
-        if header.position != good.last.next() {
-            return Err(LogError::damaged(&segment.path, good.end, "the entry here is not the next one"));
-        }
-        good.last = header.position;
-        good.end += RECORD_HEADER_BYTES + header.length;
-    }
-    Ok(good)
-}
-
-fn entry_at(bytes: &[u8], at: usize, seed: u32) -> Option<(EntryKind, RecordHeader, &[u8])> {
-    let bytes = bytes.get(at..)?;
-    let header = RecordHeader::parse(bytes, seed)?;
-    Some((header.kind?, header, header.payload(bytes, seed)?))
-}
-
-/// Whether nothing but the end mark follows the good records.
-fn ends_in_order(segment: &Segment, bytes: &[u8], good: &Good) -> bool {
-    bytes[good.end..] == record::end_mark(good.last, segment.seed)
-}
-
-/// What follows the good records is a torn tail; anything else is an error.
-fn check_torn(segment: &Segment, bytes: &[u8], good: &Good, is_last: bool) -> Result<(), LogError> {
-    let damaged = |detail| Err(LogError::damaged(&segment.path, good.end, detail));
-    if !is_last {
-        return damaged("an entry is damaged, and a later segment shows that it was safe on disk");
-    }
-    let promised = good.last.next();
-    let proves = |at: usize| {
-        RecordHeader::parse(&bytes[at..], segment.seed).is_some_and(|header| header.durable >= promised)
-    };
-    if (good.end..bytes.len()).any(proves) {
-        return damaged("an entry is damaged, and a later one shows that it was safe on disk");
-    }
-    Ok(())
+    Ok(Recovered { segments, last: scan.last() })
 }
 
 fn warn_of_torn_tail(path: &Path, found: usize, good: usize) {

@@ -49,7 +49,7 @@ impl Segment {
     pub(super) fn create(dir: &Path, network: &NetworkId, first: Position) -> Result<(Self, File), LogError> {
         let seed = u32::from_be_bytes(random_bytes().map_err(|_| LogError::NoRandomness)?);
         let temporary = dir.join(format!("{:016x}.{SUFFIX_NEW}", first.0));
-        let path = dir.join(format!("{:016x}.{SUFFIX}", first.0));
+        let path = dir.join(file_name(first));
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -101,7 +101,13 @@ impl Segment {
     }
 }
 
-fn encode_header(network: &NetworkId, first: Position, seed: u32) -> Vec<u8> {
+/// The name of the segment that starts at `first`.
+pub(super) fn file_name(first: Position) -> String {
+    format!("{:016x}.{SUFFIX}", first.0)
+}
+
+/// What a new segment consists of.
+pub(super) fn encode_header(network: &NetworkId, first: Position, seed: u32) -> Vec<u8> {
     let mut header = Vec::with_capacity(HEADER_BYTES);
     header.extend_from_slice(MAGIC);
     header.extend_from_slice(&VERSION.to_be_bytes());

@@ -240,6 +240,38 @@ fn damage_or_a_gap_in_an_earlier_segment_is_called_damage() {
 }
 
 #[test]
+fn an_image_of_a_log_is_torn_and_read_as_its_files_are() {
+    let groups = [vec![entry("first")], vec![entry("second"), entry("third")]];
+    let mut image = image::SegmentImage::new(&NETWORK, Position(1), 5);
+    image.append(&groups[0], Position(1), Position::NONE);
+    image.append(&groups[1], Position(2), Position(1));
+    let whole = image.bytes.clone();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(segment::file_name(Position(1)));
+    for len in segment::HEADER_BYTES..=whole.len() {
+        for harm in [0, 40, 70] {
+            let mut bytes = whole[..len].to_vec();
+            let harmed = len.saturating_sub(harm).max(segment::HEADER_BYTES);
+            bytes[harmed..].fill(0);
+            fs::write(&file, &bytes).unwrap();
+            image.bytes = bytes;
+            let read = image::recover(&NETWORK, std::slice::from_mut(&mut image));
+            let read = read.map(|entries| entries.into_iter().map(|(_, entry)| entry).collect());
+            // A log that is opened and closed gets an end mark, which opening it cuts again.
+            match (Log::open(dir.path(), settings()).map(|(_log, replay)| entries(replay)), read) {
+                (Ok(found), Ok(expected)) => {
+                    assert_eq!(found, expected, "{len} bytes, {harm} of them zero");
+                    let good = fs::read(&file).unwrap();
+                    assert_eq!(good[..good.len() - record::HEADER_BYTES], image.bytes);
+                }
+                (Err(LogError::Damaged { .. }), Err(LogError::Damaged { .. })) => {}
+                other => panic!("{len} bytes, {harm} of them zero: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_segment_that_was_never_finished_is_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     append_each(&Log::open(dir.path(), settings()).unwrap().0, &["first"]);

@@ -237,12 +237,8 @@ impl Writer {
         self.buffer.shrink_to(MAX_GROUP_BYTES);
         let mut entries = 0;
         for append in group {
-            let mut position = append.first;
-            for entry in &append.entries {
-                record::encode(&mut self.buffer, entry, position, self.synced, seed);
-                position = position.next();
-                entries += 1;
-            }
+            record::encode_group(&mut self.buffer, &append.entries, append.first, self.synced, seed);
+            entries += append.entries.len() as u64;
         }
         entries
     }

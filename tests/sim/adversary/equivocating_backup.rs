@@ -25,7 +25,7 @@ impl Adversary for EquivocatingBackup {
             match &false_twin {
                 Some(content) if power.rng.percent(40) => {
                     let envelope = power.sign(content.clone());
-                    power.send(to, &envelope);
+                    power.lie(to, &envelope);
                 }
                 _ => power.send(to, &envelope),
             }
@@ -51,6 +51,6 @@ fn vote(power: &mut Power<'_>, heard: &Signed, view: View, sequence: SeqNum, dig
     let to = power.others()[power.rng.index(power.n - 1)];
     let prepare = power.sign(Content::Prepare(Prepare { view, sequence, digest }));
     let commit = power.sign(Content::Commit(Commit { view, sequence, digest }));
-    power.send(to, &prepare);
-    power.send(to, &commit);
+    power.lie(to, &prepare);
+    power.lie(to, &commit);
 }

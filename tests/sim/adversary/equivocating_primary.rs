@@ -48,10 +48,10 @@ impl EquivocatingPrimary {
         for to in power.others() {
             // Some hear only one, now and then somebody hears both.
             if to % 2 == 0 || power.rng.percent(5) {
-                power.send(to, first);
+                power.lie(to, first);
             }
             if to % 2 == 1 || power.rng.percent(5) {
-                power.send(to, &second);
+                power.lie(to, &second);
             }
         }
         let (view, sequence) = slot;
@@ -60,8 +60,8 @@ impl EquivocatingPrimary {
             let prepare = power.sign(Content::Prepare(Prepare { view, sequence, digest }));
             let commit = power.sign(Content::Commit(Commit { view, sequence, digest }));
             for to in power.others().into_iter().filter(|to| (to % 2 == 0) == (digest == digests[0])) {
-                power.send(to, &prepare);
-                power.send(to, &commit);
+                power.lie(to, &prepare);
+                power.lie(to, &commit);
             }
         }
     }
@@ -70,6 +70,6 @@ impl EquivocatingPrimary {
         let Some(batch) = self.others.get(&(commit.view, commit.sequence)) else { return };
         let digest = batch.digest();
         let other = power.sign(Content::Commit(Commit { digest, ..commit }));
-        power.broadcast(&other);
+        power.lie_to_all(&other);
     }
 }

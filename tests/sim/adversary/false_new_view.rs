@@ -22,13 +22,13 @@ impl Adversary for FalseNewView {
             Content::NewView(new_view) if mine => {
                 let lie = without_what_was_prepared(power, new_view);
                 let lie = power.sign(Content::NewView(lie));
-                power.broadcast(&lie);
+                power.lie_to_all(&lie);
             }
             Content::ViewChange(view_change) if mine => {
                 for to in power.others() {
                     let lie = false_view_change(power, view_change.clone());
                     let envelope = power.sign(Content::ViewChange(lie));
-                    power.send(to, &envelope);
+                    power.lie(to, &envelope);
                 }
             }
             _ => power.broadcast(&envelope),

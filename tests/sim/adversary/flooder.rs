@@ -47,7 +47,7 @@ impl Adversary for Flooder {
                 }
             };
             let envelope = power.sign(content);
-            power.send(to, &envelope);
+            power.lie(to, &envelope);
         }
         // Once as many as it can, then a few all the time.
         let many = if self.rounds == 1 { BURST } else { 2 };

@@ -2,7 +2,7 @@
 //! signed by one alone, and sends messages in the names of others, with signatures that cannot be.
 
 use ledgermq::ledger::{Block, Certificate};
-use ledgermq::pbft::message::Content;
+use ledgermq::pbft::message::{Batch, Content};
 use ledgermq::pbft::{Envelope, Signed};
 use ledgermq::types::{SeqNum, Signature, Timestamp};
 
@@ -46,6 +46,35 @@ impl Adversary for Forger {
         }
     }
 
+    fn on_certificates(&mut self, rng: &mut Rng, certificates: &mut Vec<Certificate>) {
+        for certificate in certificates {
+            match rng.below(4) {
+                0 => certificate.signatures.truncate(1),
+                1 => certificate.content.block.0[7] ^= 1,
+                2 => certificate.signatures[0].1 = Signature([4; 64]),
+                _ => {}
+            }
+        }
+    }
+
+    fn on_batches(&mut self, rng: &mut Rng, batches: &mut Vec<Batch>) {
+        for batch in batches.iter_mut().filter(|_| rng.percent(60)) {
+            batch.timestamp = Timestamp(batch.timestamp.0 + 1);
+        }
+    }
+
+    fn on_proof(&mut self, rng: &mut Rng, messages: &mut Vec<Signed>) {
+        match rng.below(4) {
+            // A NEW-VIEW without what it rests on.
+            0 => messages.truncate(1),
+            1 => messages.reverse(),
+            2 => {
+                messages.iter_mut().skip(1).take(1).for_each(|message| message.signature = Signature([6; 64]))
+            }
+            _ => {}
+        }
+    }
+
     fn on_tick(&mut self, power: &mut Power<'_>) {
         let Some(mut signed) = self.model.clone() else { return };
         match &mut signed.content {
@@ -55,6 +84,6 @@ impl Adversary for Forger {
             _ => signed.signature = Signature([3; 64]),
         }
         let envelope = Envelope { attempt: power.rng.next() as u32, signed };
-        power.broadcast(&envelope);
+        power.lie_to_all(&envelope);
     }
 }

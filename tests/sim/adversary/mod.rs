@@ -1,11 +1,15 @@
 //! Byzantine replicas, one file each. Each has a whole correct core, so that it knows all that a
 //! correct replica knows, and bends what goes in and out of it; it has its own key and nobody
-//! else's.
+//! else's. [`Deeds`] counts what they did and what became of it: an adversary that does nothing, or
+//! whom nobody hears, proves nothing.
 
 pub mod censoring_primary;
+pub mod colluders;
+pub mod deeds;
 pub mod equivocating_backup;
 pub mod equivocating_primary;
 pub mod false_new_view;
+pub mod fickle;
 pub mod flooder;
 pub mod forger;
 pub mod replayer;
@@ -44,9 +48,17 @@ pub struct Power<'a> {
     /// The last certificate that it has.
     pub checkpoint: Option<Certificate>,
     pub rng: &'a mut Rng,
-    pub(crate) out: Vec<(usize, Duration, Envelope)>,
+    pub(crate) out: Vec<Sending>,
     /// Requests to hand to an instance as if bundled by this node.
     pub(crate) requests: Vec<(usize, Arc<VerifiedRequest>)>,
+}
+
+/// A message on its way out of an adversary.
+pub struct Sending {
+    to: usize,
+    after: Duration,
+    envelope: Envelope,
+    is_lie: bool,
 }
 
 impl Power<'_> {
@@ -61,7 +73,19 @@ impl Power<'_> {
     }
 
     pub fn send_later(&mut self, to: usize, after: Duration, envelope: &Envelope) {
-        self.out.push((to, after, envelope.clone()));
+        self.out.push(Sending { to, after, envelope: envelope.clone(), is_lie: false });
+    }
+
+    /// Sends what no correct replica would say, or would say now.
+    pub fn lie(&mut self, to: usize, envelope: &Envelope) {
+        self.out.push(Sending { to, after: Duration::ZERO, envelope: envelope.clone(), is_lie: true });
+    }
+
+    /// The same to all.
+    pub fn lie_to_all(&mut self, envelope: &Envelope) {
+        for to in self.others() {
+            self.lie(to, envelope);
+        }
     }
 
     pub fn broadcast(&mut self, envelope: &Envelope) {
@@ -106,12 +130,26 @@ pub trait Adversary {
     /// It answers with these blocks.
     fn on_blocks(&mut self, _: &mut Rng, _: &mut Vec<(Block, Certificate)>) {}
 
+    /// It answers with these certificates.
+    fn on_certificates(&mut self, _: &mut Rng, _: &mut Vec<Certificate>) {}
+
+    /// It answers with these batches.
+    fn on_batches(&mut self, _: &mut Rng, _: &mut Vec<Batch>) {}
+
+    /// It answers with this proof of a view.
+    fn on_proof(&mut self, _: &mut Rng, _: &mut Vec<Signed>) {}
+
     /// Time passed.
     fn on_tick(&mut self, _: &mut Power<'_>) {}
 }
 
-/// All kinds, but for the twins.
+/// All kinds, but for those that are more than one instance.
 pub fn any(rng: &mut Rng, n: usize) -> Box<dyn Adversary> {
+    if rng.percent(8) { Box::new(fickle::Fickle::new(rng, n)) } else { steady(rng, n) }
+}
+
+/// All kinds that stay as they are.
+fn steady(rng: &mut Rng, n: usize) -> Box<dyn Adversary> {
     match rng.below(11) {
         0 => Box::new(silent::Silent),
         1 => Box::new(slow::Slow),
@@ -120,9 +158,9 @@ pub fn any(rng: &mut Rng, n: usize) -> Box<dyn Adversary> {
         4 => Box::new(censoring_primary::CensoringPrimary { victim: rng.index(n) }),
         5 => Box::<forger::Forger>::default(),
         6 => Box::<replayer::Replayer>::default(),
-        9 => Box::<view_change_spammer::ViewChangeSpammer>::default(),
-        10 => Box::new(false_new_view::FalseNewView),
         7 => Box::<flooder::Flooder>::default(),
+        8 => Box::<view_change_spammer::ViewChangeSpammer>::default(),
+        9 => Box::new(false_new_view::FalseNewView),
         _ => Box::new(wrong_checkpoints::WrongCheckpoints),
     }
 }
@@ -149,10 +187,12 @@ impl Cluster {
         let result = act(&mut *adversary, &mut power);
         let (out, requests) = (power.out, power.requests);
         self.adversaries.insert(at, adversary);
-        for (to, after, envelope) in out {
-            self.inject(at, to, after, &envelope);
+        for sending in out {
+            self.deeds.sent(at, &sending.envelope, sending.is_lie, sending.after);
+            self.inject_as(at, &sending);
         }
         for (to, request) in requests {
+            self.deeds.of(at).lies += 1;
             if self.passes(at, to) {
                 let delay = self.delay();
                 self.give(to, &request, Source::Bundle, delay);
@@ -163,17 +203,30 @@ impl Cluster {
 
     /// Sends an envelope that no core made.
     pub fn inject(&mut self, from: usize, to: usize, after: Duration, envelope: &Envelope) {
+        self.inject_as(from, &Sending { to, after, envelope: envelope.clone(), is_lie: true });
+    }
+
+    fn inject_as(&mut self, from: usize, sending: &Sending) {
+        let envelope = &sending.envelope;
         if envelope.signed.sender == self.world.node_id(from) {
             self.saw(from, Seen::Sent(Arc::new(envelope.signed.clone())));
         }
         // What does not decode or verify is dropped by whoever hears it.
-        if let Some(gossip) = self.gossip(envelope) {
-            self.send(from, to, &gossip, after);
-        }
+        let Some(gossip) = self.gossip(envelope) else {
+            self.deeds.of(from).unsigned += 1;
+            return;
+        };
+        let liar = sending.is_lie.then_some(from);
+        let gossip = Arc::new(Gossip { id: gossip.id, message: gossip.message.clone(), liar });
+        self.send(from, sending.to, &gossip, sending.after);
     }
 
     pub fn adversary_sends(&mut self, at: usize, envelope: Envelope) {
+        let sent = self.deeds.of(at).sent;
         self.act(at, |adversary, power| adversary.on_send(power, envelope));
+        if self.deeds.of(at).sent == sent {
+            self.deeds.of(at).withheld += 1;
+        }
     }
 
     pub fn adversary_hears(&mut self, at: usize, gossip: &Gossip) -> bool {
@@ -184,17 +237,28 @@ impl Cluster {
     }
 
     pub fn adversary_takes(&mut self, at: usize, request: &VerifiedRequest) -> bool {
-        self.adversaries.get_mut(&at).is_none_or(|adversary| adversary.takes_request(request))
+        let Some(adversary) = self.adversaries.get_mut(&at) else { return true };
+        let takes = adversary.takes_request(request);
+        self.deeds.of(at).withheld += u64::from(!takes);
+        takes
     }
 
     pub fn adversary_forwards(&mut self, at: usize, to: usize) -> bool {
-        self.adversaries.get_mut(&at).is_none_or(|adversary| adversary.forwards_requests(to))
+        let Some(adversary) = self.adversaries.get_mut(&at) else { return true };
+        let forwards = adversary.forwards_requests(to);
+        self.deeds.of(at).withheld += u64::from(!forwards);
+        forwards
     }
 
-    pub fn adversary_falsifies(&mut self, at: usize, blocks: &mut Vec<(Block, Certificate)>) {
-        if let Some(adversary) = self.adversaries.get_mut(&at) {
-            adversary.on_blocks(&mut self.rng, blocks);
-        }
+    /// Lets the adversary at `at` change an answer; gives who lied, if it may have.
+    pub fn adversary_falsifies(
+        &mut self,
+        at: usize,
+        falsify: impl FnOnce(&mut dyn Adversary, &mut Rng),
+    ) -> Option<usize> {
+        let adversary = self.adversaries.get_mut(&at)?;
+        falsify(&mut **adversary, &mut self.rng);
+        Some(at)
     }
 
     pub fn adversary_tick(&mut self, at: usize) {

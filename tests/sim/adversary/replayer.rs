@@ -32,7 +32,7 @@ impl Adversary for Replayer {
             let signed = self.heard[power.rng.index(self.heard.len())].clone();
             let to = power.others()[power.rng.index(power.n - 1)];
             let envelope = Envelope { attempt: power.rng.next() as u32, signed };
-            power.send(to, &envelope);
+            power.lie(to, &envelope);
         }
     }
 }

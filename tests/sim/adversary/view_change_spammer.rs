@@ -25,6 +25,6 @@ impl Adversary for ViewChangeSpammer {
         let view = View(power.view.0 + power.rng.pick(&[1, 1, 1, 2, 3, 50]));
         let view_change = ViewChange { view, checkpoint: power.checkpoint.clone(), prepared: Vec::new() };
         let envelope = power.sign(Content::ViewChange(view_change));
-        power.broadcast(&envelope);
+        power.lie_to_all(&envelope);
     }
 }

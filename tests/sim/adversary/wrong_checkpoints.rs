@@ -28,7 +28,11 @@ impl Adversary for WrongCheckpoints {
                 _ => {}
             }
             let envelope = power.sign(Content::Checkpoint(lie));
-            power.send(to, &envelope);
+            if lie == truth {
+                power.send(to, &envelope);
+            } else {
+                power.lie(to, &envelope);
+            }
         }
     }
 }

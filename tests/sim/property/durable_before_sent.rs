@@ -13,7 +13,7 @@ use ledgermq::types::{Hash, SeqNum, View};
 use super::{Broken, Property, Seen, World, ensure};
 
 /// Kind, view and number: what a key signs once.
-type Promise = (&'static str, Option<View>, Option<SeqNum>);
+pub type Promise = (&'static str, Option<View>, Option<SeqNum>);
 
 #[derive(Default)]
 pub struct DurableBeforeSent {
@@ -55,7 +55,7 @@ impl DurableBeforeSent {
     }
 }
 
-fn promise(content: &Content) -> Promise {
+pub fn promise(content: &Content) -> Promise {
     // A view is given up once and begun once, whatever is stable then.
     let whole_view = matches!(content, Content::ViewChange(_) | Content::NewView(_));
     (content.signature_kind().as_str(), content.view(), (!whole_view).then(|| content.sequence()))

@@ -23,6 +23,16 @@ impl Liveness {
         self.asked.insert((client, seq));
     }
 
+    /// A request was lost in a crash before its client was told that it is accepted.
+    pub fn withdraw(&mut self, client: &ClientId, seq: MessageSeq) {
+        self.asked.remove(&(client.clone(), seq));
+    }
+
+    /// The node of a client lost its log, and with it what is not written yet.
+    pub fn forget(&mut self, client: &ClientId, written: &BTreeSet<(ClientId, MessageSeq)>) {
+        self.asked.retain(|asked| asked.0 != *client || written.contains(asked));
+    }
+
     /// Whether everything is final at this node.
     pub fn is_final_at(&self, node: &Node) -> bool {
         node.written.len() >= self.asked.len() && node.is_certified() && self.asked.is_subset(&node.written)

@@ -20,6 +20,7 @@ use ledgermq::pbft::{Evidence, Footprint, Signed, Status};
 use ledgermq::types::{Hash, NetworkId, NodeId, PublicKey, SeqNum};
 
 pub use bounded_memory::POOL_MAX_REQUESTS;
+pub use durable_before_sent::{Promise, promise};
 pub use liveness::{LIVENESS_LIMIT, Liveness};
 
 /// Something that happened at a replica.
@@ -76,6 +77,11 @@ impl World {
         self.replicas.members()[self.identities[at]]
     }
 
+    /// How many replicas are Byzantine, in however many instances.
+    pub fn faulty_replicas(&self) -> usize {
+        (0..self.n).filter(|identity| self.is_faulty_replica(*identity)).count()
+    }
+
     /// Whether the replica of that number, in any of its instances, is Byzantine.
     pub fn is_faulty_replica(&self, identity: usize) -> bool {
         self.faulty.iter().any(|at| self.identities[*at] == identity)
@@ -94,6 +100,9 @@ pub trait Property {
     /// # Errors
     /// What is wrong with that.
     fn check(&mut self, world: &World, at: usize, seen: &Seen) -> Result<(), Broken>;
+
+    /// Instance `at` lost its ledger and begins anew.
+    fn wiped(&mut self, _at: usize) {}
 }
 
 /// All of them.

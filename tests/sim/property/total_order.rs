@@ -62,4 +62,8 @@ impl Property for TotalOrder {
         }
         Ok(())
     }
+
+    fn wiped(&mut self, at: usize) {
+        self.heads.remove(&at);
+    }
 }
