@@ -19,14 +19,22 @@
 
 mod checker;
 mod checker_tests;
+#[cfg(feature = "interop")]
+mod full_disk;
 mod kills;
 mod load;
+mod logs;
 #[path = "../common/mqtt.rs"]
 #[allow(dead_code)]
 mod mqtt;
 #[path = "../e2e/network.rs"]
 #[allow(dead_code)]
 mod network;
+#[cfg(feature = "interop")]
+mod netns;
+#[cfg(feature = "interop")]
+mod partitions;
+mod pauses;
 mod plain;
 mod site;
 mod table;

@@ -79,7 +79,7 @@ impl Site {
         let what = format!("every client is served again after: {fault}");
         let (first, last) = self.wait_for_finals(&what, since, GATEWAYS + 1).await;
         let (first, all) = (first.saturating_sub(since), last.saturating_sub(since));
-        let recovery = Recovery { fault: fault.to_owned(), first, all };
+        let recovery = Recovery { fault: fault.to_owned(), first, all: Some(all) };
         self.recoveries.push(recovery.clone());
         recovery
     }
@@ -88,6 +88,11 @@ impl Site {
     pub async fn goes_on(&self, fault: &str, since: Duration) -> Duration {
         let what = format!("something becomes final after: {fault}");
         self.wait_for_finals(&what, since, 1).await.0.saturating_sub(since)
+    }
+
+    /// Notes a time that was measured otherwise than by [`Self::recovers`].
+    pub fn note(&mut self, fault: &str, took: Duration) {
+        self.recoveries.push(Recovery { fault: fault.to_owned(), first: took, all: None });
     }
 
     pub fn now(&self) -> Duration {
@@ -121,8 +126,7 @@ impl Site {
     /// everything. The load goes on afterwards.
     pub async fn audit(&mut self, after: &str) {
         self.load.pause();
-        let drained = async || self.load.is_drained().then_some(());
-        self.network.eventually(&format!("all messages are final after: {after}"), drained).await;
+        self.drained(after).await;
         let clock = self.now();
         loop {
             let violations = self.look().await;
@@ -135,6 +139,12 @@ impl Site {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         self.load.resume();
+    }
+
+    /// Waits until every message of the gateways is final.
+    pub async fn drained(&self, after: &str) {
+        let drained = async || self.load.is_drained().then_some(());
+        self.network.eventually(&format!("all messages are final after: {after}"), drained).await;
     }
 
     /// Ends the load, audits for the last time, and tells the times.
@@ -232,6 +242,20 @@ impl Site {
         violations.extend(found.into_iter().flatten());
         violations
     }
+}
+
+/// Asks again and again, for as long as a test waits; none if there is no answer then.
+#[cfg(feature = "interop")]
+pub async fn within<T>(mut question: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+    let answered = async {
+        loop {
+            if let Some(answer) = question().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, answered).await.ok()
 }
 
 fn read_write(operation: u32, json: &Value) -> Option<Write> {
