@@ -20,7 +20,7 @@ use crate::plain::Plain;
 
 /// Pause between two messages of a client: load enough for something to be on its way whenever a
 /// fault begins, on a machine that runs four nodes without optimisation.
-const PACE: Duration = Duration::from_millis(60);
+const PACE: Duration = Duration::from_millis(120);
 
 /// Gateways of the SDK; client `i` prefers node `i`, and the plain client has the node after them.
 pub const GATEWAYS: usize = 3;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ledgermq::crypto::random_bytes;
 
+use crate::network::TestNetwork;
 use crate::site::Site;
 use crate::turn;
 
@@ -14,6 +15,13 @@ const NODE: usize = 3;
 
 /// Votes that a node sends only when it is not silent.
 const VOTES: [&str; 2] = ["prepare", "commit"];
+
+/// The watermark window of four replicas.
+const WINDOW: u64 = 256;
+
+async fn sequence(site: &Site, node: usize) -> u64 {
+    site.network.get(node, "/v1/status").await["sequence"].as_u64().unwrap()
+}
 
 fn log_dir(site: &Site) -> PathBuf {
     site.network.local.node_dir(NODE).join("data").join("log")
@@ -96,19 +104,20 @@ async fn a_damaged_log_stops_the_node_and_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_log_is_gone_is_silent_and_votes_again_when_that_is_safe() {
     let _turn = turn().await;
-    let mut site = Site::start().await;
+    // Each message has a sequence number of its own, so that a window of them is soon over.
+    let settings = [("consensus.batch_max_requests", "1"), ("consensus.pipeline_batches", "64")];
+    let mut site = Site::on(TestNetwork::start_with(4, &settings).await).await;
     kill_when_quiet(&mut site, "before the log is lost").await;
     fs::remove_dir_all(log_dir(&site)).unwrap();
-    let lost_at = site.network.get(0, "/v1/status").await["sequence"].as_u64().unwrap();
+    let lost_at = sequence(&site, 0).await;
     let since = site.now();
     site.network.local.spawn(NODE).unwrap();
     site.recovers("start without the log", since).await;
     assert!(site.network.log(NODE).contains("it does not vote until it cannot contradict that"));
     // Silent for a window above what the others had when it came back, and not for ever.
     let spoke_at = site
-        .network
         .eventually("it votes again", async || {
-            let at = site.network.get(NODE, "/v1/status").await["sequence"].as_u64().unwrap();
+            let at = sequence(&site, NODE).await;
             let mut votes = 0.0;
             for kind in VOTES {
                 let name = format!(r#"ledgermq_consensus_messages_total{{direction="out",kind="{kind}"}}"#);
@@ -117,7 +126,7 @@ async fn a_node_whose_log_is_gone_is_silent_and_votes_again_when_that_is_safe() 
             (votes > 0.0).then_some(at)
         })
         .await;
-    assert!(spoke_at >= lost_at + 256, "lost at {lost_at}, and voted by {spoke_at}");
+    assert!(spoke_at >= lost_at + WINDOW, "lost at {lost_at}, and voted by {spoke_at}");
     println!("silent from sequence {lost_at} to {spoke_at} or a little before");
     site.network.local.ready(NODE).await.unwrap();
     site.audit("the log was lost").await;

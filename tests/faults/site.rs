@@ -15,8 +15,15 @@ use serde_json::Value;
 
 use crate::checker::{self, Body, Chain, ChainBlock, Violation, Write, Written};
 use crate::load::{GATEWAYS, Load};
-use crate::network::{PATIENCE, TestNetwork};
+use crate::network::TestNetwork;
 use crate::table::{self, Recovery};
+
+/// Longest that a test waits for anything: a machine that also builds something is slow, and a backlog
+/// of messages takes its time. Only a test that fails waits that long.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Pause between two questions.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Requests to the nodes' APIs at once.
 const AT_ONCE: usize = 8;
@@ -59,18 +66,28 @@ impl Site {
     /// times of the first and the last of them.
     async fn wait_for_finals(&self, what: &str, since: Duration, clients: usize) -> (Duration, Duration) {
         let notebook = &self.load.notebook;
-        self.network
-            .eventually(what, async || {
-                let mut first = BTreeMap::new();
-                for message in notebook.finals_since(since) {
-                    let done = message.done.unwrap();
-                    let earliest = first.entry(message.client).or_insert(done);
-                    *earliest = done.min(*earliest);
-                }
-                let times = first.values();
-                (first.len() >= clients).then(|| (*times.clone().min().unwrap(), *times.max().unwrap()))
-            })
-            .await
+        self.eventually(what, async || {
+            let mut first = BTreeMap::new();
+            for message in notebook.finals_since(since) {
+                let done = message.done.unwrap();
+                let earliest = first.entry(message.client).or_insert(done);
+                *earliest = done.min(*earliest);
+            }
+            let times = first.values();
+            (first.len() >= clients).then(|| (*times.clone().min().unwrap(), *times.max().unwrap()))
+        })
+        .await
+    }
+
+    /// Asks `question` again and again until it has an answer.
+    pub async fn eventually<T>(&self, what: &str, question: impl AsyncFnMut() -> Option<T>) -> T {
+        if let Some(answer) = within(question).await {
+            return answer;
+        }
+        for at in 0..self.network.n() {
+            eprintln!("--- node {at}\n{}", self.network.local.last_lines(at));
+        }
+        panic!("never happened: {what}");
     }
 
     /// Waits until all clients are served again after a fault that began at `since`, and notes how
@@ -144,7 +161,7 @@ impl Site {
     /// Waits until every message of the gateways is final.
     pub async fn drained(&self, after: &str) {
         let drained = async || self.load.is_drained().then_some(());
-        self.network.eventually(&format!("all messages are final after: {after}"), drained).await;
+        self.eventually(&format!("all messages are final after: {after}"), drained).await;
     }
 
     /// Ends the load, audits for the last time, and tells the times.
@@ -245,14 +262,13 @@ impl Site {
 }
 
 /// Asks again and again, for as long as a test waits; none if there is no answer then.
-#[cfg(feature = "interop")]
 pub async fn within<T>(mut question: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let answered = async {
         loop {
             if let Some(answer) = question().await {
                 return answer;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(POLL).await;
         }
     };
     tokio::time::timeout(PATIENCE, answered).await.ok()
