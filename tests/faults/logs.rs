@@ -104,8 +104,8 @@ async fn a_damaged_log_stops_the_node_and_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_log_is_gone_is_silent_and_votes_again_when_that_is_safe() {
     let _turn = turn().await;
-    // Each message has a sequence number of its own, so that a window of them is soon over.
-    let settings = [("consensus.batch_max_requests", "1"), ("consensus.pipeline_batches", "64")];
+    // Few messages share a sequence number, so that a window of numbers is soon over.
+    let settings = [("consensus.batch_delay_ms", "0"), ("consensus.pipeline_batches", "4")];
     let mut site = Site::on(TestNetwork::start_with(4, &settings).await).await;
     kill_when_quiet(&mut site, "before the log is lost").await;
     fs::remove_dir_all(log_dir(&site)).unwrap();
@@ -115,6 +115,11 @@ async fn a_node_whose_log_is_gone_is_silent_and_votes_again_when_that_is_safe() 
     site.recovers("start without the log", since).await;
     assert!(site.network.log(NODE).contains("it does not vote until it cannot contradict that"));
     // Silent for a window above what the others had when it came back, and not for ever.
+    for quarter in 1..=8 {
+        let goal = lost_at + quarter * WINDOW / 4;
+        let reached = async || (sequence(&site, 0).await >= goal).then_some(());
+        site.eventually(&format!("the others reach sequence {goal}"), reached).await;
+    }
     let spoke_at = site
         .eventually("it votes again", async || {
             let at = sequence(&site, NODE).await;
