@@ -238,7 +238,12 @@ fn check_sent(hashes: &[Hash], written: &[(u32, Height)], sent: &Sent) -> Option
 }
 
 /// Checks what a bundle proves of a write at this place.
-pub fn check_proof(height: Height, hash: Hash, write: &Write, proven: &Result<Proven, String>) -> Option<Violation> {
+pub fn check_proof(
+    height: Height,
+    hash: Hash,
+    write: &Write,
+    proven: &Result<Proven, String>,
+) -> Option<Violation> {
     let place = format!("{height}/{}", write.operation);
     let why = match proven {
         Err(why) => why.clone(),

@@ -7,7 +7,9 @@ use ledgermq::ledger::genesis::GENESIS_VERSION;
 use ledgermq::ledger::{Certificate, CheckpointContent, Genesis, Header, ReplicaSet, ReplicaSetKeys};
 use ledgermq::types::{ClientId, Hash, Height, MessageSeq, SeqNum, Timestamp, View};
 
-use crate::checker::{Body, Chain, ChainBlock, Sent, Told, Violation, Write, Written, check_chains, check_records};
+use crate::checker::{
+    Body, Chain, ChainBlock, Sent, Told, Violation, Write, Written, check_chains, check_records,
+};
 
 /// Three blocks of one message each, at two nodes, and what the clients were told.
 struct World {
@@ -245,10 +247,8 @@ fn a_certificate_that_does_not_verify_is_found() {
         bad(&world, &mut certificate);
         world.body(1, 1).certificate = certificate;
         let violations = world.check();
-        let found = matches!(
-            violations.as_slice(),
-            [Violation::BadCertificate { node: 1, height: Height(2), .. }]
-        );
+        let found =
+            matches!(violations.as_slice(), [Violation::BadCertificate { node: 1, height: Height(2), .. }]);
         assert!(found, "{violations:?}");
     }
 }

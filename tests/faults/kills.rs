@@ -85,7 +85,7 @@ async fn after_the_primarys_death_messages_are_final_again_soon() {
     let _turn = turn().await;
     let mut site = Site::start().await;
     for kill in 1..=kills() {
-        let primary = site.network.primary().await;
+        let primary = site.primary().await;
         let since = site.kill(primary).await;
         let recovery = site.recovers(&format!("kill -9 of the primary, {kill}"), since).await;
         assert!(recovery.first < SOON, "{recovery:?}");
@@ -101,7 +101,7 @@ async fn each_node_in_turn_is_killed_and_comes_back_and_nothing_is_lost() {
     let _turn = turn().await;
     let mut site = Site::start().await;
     for node in 0..site.network.n() {
-        let role = if site.network.primary().await == node { "the primary" } else { "a backup" };
+        let role = if site.primary().await == node { "the primary" } else { "a backup" };
         let since = site.kill(node).await;
         site.recovers(&format!("kill -9 of node {node}, {role}"), since).await;
         let since = site.now();
@@ -143,7 +143,7 @@ async fn all_nodes_are_killed_and_restarted_in_any_order_and_nothing_is_lost() {
 /// One row: kills, restarts, waits until all clients are served, and audits.
 async fn killed_and_restarted(site: &mut Site, row: &Row) {
     let Row { kill, restart, pause } = row;
-    let primary = site.network.primary().await;
+    let primary = site.primary().await;
     let what = format!("kill -9 of {kill:?} (primary {primary}), start of {restart:?}");
     for (killed, node) in kill.iter().enumerate() {
         let since = site.kill(*node).await;

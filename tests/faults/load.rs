@@ -138,9 +138,12 @@ impl Load {
     /// Whether every message of the gateways is final or refused.
     pub fn is_drained(&self) -> bool {
         self.gateways.iter().all(|gateway| gateway.unfinished() == 0)
-            && self.notebook.messages().iter().filter(|at| at.client < GATEWAYS).all(|at| {
-                at.done.is_some() || matches!(at.told, Told::Refused(_))
-            })
+            && self
+                .notebook
+                .messages()
+                .iter()
+                .filter(|at| at.client < GATEWAYS)
+                .all(|at| at.done.is_some() || matches!(at.told, Told::Refused(_)))
     }
 
     /// All messages, for the checker.
@@ -163,12 +166,7 @@ impl Drop for Load {
     }
 }
 
-async fn publish(
-    gateway: Gateway,
-    client: usize,
-    notebook: Notebook,
-    mut running: watch::Receiver<bool>,
-) {
+async fn publish(gateway: Gateway, client: usize, notebook: Notebook, mut running: watch::Receiver<bool>) {
     let stream = Stream::new("env").unwrap();
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -140,5 +140,13 @@ async fn a_node_whose_log_is_gone_is_silent_and_votes_again_when_that_is_safe() 
     let since = site.kill(other).await;
     site.goes_on("a node that was silent votes again", since).await;
     site.restart(&[other]).await;
+
+    // With the ledger gone, too, it begins from nothing and has it from the others.
+    kill_when_quiet(&mut site, "before the data directory is wiped").await;
+    fs::remove_dir_all(site.network.local.node_dir(NODE).join("data")).unwrap();
+    let since = site.now();
+    site.restart(&[NODE]).await;
+    site.recovers("start with an empty data directory", since).await;
+    site.audit("the data directory was wiped").await;
     site.end().await;
 }

@@ -27,11 +27,11 @@ mod logs;
 #[path = "../common/mqtt.rs"]
 #[allow(dead_code)]
 mod mqtt;
+#[cfg(feature = "interop")]
+mod netns;
 #[path = "../e2e/network.rs"]
 #[allow(dead_code)]
 mod network;
-#[cfg(feature = "interop")]
-mod netns;
 #[cfg(feature = "interop")]
 mod partitions;
 mod pauses;

@@ -9,7 +9,8 @@
 //!
 //! Clients are always let through: they see what each side of a partition says. The names contain the
 //! number of this process, so runs beside each other do not meet, and everything is taken down when
-//! the value is dropped, also by a test that panics.
+//! the value is dropped, also by a test that panics. What a run left that was itself killed, the next
+//! one takes down: its number is then that of no process.
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,8 +19,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use ledgermq::cli::local::Place;
 
-/// Third bytes of subnets that are tried; 198.18.0.0/15 is for tests (RFC 2544).
+/// How many subnets are tried, one for each third byte; 198.18.0.0/15 is for tests (RFC 2544).
 const SUBNETS: u32 = 256;
+
+/// What the names of all namespaces and bridges here begin with; the process follows, then a letter.
+const MARK: &str = "lmq";
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
@@ -31,10 +35,15 @@ pub struct Netns {
 
 impl Netns {
     pub fn new(houses: usize) -> Self {
+        take_down_leftovers();
         let (pid, lab) = (std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let subnet = free_subnet(pid);
         // Dropped if anything fails from here on.
-        let netns = Self { prefix: format!("lmq{pid}{}", char::from(b'a' + (lab % 26) as u8)), subnet, houses };
+        let netns = Self {
+            prefix: format!("{MARK}{pid}{}", char::from(b'a' + u8::try_from(lab % 26).unwrap())),
+            subnet,
+            houses,
+        };
         let bridge = netns.bridge();
         let (gate, prefix) = (netns.host(253), &netns.prefix);
         ip(&["link", "add", &bridge, "type", "bridge"]);
@@ -84,7 +93,11 @@ impl Netns {
         let rules = format!("*filter\n:INPUT ACCEPT [0:0]\n{}COMMIT\n", rules.collect::<String>());
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name(to), "iptables-restore", "-w"]);
-        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(missing);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| missing(&error));
         child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "iptables-restore, of the package iptables: {}", stderr(&output));
@@ -114,16 +127,38 @@ impl Drop for Netns {
     }
 }
 
+/// Namespaces and bridges of runs that were killed.
+fn take_down_leftovers() {
+    let (namespaces, links) = (ip(&["netns", "list"]), ip(&["-o", "link"]));
+    let names = namespaces.lines().filter_map(|line| line.split_whitespace().next());
+    for name in names.filter(|name| is_leftover(name)) {
+        let _ = Command::new("ip").args(["netns", "del", name]).output();
+    }
+    let names = links.lines().filter_map(|line| line.split_whitespace().nth(1)?.strip_suffix(':'));
+    for name in names.filter(|name| name.ends_with('b') && is_leftover(name)) {
+        let _ = Command::new("ip").args(["link", "del", name]).output();
+    }
+}
+
+/// Whether a name is one of these, of a process that is gone.
+fn is_leftover(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(MARK) else { return false };
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let is_ours = digits > 0 && rest[digits..].starts_with(|c: char| c.is_ascii_lowercase());
+    is_ours && !std::path::Path::new("/proc").join(&rest[..digits]).exists()
+}
+
 /// One that no address of this machine is in.
 fn free_subnet(pid: u32) -> [u8; 3] {
     let used = ip(&["-o", "-4", "addr"]);
-    let tries = (0..SUBNETS).map(|step| [198, 18, ((pid + step) % SUBNETS) as u8]);
+    let tries = (0..SUBNETS).map(|step| [198, 18, pid.wrapping_add(step).to_be_bytes()[3]]);
     let mut free = tries.filter(|[a, b, c]| !used.contains(&format!(" {a}.{b}.{c}.")));
-    free.next().expect("too many subnets of 198.18.0.0/16 are in use: remove bridges of earlier runs (`ip link`)")
+    free.next()
+        .expect("too many subnets of 198.18.0.0/16 are in use: remove bridges of earlier runs (`ip link`)")
 }
 
 fn ip(args: &[&str]) -> String {
-    let output = Command::new("ip").args(args).output().unwrap_or_else(missing);
+    let output = Command::new("ip").args(args).output().unwrap_or_else(|error| missing(&error));
     assert!(
         output.status.success(),
         "`ip {}` failed; this test needs to be root, with network namespaces: {}",
@@ -133,7 +168,7 @@ fn ip(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn missing<T>(error: std::io::Error) -> T {
+fn missing<T>(error: &std::io::Error) -> T {
     panic!("cannot run `ip` ({error}): apt-get install iproute2 iptables")
 }
 

@@ -28,7 +28,7 @@ impl Divided {
 
     /// The primary, and the others in order.
     async fn roles(&self) -> (usize, [usize; 3]) {
-        let primary = self.site.network.primary().await;
+        let primary = self.site.primary().await;
         let n = self.site.network.n();
         (primary, [1, 2, 3].map(|step| (primary + step) % n))
     }

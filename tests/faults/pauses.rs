@@ -15,7 +15,7 @@ const STANDSTILL: Duration = Duration::from_secs(10);
 async fn a_primary_that_stands_still_for_ten_seconds_is_replaced_and_joins_again() {
     let _turn = turn().await;
     let mut site = Site::start().await;
-    let primary = site.network.primary().await;
+    let primary = site.primary().await;
     let since = site.now();
     site.signal(primary, Signal::STOP);
     let took = site.goes_on("SIGSTOP of the primary", since).await;
@@ -25,7 +25,7 @@ async fn a_primary_that_stands_still_for_ten_seconds_is_replaced_and_joins_again
     site.signal(primary, Signal::CONT);
     let resumed = site.now();
     site.recovers("SIGCONT of the primary, after 10 s", resumed).await;
-    assert_ne!(site.network.primary().await, primary, "it was replaced");
+    assert_ne!(site.primary().await, primary, "it was replaced");
     site.audit("the primary stood still").await;
     // It takes part again: with another node gone, nothing would be final without it.
     let other = (primary + 1) % site.network.n();

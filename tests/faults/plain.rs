@@ -54,7 +54,13 @@ struct Session {
 }
 
 impl Plain {
-    pub fn new(network: &TestNetwork, at: usize, client: ClientId, key: SecretKey, notebook: Notebook) -> Self {
+    pub fn new(
+        network: &TestNetwork,
+        at: usize,
+        client: ClientId,
+        key: SecretKey,
+        notebook: Notebook,
+    ) -> Self {
         let nodes = &network.files().nodes;
         Self {
             client,
@@ -113,7 +119,8 @@ impl Plain {
     fn transport(&self, forbidden: &Forbidden, payload_key: &PayloadKey) -> Vec<u8> {
         let randomness = Zeroizing::new(random_bytes().unwrap());
         let sealed =
-            handshake::seal(&self.network, &self.client, &forbidden.kem_key, payload_key, &randomness).unwrap();
+            handshake::seal(&self.network, &self.client, &forbidden.kem_key, payload_key, &randomness)
+                .unwrap();
         let time = SystemClock::new().now();
         let transport = KeyTransport {
             kem_kid: forbidden.kem_kid,

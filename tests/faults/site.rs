@@ -116,6 +116,16 @@ impl Site {
         self.load.notebook.now()
     }
 
+    /// The primary of the view that most nodes are in: one that was just started learns it last.
+    pub async fn primary(&self) -> usize {
+        let mut votes = BTreeMap::<usize, usize>::new();
+        for status in self.network.local.statuses().await.into_iter().flatten() {
+            let primary = status.replicas.iter().position(|replica| replica.node == status.primary);
+            *votes.entry(primary.unwrap()).or_default() += 1;
+        }
+        votes.into_iter().max_by_key(|(_, votes)| *votes).unwrap().0
+    }
+
     /// SIGKILL; gives when.
     pub async fn kill(&mut self, at: usize) -> Duration {
         let now = self.now();
@@ -169,7 +179,10 @@ impl Site {
         self.audit("everything").await;
         self.load.pause();
         let messages = self.load.notebook.messages().len();
-        println!("{messages} messages in {} blocks, each block and message checked at each node", self.checked);
+        println!(
+            "{messages} messages in {} blocks, each block and message checked at each node",
+            self.checked
+        );
         table::tell(&self.recoveries);
     }
 
@@ -210,9 +223,11 @@ impl Site {
     async fn headers(&self, node: usize) -> Chain {
         let mut blocks = Vec::new();
         loop {
-            let page = self.network.get(node, &format!("/v1/blocks?from={}&limit=1000", blocks.len() + 1)).await;
+            let page =
+                self.network.get(node, &format!("/v1/blocks?from={}&limit=1000", blocks.len() + 1)).await;
             let page: Page = serde_json::from_value(page).unwrap();
-            let read = |block: BlockJson| ChainBlock { hash: block.hash, header: block.header.into(), body: None };
+            let read =
+                |block: BlockJson| ChainBlock { hash: block.hash, header: block.header.into(), body: None };
             blocks.extend(page.blocks.into_iter().map(read));
             if page.next.is_none() {
                 return Chain { node, blocks };
@@ -252,7 +267,8 @@ impl Site {
             let path = format!("/v1/records/{height}/{}/bundle", write.operation);
             let bytes = self.network.get_bytes(chain.node, &path).await;
             let bundle = ProofBundle::decode(&bytes).map_err(|error| error.to_string());
-            let proven = bundle.and_then(|bundle| verifier.verify(&bundle).map_err(|error| error.to_string()));
+            let proven =
+                bundle.and_then(|bundle| verifier.verify(&bundle).map_err(|error| error.to_string()));
             checker::check_proof(*height, *hash, write, &proven)
         };
         let found = stream::iter(&writes).map(verify).buffer_unordered(AT_ONCE).collect::<Vec<_>>().await;

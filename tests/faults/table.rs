@@ -23,7 +23,8 @@ pub struct Recovery {
 
 /// Prints the table of a test, and adds it to the file of JSON lines.
 pub fn tell(recoveries: &[Recovery]) {
-    let mut table = format!("{:62} {:>9} {:>9}\n", "time from the fault to a new final message", "first", "all");
+    let mut table =
+        format!("{:62} {:>9} {:>9}\n", "time from the fault to a new final message", "first", "all");
     for Recovery { fault, first, all } in recoveries {
         let all = all.map(|all| format!("{:7.2} s", all.as_secs_f64())).unwrap_or_default();
         writeln!(table, "  {fault:60} {:7.2} s {all}", first.as_secs_f64()).unwrap();
@@ -33,6 +34,7 @@ pub fn tell(recoveries: &[Recovery]) {
     let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
     for Recovery { fault, first, all } in recoveries {
         let (first, all) = (first.as_millis(), all.map(|all| all.as_millis()));
-        writeln!(file, "{}", json!({ "fault": fault, "first_final_ms": first, "all_clients_ms": all })).unwrap();
+        writeln!(file, "{}", json!({ "fault": fault, "first_final_ms": first, "all_clients_ms": all }))
+            .unwrap();
     }
 }
