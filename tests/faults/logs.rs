@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use ledgermq::crypto::random_bytes;
 
-use crate::network::TestNetwork;
 use crate::site::Site;
 use crate::turn;
 
@@ -104,9 +103,7 @@ async fn a_damaged_log_stops_the_node_and_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_log_is_gone_is_silent_and_votes_again_when_that_is_safe() {
     let _turn = turn().await;
-    // Few messages share a sequence number, so that a window of numbers is soon over.
-    let settings = [("consensus.batch_delay_ms", "0"), ("consensus.pipeline_batches", "4")];
-    let mut site = Site::on(TestNetwork::start_with(4, &settings).await).await;
+    let mut site = Site::start().await;
     kill_when_quiet(&mut site, "before the log is lost").await;
     fs::remove_dir_all(log_dir(&site)).unwrap();
     let lost_at = sequence(&site, 0).await;
