@@ -87,6 +87,8 @@ pub struct InitializedNode {
     pub node: NodeId,
     /// Its settings.
     pub config: PathBuf,
+    /// The address that it listens on, and is reached under.
+    pub host: IpAddr,
     /// Its ports.
     #[serde(flatten)]
     pub ports: NodePorts,
@@ -134,6 +136,13 @@ pub(super) fn run(args: &InitArgs) -> anyhow::Result<()> {
 /// # Errors
 /// The directory is in use or cannot be written, ports do not fit, or there is no randomness.
 pub fn init(args: &InitArgs) -> anyhow::Result<Initialized> {
+    init_on(args, &vec![args.host; usize::from(args.replicas)])
+}
+
+/// The same with an address for each replica, instead of one for all. They may be addresses of other
+/// machines if the ports are given.
+pub(super) fn init_on(args: &InitArgs, hosts: &[IpAddr]) -> anyhow::Result<Initialized> {
+    ensure!(hosts.len() == usize::from(args.replicas), "each replica needs an address, and no other");
     ensure!((1..=64).contains(&args.name.len()), "--name must have 1 to 64 bytes");
     ensure_free(&args.dir)?;
     let ports = match args.base_port {
@@ -149,12 +158,13 @@ pub fn init(args: &InitArgs) -> anyhow::Result<Initialized> {
         .prefix(".ledgermq-init-")
         .tempdir_in(parent)
         .with_context(|| format!("cannot write in {}", parent.display()))?;
-    let (network, keys) = write_network(args, draft.path(), &ports)?;
+    let (network, keys) = write_network(args, draft.path(), hosts, &ports)?;
     let whole = draft.keep();
     fs::rename(&whole, &args.dir).with_context(|| format!("cannot make {}", args.dir.display()))?;
     let nodes = keys.iter().zip(ports).enumerate().map(|(at, (key, ports))| InitializedNode {
         node: key.node_id(),
         config: args.dir.join(format!("node-{at}")).join("node.toml"),
+        host: hosts[at],
         ports,
     });
     Ok(Initialized {
@@ -206,6 +216,7 @@ fn free_ports(host: IpAddr, replicas: u16) -> anyhow::Result<Vec<NodePorts>> {
 fn write_network(
     args: &InitArgs,
     dir: &Path,
+    hosts: &[IpAddr],
     ports: &[NodePorts],
 ) -> anyhow::Result<(NetworkId, Vec<SecretKey>)> {
     let mut keys: Vec<SecretKey> = ports.iter().map(|_| SecretKey::generate()).collect::<Result<_, _>>()?;
@@ -226,22 +237,21 @@ fn write_network(
         fs::create_dir(&node_dir).with_context(|| format!("cannot make {}", node_dir.display()))?;
         keyfile::write(&node_dir.join("node.key"), key)?;
         let path = node_dir.join("node.toml");
-        fs::write(&path, node_toml(at, args.host, ports))
+        fs::write(&path, node_toml(at, hosts, ports))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok((genesis.network_id(), keys))
 }
 
-fn node_toml(at: usize, host: IpAddr, ports: &[NodePorts]) -> String {
-    let NodePorts { mqtt, api, p2p } = ports[at];
-    let family = if host.is_ipv4() { "ip4" } else { "ip6" };
-    let socket = |port| std::net::SocketAddr::new(host, port);
-    let others: Vec<String> = ports
-        .iter()
-        .enumerate()
-        .filter(|(other, _)| *other != at)
-        .map(|(_, ports)| format!("    \"/{family}/{host}/tcp/{}\",\n", ports.p2p))
-        .collect();
+fn node_toml(at: usize, hosts: &[IpAddr], ports: &[NodePorts]) -> String {
+    let NodePorts { mqtt, api, .. } = ports[at];
+    let socket = |port| std::net::SocketAddr::new(hosts[at], port);
+    let p2p = |of: usize| {
+        let family = if hosts[of].is_ipv4() { "ip4" } else { "ip6" };
+        format!("/{family}/{}/tcp/{}", hosts[of], ports[of].p2p)
+    };
+    let others = (0..ports.len()).filter(|other| *other != at);
+    let others: Vec<String> = others.map(|other| format!("    \"{}\",\n", p2p(other))).collect();
     let bootstrap = if others.is_empty() { String::new() } else { format!("\n{}", others.concat()) };
     format!(
         "# Settings of replica {at}. What is not named here has the default of docs/SETTINGS.md;\n\
@@ -260,10 +270,11 @@ fn node_toml(at: usize, host: IpAddr, ports: &[NodePorts]) -> String {
          \n\
          [p2p]\n\
          # Other nodes connect here, and this node to them.\n\
-         listen = [\"/{family}/{host}/tcp/{p2p}\"]\n\
+         listen = [\"{}\"]\n\
          bootstrap = [{bootstrap}]\n\
          swarm_key = \"../swarm.key\"\n",
         socket(mqtt),
         socket(api),
+        p2p(at),
     )
 }

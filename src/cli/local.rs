@@ -13,7 +13,9 @@
 //! dropped they are killed, and when this process dies without dropping anything, the pipe on their
 //! standard input closes and they stop by themselves.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -25,7 +27,7 @@ use tokio::process::{Child, Command};
 use url::Url;
 
 use super::http::Nodes;
-use super::init::{InitArgs, Initialized, InitializedNode, init};
+use super::init::{InitArgs, Initialized, InitializedNode, init, init_on};
 use crate::api::{RecordJson, RecordsJson, Status, Submitted};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::read_genesis;
@@ -47,6 +49,9 @@ const POLL: Duration = Duration::from_millis(50);
 /// How many lines of a replica's log an error shows.
 const LAST_LINES: usize = 12;
 
+/// First port of replicas that have places of their own.
+const PLACES_FIRST_PORT: u16 = 7_000;
+
 /// Records in a page, the most that a node gives by default.
 const PAGE: usize = 1_000;
 
@@ -62,6 +67,17 @@ pub struct LocalNetworkOptions {
     /// Settings that all replicas have besides those in their files, as environment variables:
     /// `("LEDGERMQ_POLICY__DEFAULT", "never")`.
     pub environment: Vec<(String, String)>,
+    /// Where each replica lives; empty if all of them live on loopback.
+    pub places: Vec<Place>,
+}
+
+/// Where a replica lives, when not on loopback: a network namespace, for example.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The address that it listens on; this process must reach it.
+    pub host: IpAddr,
+    /// The command that runs the program there and becomes it: `ip netns exec NAME`.
+    pub launcher: Vec<String>,
 }
 
 impl LocalNetworkOptions {
@@ -71,7 +87,7 @@ impl LocalNetworkOptions {
     /// The system does not say where that program is.
     pub fn new(dir: impl Into<PathBuf>, replicas: u16) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot tell where this program is")?;
-        Ok(Self { dir: dir.into(), replicas, program, environment: Vec::new() })
+        Ok(Self { dir: dir.into(), replicas, program, environment: Vec::new(), places: Vec::new() })
     }
 
     /// Runs another program, as tests must.
@@ -85,6 +101,13 @@ impl LocalNetworkOptions {
     #[must_use]
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Puts each replica in a place of its own, one for each.
+    #[must_use]
+    pub fn places(mut self, places: Vec<Place>) -> Self {
+        self.places = places;
         self
     }
 }
@@ -105,14 +128,21 @@ impl LocalNetwork {
     /// # Errors
     /// As for `ledgermq init`.
     pub fn create(options: LocalNetworkOptions) -> anyhow::Result<Self> {
-        let files = init(&InitArgs {
+        let args = InitArgs {
             replicas: options.replicas,
             dir: options.dir.clone(),
-            base_port: None,
-            host: std::net::Ipv4Addr::LOCALHOST.into(),
+            // Of another namespace nobody here can tell which ports are free, and all of them are.
+            base_port: (!options.places.is_empty()).then_some(PLACES_FIRST_PORT),
+            host: Ipv4Addr::LOCALHOST.into(),
             name: "local".to_owned(),
             json: false,
-        })?;
+        };
+        let files = if options.places.is_empty() {
+            init(&args)?
+        } else {
+            let hosts: Vec<IpAddr> = options.places.iter().map(|place| place.host).collect();
+            init_on(&args, &hosts)?
+        };
         let genesis = read_genesis(&files.genesis)?;
         let apis = files.nodes.iter().map(|node| Nodes::new(vec![api_url(node)?]));
         let apis = apis.collect::<anyhow::Result<_>>()?;
@@ -173,7 +203,10 @@ impl LocalNetwork {
         let log = File::options().create(true).append(true).open(&path);
         let log = log.with_context(|| format!("cannot write {}", path.display()))?;
         let program = &self.options.program;
-        let mut command = Command::new(program);
+        let launcher = self.options.places.get(replica).map_or(&[][..], |place| &place.launcher);
+        let mut words = launcher.iter().map(OsStr::new).chain([program.as_os_str()]);
+        let mut command = Command::new(words.next().context("there is no program to run")?);
+        command.args(words);
         // The user's own settings are for other nodes.
         for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
             command.env_remove(name);
@@ -189,7 +222,7 @@ impl LocalNetwork {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("cannot run {}", program.display()))?;
+            .with_context(|| format!("cannot run {}", words_of(launcher, program)))?;
         self.processes[replica] = Some(child);
         Ok(())
     }
@@ -335,7 +368,8 @@ impl LocalNetwork {
 
     /// The base URL of a replica's API.
     pub fn api_url(&self, replica: usize) -> String {
-        format!("http://127.0.0.1:{}", self.files.nodes[replica].ports.api)
+        let InitializedNode { host, ports, .. } = &self.files.nodes[replica];
+        format!("http://{}", SocketAddr::new(*host, ports.api))
     }
 
     /// Options of a gateway that trusts all replicas and connects to this one.
@@ -347,7 +381,7 @@ impl LocalNetwork {
         replica: usize,
     ) -> GatewayOptions {
         let options = GatewayOptions::new(client, key, self.files.network, state)
-            .endpoint("127.0.0.1", self.files.nodes[replica].ports.mqtt);
+            .endpoint(self.files.nodes[replica].host.to_string(), self.files.nodes[replica].ports.mqtt);
         self.files.nodes.iter().fold(options, |options, node| options.trust(node.node))
     }
 
@@ -456,10 +490,15 @@ impl LocalNetwork {
     }
 }
 
-fn is_setting(name: &std::ffi::OsStr) -> bool {
+fn words_of(launcher: &[String], program: &Path) -> String {
+    launcher.iter().map(|word| format!("{word} ")).collect::<String>() + &program.to_string_lossy()
+}
+
+fn is_setting(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b"LEDGERMQ_")
 }
 
 fn api_url(node: &InitializedNode) -> anyhow::Result<Url> {
-    Url::parse(&format!("http://127.0.0.1:{}", node.ports.api)).map_err(|error| anyhow!(error))
+    let address = SocketAddr::new(node.host, node.ports.api);
+    Url::parse(&format!("http://{address}")).map_err(|error| anyhow!(error))
 }

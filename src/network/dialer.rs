@@ -1,6 +1,6 @@
 //! Whom to dial and when: a pure plan, executed by the swarm task.
 //!
-//! Configured addresses are dialed for ever, with back-off; found ones (mDNS, announcements) until
+//! Configured addresses are dialed for ever, with a short back-off; found ones (mDNS, announcements) until
 //! they have failed too often, since a living node is found again. What leads to this node itself
 //! is left alone for some time, because an address can move to another node.
 
@@ -18,6 +18,10 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// The longest wait between attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// The same for configured addresses, which are few and those of replicas: when a partition ends, a
+/// quorum shall not have to wait for more than that.
+const LONGEST_CONFIGURED_WAIT: Duration = Duration::from_secs(5);
 
 /// The wait before an address that led to this node is tried again.
 const SELF_WAIT: Duration = Duration::from_secs(600);
@@ -52,6 +56,14 @@ struct Plan {
     failures: u32,
     not_before: Duration,
     dialing: bool,
+}
+
+impl Plan {
+    /// 0.5 s, 1 s, 2 s, ... up to the longest.
+    fn wait(&self) -> Duration {
+        let longest = if self.configured { LONGEST_CONFIGURED_WAIT } else { LONGEST_WAIT };
+        FIRST_WAIT.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(longest)
+    }
 }
 
 /// The plan of all targets, at most [`MAX_DIAL_TARGETS`].
@@ -139,7 +151,7 @@ impl Dialer {
         for plan in self.plans.values_mut().filter(|plan| plan.peer.as_ref() == Some(peer)) {
             let brief = lasted < LONGEST_WAIT;
             plan.failures = if brief { plan.failures + 1 } else { 0 };
-            plan.not_before = now + wait_after(plan.failures.max(1));
+            plan.not_before = now + plan.wait();
         }
     }
 
@@ -178,18 +190,13 @@ impl Dialer {
     fn fail(&mut self, target: &Target, now: Duration) -> Option<u32> {
         let plan = self.plans.get_mut(target)?;
         plan.failures = plan.failures.saturating_add(1);
-        plan.not_before = now + wait_after(plan.failures);
+        plan.not_before = now + plan.wait();
         let failures = plan.failures;
         if !plan.configured && failures >= GIVE_UP_AFTER {
             self.plans.remove(target);
         }
         Some(failures)
     }
-}
-
-/// 0.5 s, 1 s, 2 s, ... 30 s.
-fn wait_after(failures: u32) -> Duration {
-    FIRST_WAIT.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_WAIT)
 }
 
 /// The address without a trailing `/p2p/<peer id>`, and that peer.
@@ -254,16 +261,29 @@ mod tests {
     #[test]
     fn a_configured_address_is_dialed_for_ever_with_growing_waits() {
         let mut dialer = Dialer::new(PeerId::random(), &[address(AT)]);
-        let mut now = Duration::ZERO;
+        let (mut now, mut last) = (Duration::ZERO, Duration::ZERO);
         for _ in 0..100 {
             let connection = dial(&mut dialer, now).expect("it is due");
             assert!(dialer.due(now, |_| false).is_empty(), "it is under way");
-            let failures = dialer.on_failed(connection, now).unwrap();
-            let wait = wait_after(failures);
-            assert!(wait <= LONGEST_WAIT);
+            dialer.on_failed(connection, now);
+            let wait = dialer.plans.values().next().unwrap().not_before - now;
+            assert!(wait >= last && wait <= LONGEST_CONFIGURED_WAIT);
             assert!(dialer.due(now + wait - Duration::from_millis(1), |_| false).is_empty());
-            now += wait;
+            (now, last) = (now + wait, wait);
         }
+    }
+
+    #[test]
+    fn after_an_hour_of_partition_a_replica_is_dialed_within_seconds() {
+        let mut dialer = Dialer::new(PeerId::random(), &[address(AT)]);
+        let mut now = Duration::ZERO;
+        while now < Duration::from_secs(3600) {
+            if let Some(connection) = dial(&mut dialer, now) {
+                dialer.on_failed(connection, now);
+            }
+            now += FIRST_WAIT;
+        }
+        assert!(!dialer.due(now + LONGEST_CONFIGURED_WAIT, |_| false).is_empty());
     }
 
     #[test]

@@ -50,7 +50,12 @@ pub struct Raw {
 impl Raw {
     /// A connection without a CONNECT yet; `level` is 3, 4 (MQTT 3.1.1) or 5.
     pub async fn dial(address: impl ToSocketAddrs, level: u8) -> Self {
-        Self { level, stream: TcpStream::connect(address).await.unwrap(), next_id: 1 }
+        Self::try_dial(address, level).await.unwrap()
+    }
+
+    /// The same where nobody may listen.
+    pub async fn try_dial(address: impl ToSocketAddrs, level: u8) -> std::io::Result<Self> {
+        Ok(Self { level, stream: TcpStream::connect(address).await?, next_id: 1 })
     }
 
     /// Sends CONNECT; the return or reason code of the CONNACK, `None` if there was none.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use ledgermq::cli::local::{LocalNetwork, LocalNetworkOptions};
+use ledgermq::cli::local::{LocalNetwork, LocalNetworkOptions, Place};
 use ledgermq::cli::{Initialized, NodePorts};
 use ledgermq::clock::{Clock as _, SystemClock};
 use ledgermq::crypto::SecretKey;
@@ -56,11 +56,17 @@ impl TestNetwork {
 
     /// Makes a network's files and starts nothing.
     pub fn create(replicas: u16, settings: &[(&str, &str)]) -> Self {
+        Self::create_in(replicas, settings, Vec::new())
+    }
+
+    /// The same with a place for each replica.
+    pub fn create_in(replicas: u16, settings: &[(&str, &str)], places: Vec<Place>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = LocalNetworkOptions::new(dir.path().join("net"), replicas).unwrap();
         let options = options
             .program(env!("CARGO_BIN_EXE_ledgermq"))
-            .setting("LEDGERMQ_LOG__LEVEL", "info,ledgermq=debug");
+            .setting("LEDGERMQ_LOG__LEVEL", "info,ledgermq=debug")
+            .places(places);
         let options =
             settings.iter().fold(options, |options, (name, value)| options.setting(variable(name), *value));
         let local = LocalNetwork::create(options).unwrap();
@@ -306,8 +312,10 @@ impl TestNetwork {
         let state = self.path(&format!("gateway-{}", client.replace('/', "-")));
         let (first, others) = nodes.split_first().unwrap();
         let options = self.local.gateway(ClientId::new(client).unwrap(), key.clone(), state, *first);
-        let port = |at: &usize| self.ports(*at).mqtt;
-        others.iter().fold(options, |options, at| options.endpoint("127.0.0.1", port(at)))
+        others.iter().fold(options, |options, at| {
+            let node = &self.files().nodes[*at];
+            options.endpoint(node.host.to_string(), node.ports.mqtt)
+        })
     }
 
     pub async fn gateway(&self, client: &str, key: &SecretKey, nodes: &[usize]) -> Gateway {
