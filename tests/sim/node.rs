@@ -11,7 +11,7 @@ use ledgermq::ledger::{
     Block, Certificate, CertifiedBlock, CheckpointContent, Genesis, Operation, ReplicaSetKeys, State,
     VerifiedRequest,
 };
-use ledgermq::pbft::{Batch, Gate, Input, Now, Replica, Restored, Settings, SetupError, WalEntry};
+use ledgermq::pbft::{Batch, Gate, Input, Now, Replica, Restored, Settings, WalEntry};
 use ledgermq::store::log::{Entry, EntryKind, Position};
 use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, SeqNum, Timestamp};
 

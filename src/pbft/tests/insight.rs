@@ -249,7 +249,7 @@ fn a_node_that_is_behind_says_how_far_and_tells_it_once() {
             })
             .collect(),
     };
-    let synced = Input::BlocksSynced { certificate, timestamp: START };
+    let synced = Input::BlocksSynced { certificate, timestamp: START, requests: Vec::new() };
     let output = t.step(synced);
     assert!(
         matches!(output.notices[..], [Notice::CaughtUp { executed: SeqNum(40), .. }]),
