@@ -151,9 +151,12 @@ async fn a_wiped_node_says_how_far_it_is_keeps_silent_and_votes_again() {
     network.local.spawn(3).unwrap();
     network.local.ready(3).await.unwrap();
     network.reaches(3, height).await;
-    let log = network.log(3);
-    assert!(log.contains("behind: fetching blocks") && log.contains("fetched all blocks"), "{log}");
-
+    network
+        .eventually("it says so", async || {
+            let log = network.log(3);
+            (log.contains("behind: fetching blocks") && log.contains("fetched all blocks")).then_some(())
+        })
+        .await;
     let load = Load::start(&gateway);
     // It keeps silent until it cannot contradict what it said before, and then it votes.
     let voted = r#"ledgermq_consensus_messages_total{direction="out",kind="prepare"}"#;
