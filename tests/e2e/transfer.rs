@@ -166,7 +166,6 @@ async fn a_wiped_node_says_how_far_it_is_keeps_silent_and_votes_again() {
     network.eventually("it votes", async || (network.metric(3, voted).await >= 1.0).then_some(())).await;
     load.stop(&network).await;
     network.kill(2).await;
-    let gateway = network.gateway("devices/iot", &key, &[0, 1]).await;
     fill(&network, &gateway, readings(1)).await;
     network.spawn(2).await;
     network.assert_same_blocks().await;
