@@ -202,7 +202,7 @@ impl Disk {
         let synced = self.kept.iter().filter(|kept| kept.position <= self.synced);
         let newest = |pin: Pin| {
             let of_kind = |kept: &&Kept| matches!(kept.mark, Mark::Core { pin: Some(of), .. } if of == pin);
-            synced.clone().filter(of_kind).last().map(|kept| kept.position)
+            synced.clone().rfind(of_kind).map(|kept| kept.position)
         };
         let needed = |kept: &&Kept| match kept.mark {
             // Of what belongs to no number, the newest is kept.

@@ -99,9 +99,9 @@ fn a_wiped_replica_fetches_the_whole_ledger_and_votes_only_when_it_is_safe() {
         t.run_until(20 * SECOND, "it has the ledger", |t| t.liveness.is_final_at(t.node(3)));
         let silent = |t: &Cluster| t.node(3).replica.as_ref().unwrap().status().silent;
         assert!(silent(&t), "it may have voted for any of those that it now fetched");
-        for _ in 0..2 {
-            execute_many(&mut t, 1);
-        }
+        // It listens first, then stays silent for a window above what it heard.
+        t.run(12 * SECOND);
+        execute_many(&mut t, 1);
         t.run_until(20 * SECOND, "it votes again", |t| !silent(t));
         // It is needed now.
         t.crash(2).ask(1).until_all_written(10 * SECOND).restart(2);
