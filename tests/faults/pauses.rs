@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ledgermq::types::View;
 use rustix::process::Signal;
 
 use crate::site::Site;
@@ -11,11 +12,17 @@ use crate::turn;
 /// How long the primary stands still.
 const STANDSTILL: Duration = Duration::from_secs(10);
 
+/// The highest view that any node is in.
+async fn view(site: &Site) -> View {
+    let statuses = site.network.local.statuses().await;
+    statuses.into_iter().flatten().map(|status| status.view).max().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_stands_still_for_ten_seconds_is_replaced_and_joins_again() {
     let _turn = turn().await;
     let mut site = Site::start().await;
-    let primary = site.primary().await;
+    let (primary, before) = (site.primary().await, view(&site).await);
     let since = site.now();
     site.signal(primary, Signal::STOP);
     let took = site.goes_on("SIGSTOP of the primary", since).await;
@@ -25,7 +32,8 @@ async fn a_primary_that_stands_still_for_ten_seconds_is_replaced_and_joins_again
     site.signal(primary, Signal::CONT);
     let resumed = site.now();
     site.recovers("SIGCONT of the primary, after 10 s", resumed).await;
-    assert_ne!(site.primary().await, primary, "it was replaced");
+    // On a slow machine its turn may have come again by now.
+    assert!(view(&site).await > before, "it was replaced");
     site.audit("the primary stood still").await;
     // It takes part again: with another node gone, nothing would be final without it.
     let other = (primary + 1) % site.network.n();
