@@ -54,13 +54,14 @@ pub struct Policy {
     node: NodeId,
     policy: WritePolicy,
     queue: mpsc::Sender<Picked>,
-    submitter: Option<Submitter>,
     finals: Finals,
     metrics: IngressMetrics,
 }
 
 impl Policy {
-    /// Policy of node `node`. `room` is notified when the request pool may have room again.
+    /// Policy of node `node`. `room` is notified when the request pool may have room again. To be
+    /// called on a tokio runtime: what hands requests on to Consensus starts here, since `started`
+    /// may run when the runtime is gone.
     pub fn new(
         node: NodeId,
         policy: WritePolicy,
@@ -72,8 +73,8 @@ impl Policy {
     ) -> Self {
         let (queue, picked) = mpsc::channel(QUEUE);
         let (one, many) = consensus;
-        let submitter = Submitter { one, many, room, finals: finals.clone(), picked, _vital: vital };
-        Self { node, policy, queue, submitter: Some(submitter), finals, metrics }
+        tokio::spawn(Submitter { one, many, room, finals: finals.clone(), picked, _vital: vital }.run());
+        Self { node, policy, queue, finals, metrics }
     }
 
     /// The request to write what the policy picks; none if it picks nothing.
@@ -102,9 +103,6 @@ impl Actor for Policy {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        if let Some(submitter) = self.submitter.take() {
-            tokio::spawn(submitter.run());
-        }
     }
 }
 
