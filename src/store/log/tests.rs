@@ -256,7 +256,7 @@ fn an_image_of_a_log_is_torn_and_read_as_its_files_are() {
             fs::write(&file, &bytes).unwrap();
             image.bytes = bytes;
             let read = image::recover(&NETWORK, std::slice::from_mut(&mut image));
-            let read = read.map(|entries| entries.into_iter().map(|(_, entry)| entry).collect());
+            let read = read.map(|entries| entries.into_iter().map(|(_, entry)| entry).collect::<Vec<_>>());
             // A log that is opened and closed gets an end mark, which opening it cuts again.
             match (Log::open(dir.path(), settings()).map(|(_log, replay)| entries(replay)), read) {
                 (Ok(found), Ok(expected)) => {
