@@ -13,6 +13,9 @@ pub const POOL_MAX_REQUESTS: usize = 40;
 /// What may come back from batches that a change of view dissolved, in runs as short as ours.
 const REOPENED: usize = 100;
 
+/// The same from each batch that earlier views left: so many requests it has at most in a storm.
+const LARGEST_BATCH: usize = 16;
+
 impl Property for BoundedMemory {
     fn name(&self) -> &'static str {
         "bounded memory"
@@ -36,7 +39,8 @@ impl Property for BoundedMemory {
         at_most("votes", held.votes, 2 * window * n)?;
         at_most("checkpoints", held.checkpoints, (2 * window + 1) * n)?;
         at_most("claims", held.claims, n)?;
-        at_most("pending requests of one node", held.pending, POOL_MAX_REQUESTS + REOPENED)?;
+        let reopened = REOPENED + LARGEST_BATCH * held.archived;
+        at_most("pending requests of one node", held.pending, POOL_MAX_REQUESTS + reopened)?;
         at_most("requests to send", held.outbox, POOL_MAX_REQUESTS + REOPENED)?;
         let far = held.highest_slot.0 > step.0.stable.0 + WINDOW;
         ensure!(!far, "replica {at} keeps votes for {}, above its high watermark", held.highest_slot);
