@@ -71,6 +71,12 @@ impl Rules<'_> {
             && self.is_decided(view, number, digest)
     }
 
+    /// Whether a correct replica that has given `view` up can execute this on a quorum of COMMITs, which
+    /// it still listens to. It says nothing by that, and what is executed is decided in any case.
+    pub fn can_witness(&self, at: usize, view: usize, number: usize, digest: Digest) -> bool {
+        self.state.replicas[at].changing && self.is_decided(view, number, digest)
+    }
+
     /// Every batch that can be decided at a number, in any view.
     pub fn decided(&self, number: usize) -> BTreeSet<Digest> {
         let mut decided = BTreeSet::new();
