@@ -166,6 +166,8 @@ fn depose_at_every_sequence(n: usize, numbers: u64) -> u64 {
         t.run_until(Duration::from_secs(60), "the next number is executed", |t| {
             t.nodes.iter().any(|node| node.state.head().sequence >= wanted)
         });
+        // Else the one that is cut off may be ahead of the others, who wait for it.
+        t.run_until(Duration::from_secs(60), "everybody is in one view", Cluster::is_in_one_view);
         let view = t.view_of_a_quorum();
         let primary = (view % n as u64) as usize;
         t.silent.insert(primary);
@@ -194,6 +196,12 @@ impl Cluster {
         let mut views: Vec<u64> = self.views().collect();
         views.sort_unstable_by(|a, b| b.cmp(a));
         views[self.world.quorum - 1]
+    }
+
+    fn is_in_one_view(&self) -> bool {
+        let statuses = || self.nodes.iter().filter_map(|node| Some(node.replica.as_ref()?.status()));
+        let first = statuses().next().map(|status| status.view);
+        statuses().all(|status| !status.changing && Some(status.view) == first)
     }
 
     /// The views that the replicas are in.

@@ -64,7 +64,8 @@ pub fn what_one_executed_comes_again_in_the_next_view(seed: u64) -> u64 {
 
 #[test]
 fn what_one_replica_executed_comes_again_in_the_next_view() {
-    run::all("what_one_replica_executed", seeds(10), what_one_executed_comes_again_in_the_next_view);
+    let name = "directed::what_one_replica_executed_comes_again_in_the_next_view";
+    run::all(name, seeds(10), what_one_executed_comes_again_in_the_next_view);
 }
 
 /// As the primary of a view it puts null batches where something was prepared, and then commits to
@@ -118,7 +119,8 @@ pub fn a_new_view_that_hides_what_one_executed(seed: u64) -> u64 {
 
 #[test]
 fn a_new_view_that_hides_what_one_replica_executed_is_refused() {
-    run::all("a_new_view_that_hides", seeds(10), a_new_view_that_hides_what_one_executed);
+    let name = "directed::a_new_view_that_hides_what_one_replica_executed_is_refused";
+    run::all(name, seeds(10), a_new_view_that_hides_what_one_executed);
 }
 
 /// In view 0 it says only what the story makes it say; later it is correct, but for the votes that
@@ -180,7 +182,8 @@ pub fn a_primary_that_votes_for_its_own_proposal(seed: u64) -> u64 {
 
 #[test]
 fn a_primarys_vote_for_its_own_proposal_counts_once() {
-    run::all("a_primarys_vote", seeds(10), a_primary_that_votes_for_its_own_proposal);
+    let name = "directed::a_primarys_vote_for_its_own_proposal_counts_once";
+    run::all(name, seeds(10), a_primary_that_votes_for_its_own_proposal);
 }
 
 /// It says nothing but what the story makes it say.
@@ -212,5 +215,6 @@ pub fn one_says_that_nothing_happened(seed: u64) -> u64 {
 
 #[test]
 fn one_replicas_word_that_nothing_happened_is_not_enough() {
-    run::all("one_replicas_word", seeds(10), one_says_that_nothing_happened);
+    let name = "directed::one_replicas_word_that_nothing_happened_is_not_enough";
+    run::all(name, seeds(10), one_says_that_nothing_happened);
 }
