@@ -303,7 +303,9 @@ impl Replica {
     }
 
     fn certificates_due(&self) -> Option<Duration> {
-        if self.checkpoints.gaps(REPEATS_BEFORE_FETCH, 1).is_empty() {
+        // A replica alone has nobody to ask.
+        let alone = self.settings.replicas.n() == 1;
+        if alone || self.checkpoints.gaps(REPEATS_BEFORE_FETCH, 1).is_empty() {
             return None;
         }
         let again = self.progress.certificates_asked.map(|asked| asked + self.settings.fetch_interval);

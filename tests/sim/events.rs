@@ -23,6 +23,9 @@ pub struct Gossip {
     pub liar: Option<usize>,
 }
 
+/// How often a core may want to be woken at one moment: what is due is done by then, or never.
+const MOST_TICKS: u32 = 1_000;
+
 pub enum Event {
     Step {
         node: usize,
@@ -207,7 +210,15 @@ impl Cluster {
         let local = self.nodes[node].clock.monotonic(self.time);
         let due = self.nodes[node].replica.as_ref().and_then(|replica| replica.next_deadline());
         match due {
-            Some(due) if due <= local => drop(self.step(node, Input::Tick)),
+            Some(due) if due <= local => {
+                let (at, ticks) = self.nodes[node].ticks;
+                let ticks = if at == self.time { ticks + 1 } else { 1 };
+                self.nodes[node].ticks = (self.time, ticks);
+                if ticks > MOST_TICKS {
+                    self.fail("idle", &format!("replica {node} wants to be woken again and again"));
+                }
+                self.step(node, Input::Tick);
+            }
             Some(due) => self.wake_at(node, self.nodes[node].clock.when(due)),
             None => {}
         }

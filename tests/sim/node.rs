@@ -122,6 +122,8 @@ pub struct Node {
     pub skips: usize,
     /// When all that was appended so far is synced.
     pub disk_free_at: Duration,
+    /// When it was woken last, and how often at that moment.
+    pub ticks: (Duration, u32),
     /// When it is to be woken next.
     pub wake_at: Option<Duration>,
     /// How many sequence numbers lie between two moments at which its ledger store is made durable.
@@ -166,6 +168,7 @@ impl Node {
             blocks_refused: 0,
             skips: 0,
             disk_free_at: Duration::ZERO,
+            ticks: (Duration::ZERO, 0),
             wake_at: None,
             durable_every: DURABLE_EVERY,
             sync_us: SYNC_US,
@@ -341,7 +344,8 @@ impl Node {
     /// Stores a certificate that the core made, or one that was fetched and verified.
     pub fn put_certificate(&mut self, certificate: &Certificate) {
         let height = certificate.content.height;
-        if height > Height(0) && self.blocks.contains_key(&height) {
+        // Some come again after a restart; those that are there are there for good already.
+        if self.blocks.contains_key(&height) && !self.certificates.contains_key(&height) {
             self.durable.later_certificates.insert(height);
             self.certificates.insert(height, certificate.clone());
         }

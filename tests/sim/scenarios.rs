@@ -122,6 +122,16 @@ fn a_single_replica_survives_crashes_at_any_moment() {
 }
 
 #[test]
+fn a_single_replica_that_lacks_certificates_does_not_ask_itself_without_end() {
+    let mut t = Cluster::new(1, 1);
+    t.nodes[0].durable_every = 1;
+    t.ask(0).until_all_written(SECOND).ask(0).until_all_written(SECOND);
+    t.lose_disk(0).nodes[0].certificates.clear();
+    t.restart(0).run(SECOND);
+    assert!(!t.node(0).uncertified().is_empty());
+}
+
+#[test]
 fn a_backup_that_missed_more_than_a_window_fetches_blocks() {
     let mut t = Cluster::with(3, 4, |settings| settings.batch_max_requests = 1);
     t.cut_off.insert(3);

@@ -20,8 +20,6 @@ pub struct Agreement {
     prepared: BTreeMap<(View, SeqNum), Hash>,
     /// Who sent COMMIT, faulty ones included.
     commits: BTreeMap<(SeqNum, Hash, View), BTreeSet<usize>>,
-    /// Batches for which a quorum did.
-    committed: BTreeSet<(SeqNum, Hash)>,
 }
 
 impl Property for Agreement {
@@ -36,7 +34,7 @@ impl Property for Agreement {
             Seen::Executed { sequence, batch } if correct => {
                 let agreed = *self.batches.entry(*sequence).or_insert(*batch) == *batch;
                 ensure!(agreed, "replicas disagree on batch {sequence}");
-                let committed = world.n == 1 || self.committed.contains(&(*sequence, *batch));
+                let committed = self.is_committed(world, at, *sequence, *batch);
                 ensure!(committed, "replica {at} executed {sequence} without a quorum of COMMITs");
                 Ok(())
             }
@@ -57,14 +55,20 @@ impl Property for Agreement {
 }
 
 impl Agreement {
+    /// Whether a quorum sent COMMIT in one view. The own one counts from the moment when it is in the
+    /// log: a crash may come before it is sent, and what it completes is executed after the restart.
+    fn is_committed(&self, world: &World, at: usize, sequence: SeqNum, batch: Hash) -> bool {
+        let own = world.identities[at];
+        let votes = |commits: &BTreeSet<usize>| commits.len() + usize::from(!commits.contains(&own));
+        let mut views = self.commits.range((sequence, batch, View(0))..=(sequence, batch, View(u64::MAX)));
+        world.n == 1 || views.any(|(_, commits)| votes(commits) >= world.quorum)
+    }
+
     fn sent(&mut self, world: &World, at: usize, content: &Content, correct: bool) -> Result<(), Broken> {
         let Content::Commit(commit) = content else { return Ok(()) };
         let (view, sequence, digest) = (commit.view, commit.sequence, commit.digest);
         let commits = self.commits.entry((sequence, digest, view)).or_default();
         commits.insert(world.identities[at]);
-        if commits.len() >= world.quorum {
-            self.committed.insert((sequence, digest));
-        }
         if correct {
             let same = *self.prepared.entry((view, sequence)).or_insert(digest) == digest;
             ensure!(same, "two batches are prepared for {sequence} in view {view}");
