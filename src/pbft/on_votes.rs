@@ -69,6 +69,7 @@ impl Replica {
         let Some(slot) = self.log.get_mut(sequence, view) else { return };
         let Some(proposal) = &slot.proposal else { return };
         let digest = proposal.digest;
+        let before = slot.phase;
         let mut sent = None;
         if slot.phase == Phase::PrePrepared && slot.prepared(quorum) {
             let content = Content::Commit(Commit { view, sequence, digest });
@@ -94,6 +95,9 @@ impl Replica {
             slot.phase = Phase::Committed;
             out.wal.push(WalEntry::Committed { view, sequence, digest });
             self.prove_voice(out);
+        }
+        if self.log.get(sequence, view).is_some_and(|slot| slot.phase > before) {
+            self.quorum_voted(now);
         }
         if let Some(commit) = sent {
             self.broadcast(&commit, out);

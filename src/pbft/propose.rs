@@ -12,6 +12,9 @@ use crate::pbft::resend::Resend;
 use crate::pbft::wal::WalEntry;
 use crate::types::Timestamp;
 
+/// So many full batches may be on their way whatever `pipeline_batches` is.
+const FULL_BATCHES: u64 = 16;
+
 impl Replica {
     /// Proposes batches while there are any that are full or have waited long enough.
     pub(super) fn try_propose(&mut self, now: Now, out: &mut Output) {
@@ -29,6 +32,12 @@ impl Replica {
         if !self.may_propose() {
             return None;
         }
+        // What is on its way is voted for again if the view changes, and each number costs 3n messages:
+        // more of them at once only make each other late.
+        let on_their_way = self.accepted.0.saturating_sub(self.executed.sequence.0);
+        if on_their_way >= self.settings.pipeline_batches.max(FULL_BATCHES) {
+            return None;
+        }
         let (count, bytes) = self.pool.pending();
         let full = count >= self.settings.batch_max_requests || bytes >= self.settings.batch_max_bytes;
         if full {
@@ -36,7 +45,6 @@ impl Replica {
         }
         // While enough batches are on their way, requests gather: each batch costs the same votes,
         // signatures and syncs, however few requests it has, so under load they grow by themselves.
-        let on_their_way = self.accepted.0.saturating_sub(self.executed.sequence.0);
         let wait = on_their_way >= self.settings.pipeline_batches;
         (!wait).then(|| oldest + self.settings.batch_delay)
     }

@@ -2,7 +2,7 @@
 //!
 //! | sign | limit | why an honest primary is safe |
 //! | --- | --- | --- |
-//! | requests wait and nothing is executed | `request_timeout` | restarts with each execution, here or elsewhere; stands still while this node's own executor is at work |
+//! | requests wait and nothing is executed | `request_timeout` | restarts with each execution, here or elsewhere; stands still while this node's own executor is at work; while quorums prepare and commit batches, up to `patience` times that: under overload the votes for many batches come before the last one for the first |
 //! | the oldest request of one node waits for its turn | `patience` times that | a primary takes the oldest of each node into each batch; what it may lack is forwarded to it at half the timeout |
 //! | what was executed is not certified | likewise | others repeat their CHECKPOINTs; who cannot execute it is on its way to another view, where it can |
 //! | any request waits in one view | `request_age_max` | no queue is longer than the pool |
@@ -39,6 +39,8 @@ struct Head {
 pub(super) struct Waiting {
     /// Since when anything waits without progress.
     pub(super) since: Option<Duration>,
+    /// When a quorum last brought a batch on its way further, if one did.
+    voted: Option<Duration>,
     heads: BTreeMap<NodeId, Head>,
     /// What others were known to have executed.
     known: SeqNum,
@@ -58,6 +60,16 @@ impl Replica {
         if let Some(since) = &mut self.waiting.since {
             *since = now.monotonic;
         }
+    }
+
+    /// A quorum prepared or committed a batch: its votes come, if only slowly.
+    pub(super) const fn quorum_voted(&mut self, now: Now) {
+        self.waiting.voted = Some(now.monotonic);
+    }
+
+    /// When it last did.
+    pub(super) const fn last_vote(&self) -> Option<Duration> {
+        self.waiting.voted
     }
 
     /// A view began: its primary gets the whole time.
@@ -117,8 +129,11 @@ impl Replica {
         }
         let timeout = self.view_timeout();
         let executing = self.dispatched > self.executed.sequence;
-        let still = self.waiting.since.filter(|_| !executing).map(|since| since + timeout);
         let patience = timeout * self.settings.patience;
+        // Each number brings this twice in a view at most, and not for longer than censorship could.
+        let voted = self.waiting.voted.unwrap_or_default();
+        let still = self.waiting.since.filter(|_| !executing);
+        let still = still.map(|since| (since.max(voted) + timeout).min(since + patience.max(timeout)));
         let turn = self.waiting.heads.values().map(|head| head.since + patience).min();
         let uncertified = self.waiting.uncertified.map(|since| since + patience);
         let oldest = self.pool.oldest().map(|came| came.max(self.views.entered_at));
@@ -151,7 +166,9 @@ impl Replica {
         if !self.judges() {
             return;
         }
-        if self.views.entered.is_some() && self.views.executed_here == 0 {
+        // What it was to carry over is not through: the next one begins with the same, and more.
+        let carried = self.executed.sequence >= self.views.carried_upto;
+        if self.views.entered.is_some() && (self.views.executed_here == 0 || !carried) {
             self.views.failed();
         }
         self.start_view_change(now, self.view.next(), reason, out);

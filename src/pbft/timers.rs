@@ -13,6 +13,9 @@ use crate::types::{Hash, NodeId};
 /// Of how many slots, the lowest ones, the own messages are repeated: the others wait for these.
 const REPEATED_SLOTS: usize = 32;
 
+/// The same while votes come: what is late is not lost, and repeating it makes the rest later still.
+const REPEATED_WHILE_MOVING: usize = 2;
+
 /// How often a NEW-VIEW is repeated by itself; later, who lacks it asks.
 const NEW_VIEW_REPEATS: u32 = 8;
 
@@ -207,17 +210,25 @@ impl Replica {
         out.effects.push(Effect::FetchView { view, from });
     }
 
+    /// Before this time, of all but the lowest numbers nothing is repeated: quorums vote.
+    fn moving_until(&self) -> Duration {
+        self.last_vote().map_or(Duration::ZERO, |voted| voted + self.settings.resend_initial)
+    }
+
     fn repeated_slots(&self) -> impl Iterator<Item = Duration> {
-        let slots = self.log.iter().take(REPEATED_SLOTS).map(|(_, slot)| slot);
-        slots.filter(|slot| !slot.sent.is_empty()).map(|slot| slot.resend.next)
+        let moving = self.moving_until();
+        let slots = self.log.iter().take(REPEATED_SLOTS).map(|(_, slot)| slot).enumerate();
+        let sent = slots.filter(|(_, slot)| !slot.sent.is_empty());
+        sent.map(move |(at, slot)| not_before(at, moving, slot.resend.next))
     }
 
     /// Repeats the own messages of the lowest slots until their checkpoint is stable: a vote that
     /// is sent once is lost once.
     fn repeat_votes(&mut self, now: Now, out: &mut Output) {
         let mut due = Vec::new();
-        for (_, slot) in self.log.iter_mut().take(REPEATED_SLOTS) {
-            if !slot.sent.is_empty() && slot.resend.next <= now.monotonic {
+        let moving = self.moving_until();
+        for (at, (_, slot)) in self.log.iter_mut().take(REPEATED_SLOTS).enumerate() {
+            if !slot.sent.is_empty() && not_before(at, moving, slot.resend.next) <= now.monotonic {
                 slot.resend.again(now.monotonic, &self.settings);
                 due.extend(slot.sent.iter().cloned());
             }
@@ -228,13 +239,16 @@ impl Replica {
     }
 
     fn repeated_checkpoints(&self) -> impl Iterator<Item = Duration> {
-        self.checkpoints.open().take(REPEATED_SLOTS).map(|(_, own)| own.resend.next)
+        let moving = self.moving_until();
+        let open = self.checkpoints.open().take(REPEATED_SLOTS).enumerate();
+        open.map(move |(at, (_, own))| not_before(at, moving, own.resend.next))
     }
 
     fn repeat_checkpoints(&mut self, now: Now, out: &mut Output) {
         let mut due = Vec::new();
-        for own in self.checkpoints.open_mut().take(REPEATED_SLOTS) {
-            if own.resend.next <= now.monotonic {
+        let moving = self.moving_until();
+        for (at, own) in self.checkpoints.open_mut().take(REPEATED_SLOTS).enumerate() {
+            if not_before(at, moving, own.resend.next) <= now.monotonic {
                 own.resend.again(now.monotonic, &self.settings);
                 due.push(own.message.clone());
             }
@@ -320,4 +334,9 @@ impl Replica {
         let heights = self.checkpoints.gaps(REPEATS_BEFORE_FETCH, CERTIFICATES_AT_A_TIME);
         out.effects.push(Effect::FetchCertificates { heights, from: self.others().collect() });
     }
+}
+
+/// When the `at`-th lowest of what is repeated is due.
+fn not_before(at: usize, moving: Duration, next: Duration) -> Duration {
+    if at < REPEATED_WHILE_MOVING { next } else { next.max(moving) }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ledgermq::crypto::HashKind;
 use ledgermq::ledger::{Block, Certificate, VerifiedRequest};
+use ledgermq::pbft::message::Content;
 use ledgermq::pbft::{Effect, Envelope, Input, Pass, Rejected, Signed, Source, Verified};
 use ledgermq::store::log::Position;
 use ledgermq::types::{Hash, Height, View};
@@ -33,6 +34,11 @@ pub enum Event {
         input: Box<Input>,
     },
     Gossip {
+        to: usize,
+        gossip: Arc<Gossip>,
+    },
+    /// Gossip that a slow node has checked.
+    Checked {
         to: usize,
         gossip: Arc<Gossip>,
     },
@@ -144,7 +150,8 @@ impl Cluster {
             Event::Synced { node, life, position, effects, then } if self.is_up(node, life) => {
                 self.on_synced(node, position, effects, then);
             }
-            Event::Gossip { to, gossip } => self.hear(to, &gossip),
+            Event::Gossip { to, gossip } if self.nodes[to].check_us > 0 => self.queue(to, gossip),
+            Event::Gossip { to, gossip } | Event::Checked { to, gossip } => self.hear(to, &gossip),
             Event::FetchRequests { at, from, digests } => self.answer_requests(at, from, &digests),
             Event::FetchBatches { at, from, digests } => self.answer_batches(at, from, &digests),
             Event::FetchView { at, from, view } => self.answer_view(at, from, view),
@@ -303,6 +310,25 @@ impl Cluster {
         if then.is_some() {
             self.crash(node);
         }
+    }
+
+    /// A slow node checks one message after the other, and each signature in it takes its time. Its
+    /// timers go on meanwhile.
+    fn queue(&mut self, to: usize, gossip: Arc<Gossip>) {
+        if !self.nodes[to].is_up() || self.seen[to].contains(&gossip.id) {
+            return;
+        }
+        let signatures = match gossip.message.content() {
+            Content::ViewChange(view_change) => 1 + view_change.prepared.len() * self.replicas.quorum(),
+            Content::NewView(new_view) => 1 + new_view.proposals.len(),
+            _ => 1,
+        };
+        let time = self.time;
+        let node = &mut self.nodes[to];
+        let takes = Duration::from_micros(node.check_us * u64::try_from(signatures).unwrap());
+        node.checks_until = node.checks_until.max(time) + takes;
+        let wait = node.checks_until - time;
+        self.schedule(wait, Event::Checked { to, gossip });
     }
 
     fn hear(&mut self, to: usize, gossip: &Gossip) {

@@ -29,6 +29,7 @@ mod events;
 mod evil;
 mod network;
 mod node;
+mod overload;
 mod planted;
 mod property;
 mod rng;

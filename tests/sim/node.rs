@@ -136,6 +136,10 @@ pub struct Node {
     pub lost_log: bool,
     /// What it takes from whom.
     pub gate: Gate,
+    /// How long it takes to check one signature of gossip; nothing unless it is slow.
+    pub check_us: u64,
+    /// When all gossip that came so far is checked.
+    pub checks_until: Duration,
 }
 
 impl Node {
@@ -175,6 +179,8 @@ impl Node {
             damaged: false,
             lost_log: false,
             gate: Gate::default(),
+            check_us: 0,
+            checks_until: Duration::ZERO,
         }
     }
 

@@ -55,6 +55,7 @@ impl Trail {
             Event::AdversaryTick { at } => (14, at),
             Event::Resume { node, .. } => (15, node),
             Event::SetClock { node, .. } => (16, node),
+            Event::Checked { to, .. } => (17, to),
         };
         self.number(kind << 32 | *node as u64);
     }
