@@ -9,7 +9,7 @@
 //!
 //! The actor is fail-stop: an error of the store, or a result that differs from what a quorum
 //! certified, ends the node; until it has ended, the actor touches neither state nor store. What is
-//! derived (the record index) is written by a task behind execution (`actors/upkeep.rs`), which
+//! derived (the record index) is written by a task behind the certificates (`actors/upkeep.rs`), which
 //! also makes the store durable at intervals and then cuts the log.
 
 mod admin;

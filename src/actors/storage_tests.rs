@@ -401,6 +401,16 @@ async fn a_state_that_differs_from_what_a_quorum_certified_is_never_used_again()
 }
 
 #[tokio::test]
+async fn a_certified_block_on_top_of_another_one_than_the_nodes_own_stops_it() {
+    let mut bench = Bench::new();
+    let theirs = bench.blocks(&[vec![bench.register()], vec![bench.write(1)]], |_| ());
+    bench.execute(&[bench.register(), bench.write(1)]);
+    let applied = bench.storage.apply(&theirs[1..]);
+    assert!(applied.synced.is_none() && applied.error.is_none() && bench.storage.failed);
+    assert!(format!("{:#}", bench.reasons.reason().await).contains("another result than a quorum certified"));
+}
+
+#[tokio::test]
 async fn a_certificate_of_another_block_stops_the_node() {
     let mut bench = Bench::new();
     let content = bench.execute(&[bench.register()]);

@@ -58,7 +58,7 @@ struct Needed {
 }
 
 impl Upkeep {
-    /// Indexes blocks behind execution until `stop` changes.
+    /// Indexes blocks behind their certificates until `stop` changes.
     pub async fn index(self, mut stop: watch::Receiver<bool>) {
         let _vital = self.fatal.vital("the writing of the record index");
         let mut interval = tokio::time::interval(INDEX_INTERVAL);
@@ -79,11 +79,12 @@ impl Upkeep {
         }
     }
 
-    /// Indexes every block that is executed and not yet in the index, one at a time: a block may
-    /// have many megabytes.
+    /// Indexes every block that is certified and not yet in the index, one at a time: a block may have
+    /// many megabytes. What is listed is on the ledger: nobody vouches yet for a block that was executed
+    /// here alone.
     fn index_behind(&self, stop: &watch::Receiver<bool>) -> Result<(), StoreError> {
         let mut next = self.store.indexed_height().next();
-        while next <= self.view.progress().executed.height && !*stop.borrow() {
+        while next <= self.store.certified_height() && !*stop.borrow() {
             let Some(block) = self.store.block(next)? else { break };
             self.store.index(&[block])?;
             self.metrics.indexed_height.set(number(next.0));

@@ -3,12 +3,14 @@
 use super::super::fatal;
 use super::*;
 use crate::clock::SystemClock;
+use crate::ledger::block::Header;
+use crate::ledger::{Block, Certificate, CheckpointContent, Head};
 use crate::metrics::Metrics;
 use crate::pbft::WalEntry;
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{Entry, EntryKind, LogSettings};
 use crate::store::{SledStore, StoreSettings};
-use crate::types::{ClientId, Hash, MessageSeq, NetworkId, SeqNum, View};
+use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, SeqNum, Timestamp, View};
 
 fn upkeep(dir: &std::path::Path) -> Upkeep {
     let network = NetworkId([7; 32]);
@@ -80,4 +82,52 @@ async fn a_checkpoint_saves_what_was_accepted_and_measures_itself() {
     assert_eq!(upkeep.metrics.checkpoint_ms.get_sample_count(), 1);
     assert!(upkeep.metrics.log_size_bytes.get() > 0);
     assert_eq!(upkeep.log.low_mark(), upkeep.log.last().next());
+}
+
+/// A block without operations, and the ledger's head after it.
+fn block(height: u64, previous: Hash) -> (Block, Head) {
+    let header = Header {
+        version: 1,
+        network: NetworkId([7; 32]),
+        height: Height(height),
+        sequence: SeqNum(height),
+        timestamp: Timestamp(height),
+        previous,
+        merkle_root: Hash([0; 32]),
+        operation_count: 0,
+        next_replica_set: Hash([0; 32]),
+        origin_view: View(0),
+        proposer: NodeId([0; 32]),
+        difficulty_target: 0,
+        nonce: 0,
+    };
+    let (sequence, height, timestamp) = (header.sequence, header.height, header.timestamp);
+    let head = Head { sequence, height, block: header.hash(), timestamp };
+    (Block { header, operations: Vec::new() }, head)
+}
+
+#[tokio::test]
+async fn a_block_that_is_executed_and_not_certified_is_not_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let upkeep = upkeep(dir.path());
+    let (first, head) = block(1, Hash([0; 32]));
+    let (second, next) = block(2, head.block);
+    for (block, head) in [(&first, &head), (&second, &next)] {
+        upkeep.store.commit(head, Some(block), &[]).unwrap();
+        let executed = CheckpointContent {
+            sequence: head.sequence,
+            height: head.height,
+            block: head.block,
+            state: Hash([0; 32]),
+        };
+        upkeep.view.update_progress(|progress| progress.executed = executed);
+    }
+    let (_stop, running) = watch::channel(false);
+    upkeep.index_behind(&running).unwrap();
+    assert_eq!(upkeep.store.indexed_height(), Height(0));
+    let content =
+        CheckpointContent { sequence: SeqNum(1), height: Height(1), block: head.block, state: Hash([0; 32]) };
+    upkeep.store.put_certificate(&Certificate { content, signatures: Vec::new() }).unwrap();
+    upkeep.index_behind(&running).unwrap();
+    assert_eq!(upkeep.store.indexed_height(), Height(1));
 }

@@ -21,6 +21,9 @@ use crate::ledger::{Genesis, ReplicaSet};
 use crate::pbft::evidence::{Evidence, FaultKind, MAX_EVIDENCE_BYTES, Proven};
 use crate::types::{Hash, Timestamp};
 
+/// The most pieces that the settings of a node let it keep.
+const MAX_LISTED: usize = 65_536;
+
 /// Proofs that a replica is faulty: list, fetch and verify them
 #[derive(Debug, Subcommand)]
 pub(super) enum EvidenceCommand {
@@ -105,8 +108,12 @@ async fn list(args: &ListArgs) -> anyhow::Result<()> {
     let mut query = Vec::new();
     loop {
         let page: EvidenceListJson = nodes.get("/v1/evidence", &query).await?;
+        let is_empty = page.evidence.is_empty();
         found.extend(page.evidence);
         match page.next {
+            Some(_) if is_empty || found.len() > MAX_LISTED => {
+                bail!("the node's list has no end: it is faulty, or no node; ask another one with --api");
+            }
             Some(next) => query = vec![("cursor", next)],
             None => break,
         }

@@ -10,13 +10,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::network_dir;
+use super::{network_dir, output};
 use crate::api::Problem;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longer than a node waits for an operation to be final.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest answer that is read, so that no node can fill the memory: a block of 8 MiB of requests as
+/// JSON is some 50 MiB, and nothing that a node gives is longer.
+const MAX_ANSWER_BYTES: usize = 128 << 20;
 
 /// Which network, and how to reach it
 #[derive(Debug, Clone, Args)]
@@ -66,6 +70,7 @@ pub(super) fn apis_below(dir: &Path) -> anyhow::Result<Vec<Url>> {
 pub(super) struct Nodes {
     http: reqwest::Client,
     apis: Vec<Url>,
+    max_bytes: usize,
 }
 
 impl Nodes {
@@ -76,7 +81,12 @@ impl Nodes {
             .timeout(REQUEST_TIMEOUT)
             .build()
             .context("cannot make an HTTP client")?;
-        Ok(Self { http, apis })
+        Ok(Self { http, apis, max_bytes: MAX_ANSWER_BYTES })
+    }
+
+    /// The same that reads no answer of more than so many bytes.
+    pub(super) fn reading(self, max_bytes: usize) -> Self {
+        Self { max_bytes, ..self }
     }
 
     /// Reads JSON.
@@ -128,7 +138,7 @@ impl Nodes {
         for api in &self.apis {
             let url = api.join(path).with_context(|| format!("{api} is not the URL of an API"))?;
             match request(&self.http, url).send().await {
-                Ok(response) => return Ok((api, read(api, response).await?)),
+                Ok(response) => return Ok((api, read(api, response, self.max_bytes).await?)),
                 // Nothing was sent, so asking another node cannot do anything twice.
                 Err(error) if error.is_connect() => unreachable.push(api.to_string()),
                 Err(error) => return Err(error).with_context(|| format!("no answer from {api}")),
@@ -138,14 +148,20 @@ impl Nodes {
     }
 }
 
-async fn read(api: &Url, response: Response) -> anyhow::Result<Vec<u8>> {
+async fn read(api: &Url, mut response: Response, max_bytes: usize) -> anyhow::Result<Vec<u8>> {
     let status = response.status();
-    let bytes = response.bytes().await.with_context(|| format!("no whole answer from {api}"))?;
+    let mut bytes = Vec::new();
+    while let Some(part) = response.chunk().await.with_context(|| format!("no whole answer from {api}"))? {
+        bytes.extend_from_slice(&part);
+        if bytes.len() > max_bytes {
+            bail!("{api} answers more than {max_bytes} bytes: is it the API of a node?");
+        }
+    }
     if status.is_success() {
-        return Ok(bytes.to_vec());
+        return Ok(bytes);
     }
     match serde_json::from_slice::<Problem>(&bytes) {
-        Ok(problem) => bail!("{problem}"),
+        Ok(problem) => bail!("{}", output::plain(&problem.to_string())),
         Err(_) => bail!("{api} answered {status}: is it the API of a node?"),
     }
 }

@@ -81,8 +81,9 @@ pub fn main() -> ExitCode {
 }
 
 /// An error and its causes, each told once: some messages end with their cause already.
+/// Lines stay lines, of a replica's log for example; nothing else in it steers the terminal.
 fn told(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
+    let told = error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
         if told.is_empty() {
             cause
         } else if told.ends_with(&cause) {
@@ -90,7 +91,8 @@ fn told(error: &anyhow::Error) -> String {
         } else {
             format!("{told}: {cause}")
         }
-    })
+    });
+    told.split('\n').map(output::plain).collect::<Vec<_>>().join("\n")
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -118,6 +120,7 @@ mod tests {
     fn a_cause_is_told_once() {
         let known = anyhow!("no such file").context("cannot read a.key: no such file").context("no key");
         assert_eq!(told(&known), "no key: cannot read a.key: no such file");
+        assert_eq!(told(&anyhow!("a\u{1b}[2J\nb\u{7}")), "a?[2J\nb?");
         assert_eq!(told(&anyhow!("denied").context("cannot write")), "cannot write: denied");
     }
 }

@@ -18,10 +18,31 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     line(serde_json::to_string_pretty(value)?)
 }
 
+/// What somebody else says, without what could steer a terminal, begin a line of its own, or turn around
+/// the order of what is read.
+pub(super) fn plain(text: &str) -> String {
+    let steers = |char: char| {
+        char.is_control()
+            || matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|char| if steers(char) { '?' } else { char }).collect()
+}
+
 /// Whether all that went wrong is that nobody reads the output any more.
 pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<io::Error>()
         .or_else(|| error.chain().find_map(|cause| cause.downcast_ref()))
         .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn what_steers_a_terminal_is_taken_out() {
+        assert_eq!(plain("ok\u{1b}[2J\r\nThe network advances.\u{9b}1m"), "ok?[2J??The network advances.?1m");
+        assert_eq!(plain("a\u{202e}b µ \u{2066}c"), "a?b µ ?c");
+    }
 }

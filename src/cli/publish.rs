@@ -357,7 +357,8 @@ impl Tally {
     fn problem(&mut self, problem: &str) {
         self.summary.failed += 1;
         match self.summary.failed {
-            ..=TOLD_PROBLEMS => self.progress.suspend(|| eprintln!("{problem}")),
+            // A node may have had a say in it.
+            ..=TOLD_PROBLEMS => self.progress.suspend(|| eprintln!("{}", output::plain(problem))),
             at if at == TOLD_PROBLEMS + 1 => {
                 self.progress.suspend(|| eprintln!("further problems are counted"))
             }

@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use indicatif::ProgressBar;
 
 use super::http::{Nodes, apis_below};
+use super::output::plain;
+use super::status::MAX_ANSWER_BYTES;
 use crate::api::ConsensusView;
 use crate::clock::SharedClock;
 use crate::gateway::Gateway;
@@ -100,18 +103,17 @@ impl Watch<'_> {
         let Some(dir) = &self.network else {
             return "`ledgermq status --api URL` of a node says why".to_owned();
         };
-        let mut answers = 0;
-        for api in apis_below(dir).unwrap_or_default() {
-            let Ok(node) = Nodes::new(vec![api]) else { continue };
-            let answer =
-                tokio::time::timeout(ANSWERS_WITHIN, node.get::<ConsensusView>("/v1/consensus", &[]));
-            let Ok(Ok(answer)) = answer.await else { continue };
-            answers += 1;
-            if let Some(why) = answer.why.iter().find(|why| why.blocks) {
-                return why.text.chars().filter(|char| !char.is_control()).collect();
-            }
+        // All at once: several that hang must not keep the run from its limit for long.
+        let asked = apis_below(dir).unwrap_or_default().into_iter().map(|api| async {
+            let node = Nodes::new(vec![api]).ok()?.reading(MAX_ANSWER_BYTES);
+            let answer = node.get::<ConsensusView>("/v1/consensus", &[]);
+            tokio::time::timeout(ANSWERS_WITHIN, answer).await.ok()?.ok()
+        });
+        let answers: Vec<ConsensusView> = join_all(asked).await.into_iter().flatten().collect();
+        if let Some(why) = answers.iter().flat_map(|answer| &answer.why).find(|why| why.blocks) {
+            return plain(&why.text);
         }
-        match answers {
+        match answers.len() {
             0 => "no node's API answers; are they running?".to_owned(),
             _ => "the nodes say that they advance; is the gateway connected to one of them?".to_owned(),
         }

@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::http::{Nodes, api_url, apis_below};
-use super::output;
+use super::output::{self, plain};
 use crate::api::{ConsensusView, ReplicaStateView, Why};
+use crate::ledger::ReplicaSet;
 use crate::types::{Hash, Height, NodeId};
 
 /// How long a node may take to answer: longer than it waits for its own consensus loop.
@@ -27,6 +28,12 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Between two looks of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The longest answer that is read: some hundred times what 100 replicas and all reasons take.
+pub(super) const MAX_ANSWER_BYTES: usize = 4 << 20;
+
+/// So many reasons of one node are told. A node has fewer to give.
+const MAX_REASONS: usize = 64;
 
 /// The exit code if no node answers, as for wrong arguments: nothing is known.
 const NOBODY: u8 = 2;
@@ -117,7 +124,7 @@ fn watch(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     };
     let nodes = apis
         .into_iter()
-        .map(|api| Ok((api.clone(), Nodes::new(vec![api])?)))
+        .map(|api| Ok((api.clone(), Nodes::new(vec![api])?.reading(MAX_ANSWER_BYTES))))
         .collect::<anyhow::Result<Vec<_>>>()?;
     runtime.block_on(async {
         loop {
@@ -213,8 +220,7 @@ fn judge(nodes: Vec<Asked>, certified: &Blocks) -> Report {
     let advancing: BTreeSet<NodeId> =
         answers.iter().filter(|(_, answer)| answer.advancing).map(|(_, answer)| answer.node).collect();
     let asked = nodes.len() - (answers.len() - all.len());
-    let quorum = answers.iter().map(|(_, answer)| answer.quorum).max().unwrap_or(1);
-    let enough = quorum.min(asked);
+    let enough = quorum(&answers).min(asked);
     let idle = |answer: &ConsensusView| answer.why.iter().any(|why| why.code == "nothing_to_order");
     let verdict = if answers.is_empty() {
         Verdict::Unreachable
@@ -232,12 +238,19 @@ fn judge(nodes: Vec<Asked>, certified: &Blocks) -> Report {
     Report { verdict, advancing, disagreement, why, nodes }
 }
 
+/// How many must agree: what the middle one of the nodes says, so that none can say that all must.
+fn quorum(answers: &[(usize, &ConsensusView)]) -> usize {
+    let mut said: Vec<usize> = answers.iter().map(|(_, answer)| answer.quorum).collect();
+    said.sort_unstable();
+    said.get(said.len() / 2).copied().unwrap_or(1)
+}
+
 /// What the nodes say, each thing once.
 fn reasons(answers: &[(usize, &ConsensusView)]) -> Vec<Said> {
     let mut found: Vec<Said> = Vec::new();
     for (at, answer) in answers {
         let number = answer.replica.unwrap_or(*at);
-        for why in &answer.why {
+        for why in answer.why.iter().take(MAX_REASONS) {
             let same =
                 |said: &&mut Said| said.why.code == why.code && gist(&said.why.text).eq(gist(&why.text));
             match found.iter_mut().find(same) {
@@ -364,11 +377,6 @@ fn says(answer: &ConsensusView) -> &str {
     }
 }
 
-/// What a node says, without what could steer a terminal.
-fn plain(text: &str) -> String {
-    text.chars().map(|char| if char.is_control() { '?' } else { char }).collect()
-}
-
 fn conclusion(report: &Report) -> String {
     let mut lines = vec![String::new()];
     lines.extend(report.disagreement.iter().map(|what| format!("!!! DISAGREEMENT: {what}")));
@@ -399,7 +407,7 @@ fn conclusion(report: &Report) -> String {
 fn troubled(report: &Report) -> Vec<String> {
     let mut found: BTreeMap<(usize, String), Vec<String>> = BTreeMap::new();
     for answer in report.nodes.iter().filter_map(|asked| asked.answer.as_ref()) {
-        for line in &answer.replicas {
+        for line in answer.replicas.iter().take(ReplicaSet::MAX) {
             let what = match line.state {
                 ReplicaStateView::ThisNode | ReplicaStateView::Ok => continue,
                 ReplicaStateView::Disconnected => "not connected",

@@ -316,11 +316,13 @@ pub struct TransferConfig {
     /// asked for: 12 MiB each. Decoding takes as much again for a moment.
     pub max_buffered_bytes: u64,
     /// Bytes of blocks that are given to all nodes together in a second; then they are told to come
-    /// back later.
+    /// back later. Each replica gets an even part of them, whatever the others take.
     pub serve_bytes_per_s: u64,
     /// The same for each replica, and for all nodes together that are none.
     pub serve_bytes_per_s_each: u64,
-    /// Requests for blocks of all nodes that are worked on at once; others come back later.
+    /// Requests for blocks of all nodes that are worked on at once; others come back later. Each replica
+    /// has one place of these for itself, and all other nodes have one together, also where that makes
+    /// more of them.
     pub serve_requests: u32,
     /// The same for each replica, and for all nodes together that are none.
     pub serve_requests_each: u32,

@@ -451,7 +451,7 @@ fn start_effects(
         messages,
         verifier: verifier.clone(),
         workers: shared.workers.clone(),
-        evidence: evidence_keeper(shared, &opened),
+        evidence: evidence_keeper(shared, opened),
         fatal: shared.fatal.clone(),
     };
     effects::start(parts, outputs);

@@ -13,12 +13,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::pbft::evidence::{Evidence, Fault, Proven};
+use crate::pbft::evidence::{Evidence, Fault, MAX_EVIDENCE_BYTES, Proven};
 use crate::store::ledger::StoreError;
 use crate::types::{Hash, NodeId, ParseError, Timestamp};
 
@@ -27,6 +27,9 @@ const EXTENSION: &str = "lmqevidence";
 
 /// The same, while a file is written.
 const UNFINISHED: &str = "new";
+
+/// No file is longer: evidence, and some bytes before it.
+const MAX_FILE_BYTES: u64 = MAX_EVIDENCE_BYTES as u64 + 64;
 
 /// How much evidence is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +120,7 @@ impl EvidenceStore {
         for entry in fs::read_dir(dir).map_err(io("read", dir))? {
             let path = entry.map_err(io("read", dir))?.path();
             let extension = path.extension().and_then(|extension| extension.to_str());
-            if extension == Some(UNFINISHED) {
+            if extension == Some(UNFINISHED) && key_of(&path).is_some() && is_regular(&path)? {
                 // Nobody was told of it; whoever repeats it is heard again.
                 fs::remove_file(&path).map_err(io("remove", &path))?;
             } else if extension == Some(EXTENSION) {
@@ -227,14 +230,29 @@ fn refusal(
 
 /// What a file is evidence of; none if it is not what was written.
 fn read(path: &Path) -> Result<Option<StoredEvidence>, StoreError> {
-    let bytes = fs::read(path).map_err(io("read", path))?;
-    let name = path.file_stem().and_then(|name| name.to_str());
-    let key = name.and_then(|name| name.parse::<EvidenceKey>().ok());
+    // A directory cannot be read, a pipe has no end, and a link is not what was written.
+    let Some(key) = key_of(path) else { return Ok(None) };
+    if !is_regular(path)? {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(io("open", path))?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io("read", path))?;
     // The id in the name was that of proven evidence: so whatever has this hash is proven.
-    let key = key.filter(|key| key.id == Evidence::id_of(&bytes));
+    if bytes.len() as u64 > MAX_FILE_BYTES || key.id != Evidence::id_of(&bytes) {
+        return Ok(None);
+    }
     let fault = Evidence::decode(&bytes).and_then(|evidence| evidence.claimed()).ok();
-    let bytes = bytes.len() as u64;
-    Ok(key.zip(fault).map(|(key, fault)| StoredEvidence { key, fault, bytes }))
+    Ok(fault.map(|fault| StoredEvidence { key, fault, bytes: bytes.len() as u64 }))
+}
+
+/// What a file's name says.
+fn key_of(path: &Path) -> Option<EvidenceKey> {
+    path.file_stem()?.to_str()?.parse().ok()
+}
+
+fn is_regular(path: &Path) -> Result<bool, StoreError> {
+    fs::symlink_metadata(path).map(|found| found.is_file()).map_err(io("look at", path))
 }
 
 /// Wraps an error of the operating system.

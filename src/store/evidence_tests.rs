@@ -159,3 +159,29 @@ fn a_disk_that_refuses_is_an_error_that_names_the_file() {
     fs::write(dir.path().join("evidence"), "no directory").unwrap();
     assert!(EvidenceStore::open(&dir.path().join("evidence"), LIMITS).is_err());
 }
+
+#[test]
+fn what_is_no_file_of_evidence_is_left_alone_and_keeps_no_node_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let Kept::New(key) = store.keep(&proven(1, 5, 1), Timestamp(1)).unwrap() else { panic!("not kept") };
+    drop(store);
+    let evidence = dir.path().join("evidence");
+    let named =
+        |at: u64| evidence.join(format!("{}.lmqevidence", EvidenceKey { seen: Timestamp(at), ..key }));
+    fs::create_dir(evidence.join("notes.lmqevidence")).unwrap();
+    fs::create_dir(named(2)).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", named(3)).unwrap();
+    std::os::unix::fs::symlink("nowhere", named(4)).unwrap();
+    // Sparse: as long as the disk is said to be, and nothing on it.
+    File::create(named(5)).unwrap().set_len(1 << 40).unwrap();
+    fs::create_dir(evidence.join("folder.new")).unwrap();
+    fs::write(evidence.join("case-7.new"), "an operator's").unwrap();
+    let unfinished = named(6).with_extension("new");
+    fs::write(&unfinished, "half").unwrap();
+    let before = files(dir.path()).len();
+    let store = open(dir.path());
+    assert_eq!(store.page(None, 10).evidence.iter().map(|stored| stored.key).collect::<Vec<_>>(), [key]);
+    assert_eq!(files(dir.path()).len(), before - 1);
+    assert!(!unfinished.exists(), "what a crash left of a write is removed");
+}

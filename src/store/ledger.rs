@@ -3,7 +3,7 @@
 //! ```text
 //! execute ─▶ commit(head, block, changes)   atomic; a restart finds all of it or nothing
 //!            put_certificate                once a quorum has signed
-//!            index(blocks)                  derived, in batches behind execution
+//!            index(blocks)                  derived, in batches behind certificates
 //!            make_durable ─▶ cut the log    only then
 //! ```
 //!
@@ -304,7 +304,7 @@ pub enum StoreError {
         found: NetworkId,
     },
     /// Written by a program of another version.
-    #[error("the ledger store in {} has format {found}, this program reads format {expected}; start the program that wrote it", dir.display())]
+    #[error("the ledger store in {} has format {found}, this program reads format {expected}; start the program that wrote it, or let this one fetch the blocks again: see \"Damage\" in docs/STORAGE.md", dir.display())]
     Version {
         /// Its directory.
         dir: PathBuf,

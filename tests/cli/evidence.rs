@@ -39,6 +39,13 @@ fn list_tells_who_did_what_over_all_pages() {
 }
 
 #[test]
+fn a_list_without_end_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = crate::status::Node::serve(serde_json::json!({ "evidence": [], "next": "more" }));
+    assert!(fail(&dir, 1, &["evidence", "list", "--api", &node.api()]).contains("list has no end"));
+}
+
+#[test]
 fn a_node_without_evidence_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let served = Ledger::serve(&ledger::init(dir.path(), 1));

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use crate::{json as parse, ledgermq};
 
 /// An API that gives these answers; it ends with the test's process.
-struct Node {
+pub struct Node {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Node {
-    fn serve(consensus: Value) -> Self {
+    pub fn serve(consensus: Value) -> Self {
         Self::serve_block(consensus, None)
     }
 
@@ -35,7 +35,7 @@ impl Node {
         Self { address, asked }
     }
 
-    fn api(&self) -> String {
+    pub fn api(&self) -> String {
         self.address.to_string()
     }
 }
@@ -216,4 +216,40 @@ fn a_node_that_is_given_twice_has_one_voice() {
     let (first, other) = (nodes[0].api(), nodes[1].api());
     let (code, out, _) = status(&[&first, &first, &other, "127.0.0.1:1"], &[]);
     assert_eq!(code, 1, "two of four are no quorum: {out}");
+}
+
+#[test]
+fn no_node_can_say_that_more_must_agree_than_there_are() {
+    let mut nodes: Vec<Node> = (0..3).map(|seat| Node::serve(consensus(seat, 7, &json!([])))).collect();
+    let why = json!([{ "code": "no_progress", "blocks": true, "text": "woe" }]);
+    let mut liar = consensus(3, 7, &why);
+    liar["quorum"] = json!(1_000_000);
+    nodes.push(Node::serve(liar));
+    let apis: Vec<String> = nodes.iter().map(Node::api).collect();
+    let asked: Vec<&str> = apis.iter().map(String::as_str).collect();
+    let (code, out, _) = status(&asked, &[]);
+    assert!(code == 0 && out.contains("The network advances."), "{out}");
+}
+
+#[test]
+fn an_answer_without_end_is_given_up_before_it_fills_the_memory() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let sent = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n\"").unwrap();
+        let part = vec![b'a'; 1 << 16];
+        (0..).take_while(|_| stream.write_all(&part).is_ok()).count() << 16
+    });
+    let (code, out, _) = status(&[&address], &[]);
+    assert!(code == 2 && out.contains("answers more than 4194304 bytes"), "{out}");
+    assert!(sent.join().unwrap() < 64 << 20, "the rest is not read");
+}
+
+#[test]
+fn a_node_with_very_many_reasons_is_told_in_short() {
+    let reason = |at: u32| json!({ "code": format!("code{at}_"), "blocks": true, "text": "" });
+    let node = Node::serve(consensus(0, 7, &(0..50_000).map(reason).collect()));
+    let (code, out, _) = status(&[&node.api()], &[]);
+    assert_eq!((code, out.matches("(says node 0)").count()), (1, 64 + 1), "{}", out.len());
 }

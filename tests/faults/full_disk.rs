@@ -12,6 +12,9 @@ use crate::turn;
 /// The node whose disk is small: that of the plain client, whose PUBACKs are promises of this node.
 const NODE: usize = 3;
 
+/// What the names of all small disks begin with; the process follows.
+const MARK: &str = "ledgermq-faults-";
+
 /// A small file system of its own; unmounted when dropped, also by a test that panics.
 struct SmallDisk {
     path: PathBuf,
@@ -19,9 +22,10 @@ struct SmallDisk {
 
 impl SmallDisk {
     fn mount(path: &Path, size: &str) -> Self {
+        unmount_leftovers();
         fs::create_dir_all(path).unwrap();
         let options = format!("size={size},mode=0700");
-        let name = format!("ledgermq-faults-{}", std::process::id());
+        let name = format!("{MARK}{}", std::process::id());
         let mut command = Command::new("mount");
         command.args(["-t", "tmpfs", "-o", &options, &name]).arg(path);
         let output = command.output().expect("cannot run `mount`: apt-get install mount");
@@ -51,6 +55,31 @@ impl Drop for SmallDisk {
         // Lazily: a process that is being killed may still have a file open.
         let _ = Command::new("umount").arg("--lazy").arg(&self.path).output();
     }
+}
+
+/// Unmounts the disks of runs that were killed.
+fn unmount_leftovers() {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    for path in mounts.lines().filter_map(leftover) {
+        let _ = Command::new("umount").args(["--lazy", path]).output();
+    }
+}
+
+/// Where a disk of a process that is gone is mounted, if a line of `/proc/mounts` is about one.
+fn leftover(line: &str) -> Option<&str> {
+    let (process, rest) = line.strip_prefix(MARK)?.split_once(' ')?;
+    process.parse::<u32>().ok().filter(|_| !Path::new("/proc").join(process).exists())?;
+    rest.split(' ').next()
+}
+
+#[test]
+fn disks_of_runs_that_were_killed_are_known_by_their_names() {
+    let line = |name: &str| format!("{name} /tmp/x/data tmpfs rw,size=65536k 0 0");
+    // No process has so high a number.
+    assert_eq!(leftover(&line("ledgermq-faults-4294967295")), Some("/tmp/x/data"));
+    assert_eq!(leftover(&line(&format!("{MARK}{}", std::process::id()))), None, "this one runs");
+    assert_eq!(leftover(&line("ledgermq-faults-x")), None);
+    assert_eq!(leftover(&line("tmpfs")), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,8 @@
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::time::Instant;
 
+use ledgermq::clock::{Clock as _, SystemClock};
 use stateright::{Checker, CheckerBuilder, Model};
 
 use crate::bounds::{Bounds, REPLICAS};
@@ -34,13 +34,13 @@ pub fn checker(model: Protocol) -> CheckerBuilder<Protocol> {
 fn check(run: &str, bounds: fn(usize) -> Bounds) {
     let mut other = Vec::new();
     for byzantine in 0..REPLICAS {
-        let begun = Instant::now();
+        let begun = SystemClock::new();
         let checked = checker(Protocol::new(bounds(byzantine))).spawn_bfs().join();
         checked.assert_properties();
         let (states, steps) = (checked.unique_state_count(), checked.state_count());
         println!(
             "{run}: replica {byzantine} is faulty: {states} states, {steps} steps, {:?}",
-            begun.elapsed()
+            begun.monotonic()
         );
         if documented(run, byzantine) != Some((states, steps)) {
             other.push(format!("| {run} | {byzantine} | {states} | {steps} |"));

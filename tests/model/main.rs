@@ -14,7 +14,7 @@
 //! `checks` runs the checker and compares the numbers of states with the document, `mistakes`
 //! proves that it finds what is wrong, `conformance` that the model says of the core what is so.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod bounds;
 mod checks;

@@ -1,8 +1,8 @@
 //! The model proved: with each mistake the checker finds two correct replicas that disagree.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
+use ledgermq::clock::{Clock as _, SystemClock};
 use stateright::{Checker, HasDiscoveries};
 
 use crate::bounds::{Bounds, Mistake, REPLICAS};
@@ -19,10 +19,10 @@ fn disagreement(bounds: Bounds) -> Option<usize> {
 
 /// Which replica has to be faulty for a disagreement, with this mistake made.
 fn victims(mistake: Mistake, views: usize) -> Vec<usize> {
-    let begun = Instant::now();
+    let begun = SystemClock::new();
     let found = |byzantine: &usize| {
         let steps = disagreement(Bounds::any_number(*byzantine, views).eagerly().with(mistake));
-        println!("{mistake:?}: replica {byzantine} is faulty: {steps:?} steps, {:?}", begun.elapsed());
+        println!("{mistake:?}: replica {byzantine} is faulty: {steps:?} steps, {:?}", begun.monotonic());
         steps.is_some()
     };
     (0..REPLICAS).filter(found).collect()

@@ -68,11 +68,11 @@ pub fn view_changes(stable: usize, proofs: &[Vec<Proof>]) -> Vec<ViewChange> {
     for stable in 0..=stable {
         let mut some = vec![ViewChange { stable: stable as u8, ..ViewChange::default() }];
         for (number, proofs) in proofs.iter().enumerate().skip(stable) {
-            for proof in 0..proofs.len() {
+            for proof in proofs {
                 for without in 0..some.len() {
                     let mut with = some[without];
                     if with.prepared[number].is_none() {
-                        with.prepared[number] = Some(proofs[proof]);
+                        with.prepared[number] = Some(*proof);
                         some.push(with);
                     }
                 }

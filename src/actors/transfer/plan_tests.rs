@@ -268,7 +268,7 @@ impl World {
             Behaviour::Silent => (20_000, Answer::Failed),
             Behaviour::Forger => (1, Answer::Bad),
             Behaviour::Braggart => (1, none(u64::MAX)),
-            Behaviour::Teaser if roll % 2 == 0 => (1, self.fitting(ask, self.head, 1)),
+            Behaviour::Teaser if roll.is_multiple_of(2) => (1, self.fitting(ask, self.head, 1)),
             Behaviour::Teaser => (19_000, none(self.head)),
             Behaviour::Modest => (1, none(0)),
         };
@@ -311,7 +311,7 @@ impl World {
         {
             self.applying = None;
             // Now and then the ledger refuses, as if somebody had applied something else.
-            if self.roll() % 16 == 0 {
+            if self.roll().is_multiple_of(16) {
                 return self.plan.refused();
             }
             self.ledger = height.0;
@@ -339,7 +339,7 @@ proptest! {
         let grown = head + grows;
         while !world.plan.is_done() {
             world.step();
-            if world.head < grown && world.ms % 7 == 0 {
+            if world.head < grown && world.ms.is_multiple_of(7) {
                 world.head += 1;
             }
             prop_assert!(world.ms < 3_600_000, "it takes an hour: {:?}", world.plan);

@@ -3,6 +3,10 @@
 //! Each replica has a share of its own; all other nodes together have one more, since anybody can make
 //! keys. Whoever finds its share or that of all used up is told `Busy` and asks again, or somebody else.
 //! A place is held until the answer is sent, so a slow reader holds no more than its places in memory.
+//!
+//! Nobody can use up what is left for the others: one place, and an even part of the bytes of all, each
+//! share has whatever the others do. Faulty replicas and strangers together could keep an honest replica
+//! that is behind waiting for ever otherwise.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,19 +24,19 @@ use crate::types::NodeId;
 #[derive(Debug)]
 struct Share {
     throttle: Throttle,
+    /// Its even part of the bytes of all: while this is open, it does not matter what others took.
+    assured: Throttle,
     places: Arc<Semaphore>,
-}
-
-impl Share {
-    fn new(bytes_per_s: u64, places: u32, now: Duration) -> Self {
-        let places = Arc::new(Semaphore::new(usize::try_from(places).unwrap_or(usize::MAX)));
-        Self { throttle: Throttle::new(bytes_per_s, now), places }
-    }
+    /// One place, whatever others hold.
+    first: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
 struct Shares {
-    all: Share,
+    /// Bytes of all together.
+    all: Throttle,
+    /// Places beside the first of each.
+    further: Arc<Semaphore>,
     /// Of each replica, and of `None`: everybody else.
     each: BTreeMap<Option<NodeId>, Share>,
 }
@@ -47,7 +51,7 @@ pub struct Serving {
 /// Leave to read blocks for a peer. Its places go to the answer.
 #[derive(Debug)]
 pub struct Leave {
-    /// Held until the answer is sent.
+    /// Held until the answer is sent: one of the share, and its own first one or one of all.
     pub places: [OwnedSemaphorePermit; 2],
     share: Option<NodeId>,
 }
@@ -60,11 +64,19 @@ impl Serving {
         metrics: TransferMetrics,
         now: Duration,
     ) -> Self {
-        let share = || Share::new(settings.serve_bytes_per_s_each, settings.serve_requests_each, now);
-        let nodes = replicas.members().iter().copied().map(Some).chain([None]);
+        let nodes: Vec<_> = replicas.members().iter().copied().map(Some).chain([None]).collect();
+        let most = usize::try_from(settings.serve_requests_each).unwrap_or(usize::MAX);
+        let all = usize::try_from(settings.serve_requests).unwrap_or(usize::MAX);
+        let share = || Share {
+            throttle: Throttle::new(settings.serve_bytes_per_s_each, now),
+            assured: Throttle::new(settings.serve_bytes_per_s / (nodes.len() as u64).max(1), now),
+            places: Arc::new(Semaphore::new(most)),
+            first: Arc::new(Semaphore::new(1)),
+        };
         let shares = Shares {
-            all: Share::new(settings.serve_bytes_per_s, settings.serve_requests, now),
-            each: nodes.map(|node| (node, share())).collect(),
+            all: Throttle::new(settings.serve_bytes_per_s, now),
+            further: Arc::new(Semaphore::new(all.saturating_sub(nodes.len()))),
+            each: nodes.iter().map(|node| (*node, share())).collect(),
         };
         Self { shares: Arc::new(Mutex::new(shares)), metrics }
     }
@@ -80,23 +92,27 @@ impl Serving {
 
     fn try_enter(&self, node: NodeId, now: Duration) -> Option<Leave> {
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        let Shares { all, each } = &mut *shares;
+        let Shares { all, further, each } = &mut *shares;
         let share = Some(node).filter(|node| each.contains_key(&Some(*node)));
         let own = each.get_mut(&share)?;
-        if !own.throttle.is_open(now) || !all.throttle.is_open(now) {
+        let assured = own.assured.is_open(now);
+        if !own.throttle.is_open(now) || !(all.is_open(now) || assured) {
             return None;
         }
         let place = Arc::clone(&own.places).try_acquire_owned().ok()?;
-        let of_all = Arc::clone(&all.places).try_acquire_owned().ok()?;
+        let of_all = Arc::clone(&own.first).try_acquire_owned();
+        let of_all = of_all.or_else(|_| Arc::clone(further).try_acquire_owned()).ok()?;
         Some(Leave { places: [place, of_all], share })
     }
 
     /// So much was read for it. Gives the places, for the answer.
     pub fn served(&self, leave: Leave, blocks: usize, bytes: u64) -> [OwnedSemaphorePermit; 2] {
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        shares.all.throttle.charge(bytes);
+        // What is assured counts for all as well: together they get no more than the rate.
+        shares.all.charge(bytes);
         if let Some(share) = shares.each.get_mut(&leave.share) {
             share.throttle.charge(bytes);
+            share.assured.charge(bytes);
         }
         self.metrics.served.with_label_values(&["answered"]).inc();
         self.metrics.served_blocks.inc_by(blocks as u64);
@@ -114,9 +130,9 @@ mod tests {
 
     fn serving() -> Serving {
         let settings = TransferConfig {
-            serve_bytes_per_s: 3 * MIB,
+            serve_bytes_per_s: 5 * MIB,
             serve_bytes_per_s_each: 2 * MIB,
-            serve_requests: 3,
+            serve_requests: 6,
             serve_requests_each: 2,
             ..TransferConfig::default()
         };
@@ -135,11 +151,21 @@ mod tests {
         let (first, _second) = (enter(0).unwrap(), enter(0).unwrap());
         assert!(enter(0).is_none(), "its places are taken");
         let _third = enter(1).unwrap();
-        assert!(enter(2).is_none(), "the places of all are taken");
+        assert!(enter(1).is_none(), "beside the first of each, the places of all are taken");
         let places = serving.served(first, 1, 10);
-        assert!(enter(2).is_none(), "until the answer is sent");
+        assert!(enter(0).is_none(), "until the answer is sent");
         drop(places);
-        assert!(enter(2).is_some());
+        assert!(enter(0).is_some());
+    }
+
+    #[test]
+    fn whoever_holds_all_places_leaves_one_to_each_of_the_others() {
+        let serving = serving();
+        let greedy = [0, 1, 10].map(node);
+        let _held: Vec<_> =
+            greedy.iter().cycle().take(20).filter_map(|node| serving.enter(*node, Duration::ZERO)).collect();
+        assert!(serving.enter(node(2), Duration::ZERO).is_some());
+        assert!(serving.enter(node(3), Duration::ZERO).is_some());
     }
 
     #[test]
@@ -153,15 +179,29 @@ mod tests {
         assert!(fetch(0, 3 * MIB, Duration::ZERO).is_some());
         assert!(fetch(0, MIB, Duration::from_millis(1)).is_none());
         assert!(fetch(1, 2 * MIB, Duration::from_millis(1)).is_some());
-        assert!(fetch(2, MIB, Duration::from_millis(1)).is_none(), "all together had too much");
-        assert!(fetch(2, MIB / 2, Duration::from_secs(1)).is_some());
         assert!(fetch(0, MIB, Duration::from_secs(1)).is_some());
+    }
+
+    #[test]
+    fn faulty_replicas_and_strangers_who_take_all_bytes_do_not_starve_the_others() {
+        let serving = serving();
+        let (mut greedy, mut honest) = (0, 0);
+        for ms in 0..20_000 {
+            let now = Duration::from_millis(ms);
+            let fetch = |at| serving.enter(node(at), now).map(|leave| serving.served(leave, 1, MIB));
+            greedy += [0, 1, 10].into_iter().filter_map(fetch).count();
+            // It comes back after the longest pause that `Busy` makes.
+            honest += u32::from(ms % 5_000 == 4_999 && fetch(2).is_some());
+        }
+        assert_eq!(honest, 4, "beside {greedy} of the others");
+        assert!(greedy <= 20 * 5 + 10, "{greedy} MiB in 20 s");
     }
 
     #[test]
     fn strangers_have_one_share_however_many_keys_they_make() {
         let serving = serving();
-        let _held: Vec<_> = (10..12).map(|at| serving.enter(node(at), Duration::ZERO).unwrap()).collect();
+        let _first = serving.enter(node(10), Duration::ZERO).unwrap();
+        let _second = serving.enter(node(11), Duration::ZERO).unwrap();
         assert!(serving.enter(node(12), Duration::ZERO).is_none());
         assert!(serving.enter(node(0), Duration::ZERO).is_some(), "a replica has its own");
     }

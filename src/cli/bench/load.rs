@@ -105,8 +105,7 @@ impl Tally {
     fn add(&mut self, way: Way, plan: &Plan) {
         let Way { due, puback, done } = way;
         if let Some(at) = puback {
-            self.puback.record(at.saturating_sub(due));
-            self.accepted += u64::from(at <= plan.duration);
+            self.pubacked(due, at, plan);
         }
         match done {
             Ok((at, items)) => {
@@ -121,8 +120,18 @@ impl Tally {
         }
     }
 
-    /// A message that never came through: it has waited at least until now.
-    fn give_up(&mut self, due: Duration, now: Duration, code: &str) {
+    fn pubacked(&mut self, due: Duration, at: Duration, plan: &Plan) {
+        self.puback.record(at.saturating_sub(due));
+        self.accepted += u64::from(at <= plan.duration);
+    }
+
+    /// A message that never came through: it has waited at least until now, for its PUBACK as well if none
+    /// came.
+    fn give_up(&mut self, due: Duration, puback: Option<Duration>, now: Duration, code: &str, plan: &Plan) {
+        match puback {
+            Some(at) => self.pubacked(due, at, plan),
+            None => self.puback.record(now.saturating_sub(due)),
+        }
         self.done.record(now.saturating_sub(due));
         self.error(code.to_owned());
     }
@@ -175,7 +184,7 @@ async fn drive(plan: Arc<Plan>, client: Client, at: u32, clients: u32) -> anyhow
     let (plan, now) = (Arc::clone(&sender.plan), sender.plan.clock.monotonic());
     for due in plan.due_from(at, clients, number) {
         sender.tally.offered += 1;
-        sender.tally.give_up(due, now, NOT_SENT);
+        sender.tally.give_up(due, None, now, NOT_SENT, &plan);
     }
     sender.drain().await
 }
@@ -226,7 +235,9 @@ impl Sender {
         let now = self.plan.clock.monotonic();
         while let Some(way) = self.underway.join_next().await {
             match way? {
-                Way { due, done: Err(code), .. } if code == CLOSED => self.tally.give_up(due, now, NOT_FINAL),
+                Way { due, puback, done: Err(code) } if code == CLOSED => {
+                    self.tally.give_up(due, puback, now, NOT_FINAL, &self.plan);
+                }
                 way => self.tally.add(way, &self.plan),
             }
         }
@@ -285,12 +296,16 @@ mod tests {
         let way = |at| Way { due: Duration::ZERO, puback: Some(at), done: Ok((at, 10)) };
         tally.add(way(early), &plan);
         tally.add(way(late), &plan);
-        tally.give_up(Duration::ZERO, Duration::from_secs(9), NOT_FINAL);
-        assert_eq!((tally.accepted, tally.finals, tally.items, tally.finals_in_the_end), (1, 1, 10, 2));
-        assert_eq!(tally.errors.get(NOT_FINAL), Some(&1));
+        let now = Duration::from_secs(9);
+        tally.give_up(Duration::ZERO, Some(early), now, NOT_FINAL, &plan);
+        assert_eq!((tally.accepted, tally.finals, tally.items, tally.finals_in_the_end), (2, 1, 10, 2));
+        assert_eq!((tally.puback.count(), tally.puback.percentiles().max), (3, 3_000.0));
+        tally.give_up(Duration::ZERO, None, now, NOT_SENT, &plan);
+        assert_eq!((tally.puback.count(), tally.puback.percentiles().max), (4, 9_000.0));
+        assert_eq!((tally.errors.get(NOT_FINAL), tally.errors.get(NOT_SENT)), (Some(&1), Some(&1)));
         assert_eq!(tally.done.percentiles().max, 9_000.0);
         let mut sum = Tally::default();
         sum.merge(tally);
-        assert_eq!((sum.done.count(), sum.errors.len()), (3, 1));
+        assert_eq!((sum.done.count(), sum.errors.len()), (4, 2));
     }
 }

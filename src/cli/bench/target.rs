@@ -1,6 +1,6 @@
 //! Where the load goes: a network that lives as long as the run, or one that runs already.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -60,7 +60,7 @@ impl Target {
 
     /// The network whose files are in `dir`, as `ledgermq init` made them; the load goes to
     /// `endpoints`, or to all of its nodes.
-    pub(super) fn running(dir: &PathBuf, endpoints: &[(String, u16)]) -> anyhow::Result<Self> {
+    pub(super) fn running(dir: &Path, endpoints: &[(String, u16)]) -> anyhow::Result<Self> {
         let genesis = read_genesis(&dir.join("genesis.json"))?;
         let admin = keyfile::read(&dir.join("admin.key"))
             .context("the admin's key is needed to register the clients of the load")?;

@@ -209,7 +209,10 @@ impl Watch {
         let content = NewView {
             view: View(view),
             stable: plan.stable,
-            view_changes: named.iter().map(|(at, change)| (*at as u16, change.digest())).collect(),
+            view_changes: named
+                .iter()
+                .map(|(at, change)| (u16::try_from(*at).unwrap(), change.digest()))
+                .collect(),
             proposals: digests.enumerate().map(sign).collect(),
         };
         let before = self.bench.replica.status();

@@ -163,7 +163,7 @@ impl Walk {
             let possible = self.monitor.possible();
             // Every fourth walk leaves a gap below number 2, for the null batch to fill.
             let gap = |action: &Action| {
-                self.seed % 4 == 0 && matches!(action, Action::Commit { view: 0, number: 0, .. })
+                self.seed.is_multiple_of(4) && matches!(action, Action::Commit { view: 0, number: 0, .. })
             };
             let feasible = possible.into_iter().filter(|action| self.is_feasible(action) && !gap(action));
             let feasible: Vec<Action> = feasible.collect();
