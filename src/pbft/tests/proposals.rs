@@ -30,12 +30,30 @@ fn nothing_to_order_means_nothing_proposed() {
 
 #[test]
 fn proposals_are_pipelined_up_to_the_high_watermark() {
-    let mut t = Bench::with(4, PRIMARY, |settings| settings.batch_max_requests = 1);
+    let mut t = Bench::with(4, PRIMARY, |settings| {
+        settings.batch_max_requests = 1;
+        settings.pipeline_batches = WINDOW;
+    });
     for number in 1..=WINDOW + 10 {
         let _ = t.ask(1, number);
     }
     assert_eq!(t.replica.status().accepted, SeqNum(WINDOW));
     assert_eq!(t.replica.status().pending, 10);
+}
+
+#[test]
+fn no_more_than_sixteen_full_batches_are_on_their_way_unless_the_pipeline_is_longer() {
+    for (pipeline, most) in [(1, 16), (64, 64)] {
+        let mut t = Bench::with(4, PRIMARY, |settings| {
+            settings.batch_max_requests = 1;
+            settings.pipeline_batches = pipeline;
+        });
+        for number in 1..=100 {
+            let _ = t.ask(1, number);
+        }
+        assert_eq!(t.replica.status().accepted, SeqNum(most));
+        assert!(t.replica.next_deadline() > Some(t.now.monotonic), "nothing is due");
+    }
 }
 
 #[test]
