@@ -63,7 +63,8 @@ pub(super) async fn list(context: Data<Context>, query: Query<EvidenceQuery>) ->
     let limit = query::limit(limit, context.limits.max_page)?;
     let wrong = |_| Problem::bad_request("cursor is not one that an earlier answer gave as `next`");
     let after = cursor.map(|cursor| cursor.parse().map_err(wrong)).transpose()?;
-    let page = context.node.evidence(after, limit);
+    // It waits for a piece that is being written, and so for the disk.
+    let page = read(&context, move |node| Ok(node.evidence(after, limit))).await?;
     let replicas = &context.node.genesis().replicas;
     Ok(Json(EvidenceListJson {
         evidence: page.evidence.into_iter().map(|stored| EvidenceJson::new(stored, replicas)).collect(),

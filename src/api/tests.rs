@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use async_trait::async_trait;
 use serde_json::Value as Json;
@@ -28,6 +28,8 @@ struct FakeNode {
     genesis: Genesis,
     admin: SecretKey,
     ready: AtomicBool,
+    /// 1: the next who lists evidence is to hang; 2: it does.
+    disk: AtomicU8,
 }
 
 impl FakeNode {
@@ -40,7 +42,7 @@ impl FakeNode {
             replicas: ReplicaSet::new(vec![NodeId([7; 32])]).unwrap(),
             admins: vec![admin.public()],
         };
-        Arc::new(Self { genesis, admin, ready: AtomicBool::new(true) })
+        Arc::new(Self { genesis, admin, ready: AtomicBool::new(true), disk: AtomicU8::new(0) })
     }
 
     fn operation(&self, sequence: u64) -> AdminOperation {
@@ -200,6 +202,11 @@ impl NodeView for FakeNode {
     }
 
     fn evidence(&self, after: Option<EvidenceKey>, limit: usize) -> EvidencePage {
+        if self.disk.compare_exchange(1, 2, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            while self.disk.load(Ordering::SeqCst) == 2 {
+                std::thread::yield_now();
+            }
+        }
         let mut rest: Vec<_> = (1..=3).map(stored).filter(|stored| Some(stored.key) > after).collect();
         let more = rest.len() > limit;
         rest.truncate(limit);
@@ -572,4 +579,18 @@ async fn a_port_in_use_is_an_error_and_a_stopped_server_frees_it() {
     running.api.stop().await;
     assert_eq!(running.api.ended().await, "it was stopped");
     assert!(start().is_ok());
+}
+
+#[actix_web::test]
+async fn who_lists_evidence_while_a_piece_is_written_keeps_no_probe_waiting() {
+    let running = Running::start();
+    running.node.disk.store(1, Ordering::SeqCst);
+    let list = actix_web::rt::spawn(running.http.get(running.url("/v1/evidence")).send());
+    while running.node.disk.load(Ordering::SeqCst) != 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let probe = running.http.get(running.url("/livez")).timeout(Duration::from_secs(5)).send().await;
+    running.node.disk.store(0, Ordering::SeqCst);
+    assert_eq!(probe.unwrap().status(), 200);
+    assert_eq!(list.await.unwrap().unwrap().status(), 200);
 }
