@@ -139,13 +139,16 @@ impl Replica {
         }
     }
 
-    /// Tells once that this replica fetches blocks, and once that it need not any more.
+    /// Tells once that this replica is far behind and fetches blocks, and once that it need not any
+    /// more. A few numbers, which every replica is behind now and then, are not told: a replica that
+    /// is and stays so is seen in [`Insight`].
     pub(super) fn note_behind(&mut self, now: Now, out: &mut Output) {
         let (executed, known) = (self.executed.sequence, self.checkpoints.known(&self.settings.replicas));
         match self.hearing.behind_told {
             None => {
                 let fetching = self.progress.behind_since.zip(self.progress.blocks_asked);
-                if fetching.is_some_and(|(since, asked)| asked >= since) {
+                let far = known.0 > executed.0 + BEHIND_TOLERANCE;
+                if far && fetching.is_some_and(|(since, asked)| asked >= since) {
                     self.hearing.behind_told = Some(now.monotonic);
                     out.notices.push(Notice::FellBehind { executed, known });
                 }

@@ -222,6 +222,17 @@ fn what_is_executed_and_not_certified_is_told() {
 }
 
 #[test]
+fn a_node_that_lags_by_a_few_numbers_does_not_tell_it_again_and_again() {
+    let mut t = patient();
+    for height in 1..=8 {
+        let _ = t.hear(0, Content::Checkpoint(result(height, height)));
+        let _ = t.hear(2, Content::Checkpoint(result(height, height)));
+        t.now.monotonic += SECOND / 4;
+        assert_eq!(t.step(Input::Tick).notices, []);
+    }
+}
+
+#[test]
 fn a_node_that_is_behind_says_how_far_and_tells_it_once() {
     let mut t = patient();
     let _ = t.hear(0, Content::Checkpoint(result(40, 40)));
