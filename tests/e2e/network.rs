@@ -25,7 +25,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 
 /// Longest that a test waits for anything; only a test that fails waits that long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 const POLL: Duration = Duration::from_millis(20);
 
