@@ -20,7 +20,7 @@ use super::evidence::EvidenceKeeper;
 use super::storage::{ExecuteBatch, StorageOrder};
 use super::transfer::TransferOrders;
 use super::verifier::{RequestVerifier, Workers};
-use super::{Fatal, Feeder};
+use super::{Fatal, Feeder, KeyMark};
 use crate::crypto::SecretKey;
 use crate::ledger::{Certificate, ReplicaSetKeys};
 use crate::network::{NetworkHandle, PeerRequest, PeerResponse, RequestError, Topic};
@@ -115,6 +115,8 @@ pub struct Effects {
     pub workers: Workers,
     /// Keeps evidence.
     pub evidence: EvidenceKeeper,
+    /// Tells a later start that this key has voted.
+    pub key_mark: KeyMark,
     /// Stops the node.
     pub fatal: Fatal,
 }
@@ -147,6 +149,13 @@ pub fn start(effects: Effects, mut outputs: mpsc::Receiver<Output>) {
                 && let Err(error) = runner.parts.log.synced(position).await
             {
                 return runner.parts.fatal.stop(anyhow::Error::new(error).context("syncing the log"));
+            }
+            // After the log has the entries, and before anybody hears of them: so who finds the mark
+            // and no entries knows that there were some.
+            if appended.last.is_some()
+                && let Err(error) = runner.parts.key_mark.make().await
+            {
+                return runner.parts.fatal.stop(error.context("marking the node key as used"));
             }
             for (pin, position) in appended.pins {
                 runner.parts.marks.synced(pin, position);

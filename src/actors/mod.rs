@@ -44,6 +44,7 @@ pub mod fatal;
 pub mod feeder;
 pub mod finals;
 pub mod ingress;
+pub mod key_mark;
 pub mod network;
 pub mod node_keys;
 pub mod notices;
@@ -60,6 +61,7 @@ use actix::Message;
 
 pub use fatal::{Fatal, FatalReceiver, fatal};
 pub use feeder::{Feeder, Mouth, feeder};
+pub use key_mark::KeyMark;
 
 use crate::ledger::Rejection;
 use crate::types::{ClientId, Hash, Height, MessageSeq, Stream};

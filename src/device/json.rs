@@ -443,9 +443,11 @@ mod tests {
 
         #[test]
         fn what_is_taken_is_json_to_serde_too(text in prop_oneof![json_like(), "\\PC{0,30}"]) {
-            let serde = serde_json::from_str::<serde_json::Value>(&text);
+            let serde = serde_json::from_str::<serde_json::Value>(&text).map_err(|error| error.to_string());
             if check(&text).is_ok() {
-                prop_assert!(serde.is_ok());
+                // The grammar has no largest number: `2.5e311` is refused where it is read as a value.
+                let beyond = serde.as_ref().is_err_and(|error| error.starts_with("number out of range"));
+                prop_assert!(serde.is_ok() || beyond);
             }
         }
 

@@ -43,7 +43,7 @@ use crate::actors::verifier::{
     Ahead, LoggedMessage, RequestVerifier, ResumeMessage, Verifier, VerifierParts, Workers,
 };
 use crate::actors::view::LedgerView;
-use crate::actors::{Fatal, FatalReceiver, Feeder, Mouth, fatal, feeder};
+use crate::actors::{Fatal, FatalReceiver, Feeder, KeyMark, Mouth, fatal, feeder};
 use crate::api::Api;
 use crate::broker::{Broker, BrokerSettings, EmbeddedBroker};
 use crate::clock::{SharedClock, SystemClock};
@@ -452,6 +452,7 @@ fn start_effects(
         verifier: verifier.clone(),
         workers: shared.workers.clone(),
         evidence: evidence_keeper(shared, opened),
+        key_mark: KeyMark::beside(&shared.config.node_key),
         fatal: shared.fatal.clone(),
     };
     effects::start(parts, outputs);

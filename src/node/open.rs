@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use crate::actors::KeyMark;
 use crate::actors::admission::Admission;
 use crate::actors::effects::WalMarks;
 use crate::actors::verifier::{LogRecord, LoggedMessage};
@@ -84,9 +85,10 @@ pub(super) fn open(
         }
     }
     let accepted = accepted.into_admission(&admission);
-    let lost_log = entries.is_empty() && state.head().sequence > SeqNum(0);
+    let mark = KeyMark::beside(&config.node_key);
+    let lost_log = entries.is_empty() && (state.head().sequence > SeqNum(0) || mark.is_there());
     if lost_log {
-        lost(config, genesis)?;
+        lost(config, genesis, &mark)?;
     }
     let certificate = store.certificate(store.certified_height())?;
     let (executed, timestamp) = (state.checkpoint(), state.head().timestamp);
@@ -111,8 +113,11 @@ pub(super) fn open(
 /// The ledger is here and not one consensus entry of the log: what this node promised to the other
 /// replicas is gone. It may start, since it does not vote until it cannot contradict that; a ledger
 /// with one replica has nobody to learn it from.
-fn lost(config: &Config, genesis: &Genesis) -> anyhow::Result<()> {
+fn lost(config: &Config, genesis: &Genesis, mark: &KeyMark) -> anyhow::Result<()> {
     let log = config.data_dir.join("log");
+    if mark.is_there() {
+        tracing::info!(mark = %mark.path().display(), "this node key has voted before");
+    }
     if genesis.replicas.n() == 1 {
         anyhow::bail!(
             "the log in {} is gone, and with it what this node promised; bring it back: see \"A lost log\" in \

@@ -140,6 +140,28 @@ async fn a_node_that_lost_everything_but_its_key_comes_back_while_the_others_go_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_has_voted_keeps_silent_without_its_data_in_a_young_and_idle_cluster_too() {
+    let mut network = TestNetwork::start(4).await;
+    let key = network.register("devices/iot").await;
+    let gateway = network.gateway("devices/iot", &key, &[0, 1]).await;
+    fill(&network, &gateway, readings(3)).await;
+    let mark = network.local.node_dir(3).join("node.key.used");
+    assert!(mark.exists(), "it has voted");
+    wipe(&mut network, 3).await;
+    network.local.spawn(3).unwrap();
+    let silent = async |network: &TestNetwork| network.metric(3, "ledgermq_consensus_silent").await > 0.0;
+    network.eventually("the node answers", async || network.local.status(3).await.ok()).await;
+    network.eventually("it keeps silent", async || silent(&network).await.then_some(())).await;
+    network.eventually("it votes again", async || (!silent(&network).await).then_some(())).await;
+    network.local.ready(3).await.unwrap();
+    // In earnest: without it there is no quorum.
+    network.kill(2).await;
+    fill(&network, &gateway, readings(1)).await;
+    network.spawn(2).await;
+    network.assert_same_blocks().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_node_says_how_far_it_is_keeps_silent_and_votes_again() {
     let mut network = TestNetwork::start_with(4, &[ONE_REQUEST_A_BLOCK, PATIENT]).await;
     let key = network.register("devices/iot").await;
