@@ -62,7 +62,9 @@ async fn a_gateway_written_from_the_protocol_page_alone_gets_its_acks() {
         assert!(output.status.success(), "{output:?}");
         let said: Value = serde_json::from_slice(&output.stdout).unwrap();
         let mut acks = said["acks"].as_array().unwrap().clone();
-        assert_eq!(acks[0]["on"], if run_number == 0 { "datas" } else { "success" }, "{said}");
+        // Of the first three on the stream one is told on `datas`; it need not be the first to arrive.
+        let first_accepted = acks.iter().filter(|ack| ack["on"] == "datas").count();
+        assert_eq!(first_accepted, usize::from(run_number == 0), "{said}");
         // Each is acknowledged when it is final, and nobody promises that this happens in order.
         acks.sort_by_key(|ack| ack["seq"].as_u64());
         let seqs: Vec<_> = acks.iter().map(|ack| ack["seq"].as_u64().unwrap()).collect();
