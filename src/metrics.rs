@@ -180,7 +180,7 @@ metrics! {
         replica_heard_ms: IntGaugeVec("ledgermq_consensus_replica_heard_ms", ["replica"])
             "Milliseconds since a valid message of another replica came, or since the node started, by its number in the set.";
         replica_behind: IntGaugeVec("ledgermq_consensus_replica_behind", ["replica"])
-            "Sequence numbers that another replica is known to be behind, by its number in the set.";
+            "Sequence numbers that another replica is known to be behind, by its number in the set; all of them until its first CHECKPOINT is heard.";
         evidence: IntCounterVec("ledgermq_consensus_evidence_total", ["kind"])
             "Proofs that a replica is faulty, by what it signed: pre_prepare, prepare, commit, checkpoint, new_view (two different ones), contradicted_new_view, false_new_view. Anything above 0 needs a person.";
         evidence_stored: IntGauge("ledgermq_consensus_evidence_stored")
