@@ -313,7 +313,8 @@ pub struct TransferConfig {
     /// Requests for blocks to one node at once.
     pub fetch_requests_each: u32,
     /// Bytes of fetched blocks that wait for those below them, and of the longest answers to what is
-    /// asked for: 12 MiB each. Decoding takes as much again for a moment.
+    /// asked for: 12 MiB each. At least what `f` nodes that never answer can hold, and two answers.
+    /// Decoding takes as much again for a moment.
     pub max_buffered_bytes: u64,
     /// Bytes of blocks that are given to all nodes together in a second; then they are told to come
     /// back later. Each replica gets an even part of them, whatever the others take.

@@ -51,12 +51,20 @@ pub struct Limits {
     /// The longest answer there is.
     pub answer_bytes: u64,
     /// Bytes of blocks that are not applied, together with the longest answers of all requests on
-    /// their way; at least two answers.
+    /// their way; at least [`Limits::least_buffer`], whatever is said here.
     pub buffered_bytes: u64,
     /// Bytes a second.
     pub bytes_per_s: u64,
     /// So many peers may lie.
     pub faulty: usize,
+}
+
+impl Limits {
+    /// Bytes without which `faulty` peers that take requests and never answer could keep all room until
+    /// the network gives those up: what they can hold, and two answers of others.
+    pub const fn least_buffer(&self) -> u64 {
+        (self.faulty as u64 * self.requests_per_peer as u64 + 2) * self.answer_bytes
+    }
 }
 
 /// A request to be sent.
@@ -141,8 +149,9 @@ impl<B> Plan<B> {
         now: Duration,
     ) -> Self {
         let peers = peers.into_iter().map(|node| (node, Peer::default())).collect();
+        let buffered_bytes = limits.buffered_bytes.max(limits.least_buffer());
         Self {
-            limits,
+            limits: Limits { buffered_bytes, ..limits },
             peers,
             asked: BTreeMap::new(),
             next_id: 0,
