@@ -24,6 +24,7 @@ mod status;
 mod status_text;
 mod verdict;
 mod verify;
+mod waiting;
 
 use std::process::ExitCode;
 

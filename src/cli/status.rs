@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use futures::future::join_all;
 use serde::Deserialize;
 use url::Url;
@@ -65,12 +65,13 @@ Exit codes:
 /// how many more failures it tolerates, and what is wrong.
 #[derive(Debug, Args)]
 #[command(after_long_help = LEGEND)]
+#[command(group = ArgGroup::new("whom").required(true).args(["network", "api"]))]
 pub(super) struct StatusArgs {
     /// Directory that `ledgermq init` made: all of its nodes are asked
-    #[arg(long, value_name = "DIR", required_unless_present = "api")]
+    #[arg(long, value_name = "DIR")]
     network: Option<PathBuf>,
     /// API of a node, such as http://127.0.0.1:8080; give several to ask several
-    #[arg(long, value_name = "URL", value_parser = api_url, conflicts_with = "network")]
+    #[arg(long, value_name = "URL", value_parser = api_url)]
     api: Vec<Url>,
     /// Print one JSON object
     #[arg(long)]

@@ -42,7 +42,9 @@ fn row(at: usize, answer: &ConsensusView, main: Option<View>) -> Vec<String> {
             let seats = u64::try_from(answer.n.max(1)).unwrap_or(1);
             (format!("{seen}*"), Some(seen.0 % seats).map(|seat| seat.to_string()))
         }
-        (Some(change), None) => (format!("to {}", change.to), seat(answer.primary).map(|seat| seat.to_string())),
+        (Some(change), None) => {
+            (format!("to {}", change.to), seat(answer.primary).map(|seat| seat.to_string()))
+        }
         (None, None) => (answer.view.to_string(), seat(answer.primary).map(|seat| seat.to_string())),
     };
     let others = answer.replicas.iter().filter(|line| line.state != ReplicaStateView::ThisNode);
@@ -100,12 +102,17 @@ fn verdict(report: &Report) -> String {
     match report.verdict {
         Verdict::Healthy => format!("The network is healthy and {}. It {does}.", margin()),
         Verdict::Degraded => {
-            format!("The network is DEGRADED: {taking_part} of {n} replicas take part, which {}. It {does}.", margin())
+            format!(
+                "The network is DEGRADED: {taking_part} of {n} replicas take part, which {}. It {does}.",
+                margin()
+            )
         }
         Verdict::Halted => "The network is HALTED: nothing becomes final.".to_owned(),
-        Verdict::Disagrees => "NODES DISAGREE. Stop writing, keep all data directories, and find out who is right: \
+        Verdict::Disagrees => {
+            "NODES DISAGREE. Stop writing, keep all data directories, and find out who is right: \
              `ledgermq verify` checks proofs with nothing but the genesis document."
-            .to_owned(),
+                .to_owned()
+        }
         Verdict::CannotTell => {
             let answered = report.nodes.iter().filter(|asked| asked.answer.is_some()).count();
             match answered {

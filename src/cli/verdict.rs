@@ -121,7 +121,8 @@ pub(super) fn judge(nodes: Vec<Asked>, certified: &Blocks) -> Report {
     let disagreement = disagreement(&answers, certified);
     // Who is asked twice, at two addresses, has one voice.
     let mut seen = BTreeSet::new();
-    let voices: Answers<'_> = answers.iter().filter(|(_, answer)| seen.insert(answer.node)).copied().collect();
+    let voices: Answers<'_> =
+        answers.iter().filter(|(_, answer)| seen.insert(answer.node)).copied().collect();
     let silent_apis = nodes.len() - answers.len();
     let views = views(&voices);
     let (n, quorum) = (middle(&voices, |answer| answer.n), middle(&voices, |answer| answer.quorum));
@@ -134,7 +135,8 @@ pub(super) fn judge(nodes: Vec<Asked>, certified: &Blocks) -> Report {
         Verdict::CannotTell
     } else if !disagreement.is_empty() {
         Verdict::Disagrees
-    } else if advancing + silent_apis < enough || silent_apis == 0 && voices.iter().all(|(_, answer)| halted(answer))
+    } else if advancing + silent_apis < enough
+        || silent_apis == 0 && voices.iter().all(|(_, answer)| halted(answer))
     {
         Verdict::Halted
     } else if advancing < enough {
@@ -194,7 +196,8 @@ fn main_view(views: &[InView]) -> Option<View> {
 
 /// Replicas that do not take part.
 fn outs(answers: &Answers<'_>, main: Option<View>) -> Vec<Out> {
-    let Some((_, longest)) = answers.iter().max_by_key(|(_, answer)| answer.replicas.len().min(answer.n)) else {
+    let Some((_, longest)) = answers.iter().max_by_key(|(_, answer)| answer.replicas.len().min(answer.n))
+    else {
         return Vec::new();
     };
     let out = |line: &ReplicaLine| {

@@ -283,7 +283,9 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     }
 }
 
-fn inner_of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a (dyn std::error::Error + 'static)> {
+fn inner_of<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a (dyn std::error::Error + 'static)> {
     let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
     Some(inner)
 }
@@ -489,7 +491,8 @@ mod tests {
     fn a_failed_dial_is_told_in_a_few_words_of_one_line() {
         use libp2p::core::transport::TransportError;
         let refused = || io::Error::from_raw_os_error(111);
-        let nested = io::Error::other(format!("Multiple dial errors occurred:\n - {0}: Multiple:\n - {0}", refused()));
+        let nested =
+            io::Error::other(format!("Multiple dial errors occurred:\n - {0}: Multiple:\n - {0}", refused()));
         let at = address(AT);
         let of = |error| reason(&DialError::Transport(vec![(at.clone(), TransportError::Other(error))]));
         assert_eq!(of(nested), "connection refused");

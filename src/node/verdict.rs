@@ -41,7 +41,12 @@ pub(super) fn judge(insight: &Insight, facts: &Facts, diagnosis: &Diagnosis) -> 
     let stuck = diagnosis.why.iter().find(|reason| reason.blocks && !is_own(reason.code));
     if able < quorum || stuck.is_some() && !left_alone(insight) {
         let why = stuck.or_else(|| diagnosis.blocking()).map_or_else(
-            || format!("{able} of {n} replicas can vote together, and {quorum} are needed: {}", out.join("; ")),
+            || {
+                format!(
+                    "{able} of {n} replicas can vote together, and {quorum} are needed: {}",
+                    out.join("; ")
+                )
+            },
             |reason| reason.text.clone(),
         );
         let text = format!("nothing becomes final: {why}");

@@ -102,7 +102,10 @@ fn all_who_take_part_make_it_healthy_and_each_failure_takes_a_margin() {
         assert_eq!((found.code, found.tolerates), (code, Some(tolerates)), "{n} {missing:?}: {found:?}");
     }
     let text = verdict(&insight(4), &[3]).text;
-    assert!(text.contains("3 of 4 replicas take part, which tolerates 0 more failures: replica 3 ("), "{text}");
+    assert!(
+        text.contains("3 of 4 replicas take part, which tolerates 0 more failures: replica 3 ("),
+        "{text}"
+    );
     assert!(text.ends_with("is not connected"), "{text}");
     assert!(verdict(&insight(4), &[]).text.ends_with("which tolerates 1 more failure"));
 }

@@ -363,7 +363,8 @@ pub fn votes_again_in(insight: &Insight) -> Option<Duration> {
         return None;
     }
     let window = window(&insight.replicas);
-    let numbers = insight.silent_until.map_or(window, |until| until.0.saturating_sub(insight.status.stable.0));
+    let numbers =
+        insight.silent_until.map_or(window, |until| until.0.saturating_sub(insight.status.stable.0));
     let helped = NULL_BATCH_TAKES.saturating_mul(u32::try_from(numbers).unwrap_or(u32::MAX));
     let whole = (insight.listens.unwrap_or_default() + helped).as_secs();
     Some(Duration::from_secs(whole + 1))
@@ -385,7 +386,10 @@ fn silent(insight: &Insight, others: usize) -> String {
         told(votes_again_in(insight))
     );
     if others < quorum {
-        let _ = write!(text, "; but that takes {quorum} others, and {others} are connected: bring those back");
+        let _ = write!(
+            text,
+            "; but that takes {quorum} connected others, and there are {others}: bring them back"
+        );
     }
     let _ = write!(text, "; until then one replica less may fail, and {best}");
     text

@@ -117,7 +117,8 @@ impl Task {
             return;
         }
         self.metrics.connections.with_label_values(&["dial_failed"]).inc();
-        let Some(Failure { failures, peer, address, told_elsewhere }) = self.dialer.on_failed(connection, now)
+        let Some(Failure { failures, peer, address, told_elsewhere }) =
+            self.dialer.on_failed(connection, now)
         else {
             return tracing::debug!(reason = reason(error), "a dial failed");
         };
