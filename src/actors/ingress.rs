@@ -26,7 +26,7 @@ use super::view::{LedgerView, RegisteredClient};
 use super::{ClientChanged, Fatal, FinalMessage, FinalVerdict};
 use crate::broker::{Closing, Standing, Uplink, UplinkVerdict};
 use crate::clock::SharedClock;
-use crate::device::codes::{ErrorCode, ForbiddenReason, KeyFailCode, UnauthReason};
+use crate::device::codes::{ACCEPTED_BEFORE, ErrorCode, ForbiddenReason, KeyFailCode, UnauthReason};
 use crate::device::control::{
     Ack, ErrorReply, Forbidden, KeyFail, KeySuccess, KeyTransport, SignedControl, Unauth,
 };
@@ -374,7 +374,9 @@ impl Ingress {
         match rejection.error_code() {
             Some(code) => {
                 let reference = Reference { seq: Some(message.seq), header: Some(message.header) };
-                self.error(message.stream.clone(), reference, code, rejection.to_string())
+                // What is final was accepted, whatever became of it.
+                let detail = format!("{ACCEPTED_BEFORE}{rejection}");
+                self.error(message.stream.clone(), reference, code, detail)
             }
             None if matches!(rejection, Rejection::Revoked { .. }) => self.unauth(UnauthReason::Revoked),
             None => self.unauth(UnauthReason::NotRegistered),

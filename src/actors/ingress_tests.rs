@@ -196,3 +196,13 @@ async fn a_copy_of_a_final_message_is_acknowledged_only_when_that_is_on_disk() {
     disk.let_sync();
     assert!(matches!(repeat.await, Verification::Known(_)));
 }
+
+#[actix::test]
+async fn an_error_of_the_ledger_says_that_the_node_had_accepted_the_message() {
+    let disk = SlowDisk::new();
+    let mut ingress = ingress(&disk.log, Arc::default());
+    let too_old = FinalVerdict::Rejected(Rejection::SeqTooOld { highest: MessageSeq(300) });
+    let Reply::Error(error) = ingress.final_reply(&message(too_old)) else { panic!("no error") };
+    assert_eq!(error.code, ErrorCode::SeqTooOld);
+    assert_eq!(error.detail, "accepted before; the seq is too far below 300, the highest on the ledger");
+}

@@ -32,6 +32,8 @@ pub struct ConsensusView {
     pub primary: NodeId,
     /// The way to another view, if the replica is on one.
     pub view_change: Option<ViewChangeView>,
+    /// The highest view that f+1 others were heard to vote in.
+    pub seen_view: Option<View>,
     /// Set while the replica does not vote because it lost its log.
     pub silent: Option<SilentView>,
     /// The low watermark: the last sequence number that is executed and certified.
@@ -62,10 +64,49 @@ pub struct ConsensusView {
     pub last_progress_ms: Option<u64>,
     /// The replicas, in the order of their numbers.
     pub replicas: Vec<ReplicaLine>,
+    /// How the network is, as far as this node can know.
+    pub verdict: VerdictView,
     /// Whether nothing keeps this node from advancing.
     pub advancing: bool,
     /// Why not, the most telling first; and remarks that do not block.
     pub why: Vec<Why>,
+}
+
+/// How a network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerdictCode {
+    /// All replicas take part.
+    Healthy,
+    /// A quorum takes part, and some replica does not.
+    Degraded,
+    /// Nothing becomes final now.
+    Halted,
+    /// Too little is known.
+    CannotTell,
+}
+
+impl VerdictCode {
+    /// The word for it in JSON.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Halted => "halted",
+            Self::CannotTell => "cannot_tell",
+        }
+    }
+}
+
+/// How the network is, in the eyes of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictView {
+    /// In a word.
+    pub code: VerdictCode,
+    /// How many of the replicas that take part may fail, and it still goes on; none if that is not known.
+    pub tolerates: Option<usize>,
+    /// In a sentence for people.
+    pub text: String,
 }
 
 /// The way to another view.
@@ -92,6 +133,8 @@ pub struct ViewChangeView {
 pub struct SilentView {
     /// The low watermark from which on the replica votes; none while it listens to settle that.
     pub until: Option<SeqNum>,
+    /// In how long about it votes again if nothing else is ordered; none if the others are no quorum without it.
+    pub votes_in_ms: Option<u64>,
 }
 
 /// What a replica is to the node that answers.
@@ -106,6 +149,10 @@ pub enum ReplicaStateView {
     Silent,
     /// It has executed less.
     Behind,
+    /// It lost its log and does not vote yet.
+    LostLog,
+    /// It is in a later view, or on its way to one.
+    OtherView,
     /// None of these.
     Ok,
 }

@@ -36,7 +36,9 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::ApiConfig;
 use crate::metrics::Metrics;
 
-pub use consensus::{ConsensusView, ReplicaLine, ReplicaStateView, SilentView, ViewChangeView, Why};
+pub use consensus::{
+    ConsensusView, ReplicaLine, ReplicaStateView, SilentView, VerdictCode, VerdictView, ViewChangeView, Why,
+};
 pub use evidence::{EvidenceJson, EvidenceListJson};
 pub use json::{
     BlockJson, BlockSummaryJson, BlocksJson, CertificateJson, ItemJson, OperationJson, RecordJson,

@@ -101,7 +101,8 @@ impl NodeView for FakeNode {
             view: View(2),
             primary: node,
             view_change: None,
-            silent: Some(SilentView { until: None }),
+            seen_view: Some(View(2)),
+            silent: Some(SilentView { until: None, votes_in_ms: Some(9) }),
             low_watermark: SeqNum(3),
             high_watermark: SeqNum(259),
             executed: SeqNum(4),
@@ -116,6 +117,7 @@ impl NodeView for FakeNode {
             timeout_ms: 1000,
             last_progress_ms: Some(7),
             replicas: Vec::new(),
+            verdict: VerdictView { code: VerdictCode::Degraded, tolerates: Some(0), text: "z".into() },
             advancing: true,
             why: vec![Why { code: "x".into(), blocks: false, text: "y".into() }],
         })

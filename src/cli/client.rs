@@ -5,24 +5,26 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::http::NetworkArgs;
+use super::http::{ListArgs, NetworkArgs, Refused};
 use super::output;
+use super::waiting;
 use crate::api::{ClientPage, ClientView, Submitted};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::read_genesis;
 use crate::keyfile;
-use crate::ledger::{AdminAction, AdminOperation, ClientSettings};
-use crate::types::{ClientId, MessageSeq, PublicKey};
+use crate::ledger::{AdminAction, AdminOperation, ClientSettings, Rejection};
+use crate::types::{ClientId, Height, MessageSeq, PublicKey};
 
 /// Clients (gateways): make their keys, register and revoke them
 #[derive(Debug, Subcommand)]
 pub(super) enum ClientCommand {
     New(NewArgs),
     Register(RegisterArgs),
+    /// List the clients that the ledger has
     List(ListArgs),
     Revoke(RevokeArgs),
 }
@@ -44,8 +46,10 @@ pub(super) struct NewArgs {
 
 /// Register a client on the ledger
 ///
-/// From the block that it prints on, what the client signs can be written. Example: ledgermq client
-/// register devices/iot --key iot.key --network net
+/// From the block that it prints on, what the client signs can be written. A client that is registered
+/// with this key and these settings already stays as it is, and the exit code is 0.
+///
+/// Example: ledgermq client register devices/iot --key iot.key --network net
 #[derive(Debug, Args)]
 pub(super) struct RegisterArgs {
     /// The client's id
@@ -64,16 +68,6 @@ pub(super) struct RegisterArgs {
     receipts: bool,
     #[command(flatten)]
     admin: AdminArgs,
-}
-
-/// List the clients that the ledger has
-#[derive(Debug, Args)]
-pub(super) struct ListArgs {
-    #[command(flatten)]
-    network: NetworkArgs,
-    /// Print one JSON array
-    #[arg(long)]
-    json: bool,
 }
 
 /// Revoke a client: nothing above --last-seq is written any more, and its connections are closed
@@ -142,7 +136,48 @@ async fn register(args: RegisterArgs) -> anyhow::Result<()> {
     let settings = ClientSettings { plaintext: args.plaintext, receipts: args.receipts };
     let client = args.client;
     let action = AdminAction::RegisterClient { client: client.clone(), key, settings };
-    submit(&args.admin, action, &format!("Registered {client} with key {key}")).await
+    let refused = match submit(&args.admin, action).await {
+        Ok(Submitted { height, operation }) => {
+            let done = format!("Registered {client} with key {key}");
+            return told(&args.admin, &done, height, operation, false);
+        }
+        Err(refused) => refused,
+    };
+    // An admin's operation, and the client is there: then it is fine if it is there as it was to be.
+    let already = Rejection::AlreadyRegistered.to_string();
+    if refused.downcast_ref().is_none_or(|Refused(problem)| problem.detail != already) {
+        return Err(refused);
+    }
+    let found = args.admin.network.connect()?.get::<ClientView>(&format!("/v1/clients/{client}"), &[]).await;
+    let Ok(found) = found else { return Err(refused) };
+    if found.client != client || found.revoked_after.is_some() {
+        return Err(refused);
+    }
+    if found.key != key {
+        bail!(
+            "{client} is registered with another key, {}: give the key file that belongs to it, or register under \
+             another id; `ledgermq client revoke` ends the old key's id for good",
+            found.key
+        );
+    }
+    if found.settings != settings {
+        bail!(
+            "{client} is registered with this key and other settings (plaintext: {}, receipts: {}), which stay as they \
+             are; for others register another id",
+            found.settings.plaintext,
+            found.settings.receipts
+        );
+    }
+    let done = format!("{client} is registered with this key already");
+    told(&args.admin, &done, found.registered_height, found.registered_operation, true)
+}
+
+/// Says where an operation is on the ledger; `already` if it was there before.
+fn told(args: &AdminArgs, done: &str, height: Height, operation: u32, already: bool) -> anyhow::Result<()> {
+    if args.json {
+        return output::json(&json!({ "height": height, "operation": operation, "already": already }));
+    }
+    output::line(format_args!("{done}: block {height}, operation {operation}"))
 }
 
 async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
@@ -151,11 +186,18 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
         last_seq: MessageSeq(args.last_seq),
         reason: args.reason,
     };
-    submit(&args.admin, action, &format!("Revoked {} after seq {}", args.client, args.last_seq)).await
+    let Submitted { height, operation } = submit(&args.admin, action).await?;
+    told(
+        &args.admin,
+        &format!("Revoked {} after seq {}", args.client, args.last_seq),
+        height,
+        operation,
+        false,
+    )
 }
 
-/// Signs an action and has a node order it.
-async fn submit(args: &AdminArgs, action: AdminAction, done: &str) -> anyhow::Result<()> {
+/// Signs an action and has a node order it; says why it waits while it does.
+async fn submit(args: &AdminArgs, action: AdminAction) -> anyhow::Result<Submitted> {
     let network = &args.network;
     let genesis = read_genesis(&network.file(args.genesis.as_ref(), "--genesis", "genesis.json")?)?;
     let admin = keyfile::read(&network.file(args.admin_key.as_ref(), "--admin-key", "admin.key")?)?;
@@ -164,11 +206,11 @@ async fn submit(args: &AdminArgs, action: AdminAction, done: &str) -> anyhow::Re
     let operation = AdminOperation::sign(genesis.network_id(), &admin, sequence, action);
     // What no node would take is better said before it is sent.
     operation.verify(&genesis.network_id())?;
-    let submitted: Submitted = network.connect()?.post("/v1/operations", &operation).await?;
-    if args.json {
-        return output::json(&submitted);
+    let nodes = network.connect()?;
+    tokio::select! {
+        submitted = nodes.post("/v1/operations", &operation) => submitted,
+        never = waiting::tell(network.apis()?) => match never {},
     }
-    output::line(format_args!("{done}: block {}, operation {}", submitted.height, submitted.operation))
 }
 
 async fn list(args: &ListArgs) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 
-use super::http::NetworkArgs;
+use super::http::{ListArgs, NetworkArgs};
 use super::output;
 use crate::api::{EvidenceJson, EvidenceListJson};
 use crate::config::read_genesis;
@@ -27,22 +27,13 @@ const MAX_LISTED: usize = 65_536;
 /// Proofs that a replica is faulty: list, fetch and verify them
 #[derive(Debug, Subcommand)]
 pub(super) enum EvidenceCommand {
+    /// List the evidence that a node keeps
+    ///
+    /// Each node keeps what it saw itself. With --network, the first node that can be reached is asked;
+    /// name another one with --api.
     List(ListArgs),
     Fetch(FetchArgs),
     Verify(VerifyArgs),
-}
-
-/// List the evidence that a node keeps
-///
-/// Each node keeps what it saw itself. With --network, the first node that can be reached is asked;
-/// name another one with --api.
-#[derive(Debug, Args)]
-pub(super) struct ListArgs {
-    #[command(flatten)]
-    network: NetworkArgs,
-    /// Print one JSON array
-    #[arg(long)]
-    json: bool,
 }
 
 /// Fetch one piece of evidence into a file

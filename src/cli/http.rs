@@ -25,8 +25,7 @@ const MAX_ANSWER_BYTES: usize = 128 << 20;
 /// Which network, and how to reach it
 #[derive(Debug, Clone, Args)]
 pub(super) struct NetworkArgs {
-    /// Directory that `ledgermq init` made: gives --genesis, --admin-key and --api where these are
-    /// not given
+    /// Directory that `ledgermq init` made: what is needed and not given is taken from it
     #[arg(long, value_name = "DIR")]
     pub(super) network: Option<PathBuf>,
     /// API of a node, such as http://127.0.0.1:8080
@@ -40,16 +39,35 @@ impl NetworkArgs {
         network_dir::file(given, self.network.as_ref(), option, name)
     }
 
+    /// The APIs of the nodes that may be asked.
+    pub(super) fn apis(&self) -> anyhow::Result<Vec<Url>> {
+        match (&self.api, &self.network) {
+            (Some(api), _) => Ok(vec![api.clone()]),
+            (None, Some(dir)) => apis_below(dir),
+            (None, None) => bail!("give --api URL, or --network DIR as `ledgermq init` made it"),
+        }
+    }
+
     /// A client of the nodes' API.
     pub(super) fn connect(&self) -> anyhow::Result<Nodes> {
-        let apis = match (&self.api, &self.network) {
-            (Some(api), _) => vec![api.clone()],
-            (None, Some(dir)) => apis_below(dir)?,
-            (None, None) => bail!("give --api URL, or --network DIR as `ledgermq init` made it"),
-        };
-        Nodes::new(apis)
+        Nodes::new(self.apis()?)
     }
 }
+
+// What a list takes; each list says itself what it is of.
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    pub(super) network: NetworkArgs,
+    /// Print one JSON array
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// A node's answer that it does not do what was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", output::plain(&.0.to_string()))]
+pub(super) struct Refused(pub(super) Problem);
 
 /// The URL of an API; `http://` may be left out.
 pub(super) fn api_url(text: &str) -> Result<Url, String> {
@@ -161,7 +179,7 @@ async fn read(api: &Url, mut response: Response, max_bytes: usize) -> anyhow::Re
         return Ok(bytes);
     }
     match serde_json::from_slice::<Problem>(&bytes) {
-        Ok(problem) => bail!("{}", output::plain(&problem.to_string())),
+        Ok(problem) => Err(Refused(problem).into()),
         Err(_) => bail!("{api} answered {status}: is it the API of a node?"),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! What a person reads goes to standard output as text, what a script reads as one JSON value
 //! (`--json`). Errors go to standard error and say what to do; the exit code is 0 only on success,
-//! 2 for wrong arguments (and for `status` if nobody answers), 1 for all else. Progress bars are drawn on a terminal only.
+//! 2 for wrong arguments, 1 for all else; `status` has codes of its own. Progress bars are drawn on a
+//! terminal only.
 
 mod bench;
 mod client;
@@ -20,7 +21,10 @@ mod publish;
 mod publish_watch;
 pub mod readings;
 mod status;
+mod status_text;
+mod verdict;
 mod verify;
+mod waiting;
 
 use std::process::ExitCode;
 

@@ -23,6 +23,12 @@ pub(super) fn file(
 
 /// The settings of all nodes in `dir`; at least one.
 pub(super) fn node_settings(dir: &Path) -> anyhow::Result<Vec<Config>> {
+    if !dir.is_dir() {
+        bail!(
+            "there is no directory {}: give --network the directory that `ledgermq init` made",
+            dir.display()
+        );
+    }
     let files = (0..ReplicaSet::MAX).map(|at| dir.join(format!("node-{at}")).join("node.toml"));
     let settings = files.take_while(|path| path.is_file()).map(|path| Ok(Config::load(&path)?));
     let settings: Vec<Config> = settings.collect::<anyhow::Result<_>>()?;

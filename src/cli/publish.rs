@@ -1,7 +1,7 @@
 //! `ledgermq publish`: measurements of a file, through MQTT, like any gateway.
 //!
-//! Each message is signed and on disk here before it is sent, and is sent again until a node has
-//! acknowledged it: a run that was stopped is finished by the next one with the same `--state`.
+//! Each message is signed and on disk here before it is sent, and is sent again until a node says that
+//! it is final: a run that was stopped is finished by the next one with the same `--state`.
 
 use std::io::{IsTerminal as _, stderr};
 use std::path::{Path, PathBuf};
@@ -14,11 +14,12 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::latency::{Latencies, Percentiles};
-use super::publish_watch::{Answered, Watch};
+use super::publish_watch::{Answered, Watch, not_final};
 use super::readings::{CsvOptions, CsvReadings, ItemSpec, JsonLines, Message, ReadingsError, TimeUnit};
 use super::{network_dir, output};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::read_genesis;
+use crate::device::codes::ErrorCode;
 use crate::gateway::{Ack, Delivery, Gateway, GatewayOptions, PublishError, Status};
 use crate::keyfile;
 use crate::types::{ClientId, Stream};
@@ -50,7 +51,7 @@ pub(super) struct PublishArgs {
     /// MQTT endpoint of a node; give several, and the next is tried when one fails
     #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
     mqtt: Vec<(String, u16)>,
-    /// Directory for numbers used and messages not acknowledged; belongs to this client alone [default:
+    /// Directory for numbers used and messages not final; belongs to this client alone [default:
     /// the --key FILE with .state added]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -63,13 +64,14 @@ pub(super) struct PublishArgs {
     /// Give up when nothing becomes final for so long [default: wait, and tell why]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     final_timeout: Option<u64>,
+    // Before the arguments of CSV, whose heading goes on to the end.
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
     mapping: MappingArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -128,7 +130,7 @@ impl MappingArgs {
 /// What became of a file.
 #[derive(Debug, Default, Serialize)]
 struct Summary {
-    /// Messages that a node acknowledged.
+    /// Messages that are final.
     messages: u64,
     /// Data items in them.
     items: u64,
@@ -136,12 +138,64 @@ struct Summary {
     items_written: u64,
     /// The highest block that holds one.
     height: u64,
-    /// Lines that are no message, and messages that a node refused.
+    /// Messages that a node acknowledged, so that they are in its log, and that are not final: they
+    /// still wait, or the ledger did not take them.
+    acknowledged: u64,
+    /// Messages that a node refused and did not keep.
+    refused: u64,
+    /// Messages of which no node has said anything: the next run sends them again.
+    unknown: u64,
+    /// Lines that are no message.
+    invalid: u64,
+    /// All of these that are not final.
     failed: u64,
-    /// From sending to the node's disk.
-    puback_ms: Percentiles,
+    /// From sending to the node's disk; none if nothing was measured.
+    puback_ms: Option<Percentiles>,
     /// From sending to the ledger.
-    final_ms: Percentiles,
+    final_ms: Option<Percentiles>,
+}
+
+/// What is true of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// A node signed that it is final.
+    Final,
+    /// In a node's log, and not on the ledger as far as is known.
+    Acknowledged,
+    /// No node kept it.
+    Refused,
+    /// No node said anything.
+    Unknown,
+}
+
+/// A PUBACK alone tells nothing once an error has come: what is refused for its content gets one, too.
+fn fate(ack: &Result<Ack, PublishError>, has_puback: bool) -> Fate {
+    match ack {
+        Ok(_) => Fate::Final,
+        Err(PublishError::Refused(refusal)) if refusal.was_accepted() => Fate::Acknowledged,
+        Err(PublishError::Refused(_) | PublishError::Invalid(_)) => Fate::Refused,
+        Err(PublishError::State(_) | PublishError::Closed) if has_puback => Fate::Acknowledged,
+        Err(PublishError::State(_) | PublishError::Closed) => Fate::Unknown,
+    }
+}
+
+/// Why a message is not final, for a person.
+fn told(error: &PublishError, fate: Fate) -> String {
+    let PublishError::Refused(refusal) = error else { return error.to_string() };
+    let ahead = match refusal.code {
+        ErrorCode::SeqTooOld | ErrorCode::SeqReused => {
+            ": another copy of this client, with another --state, took later numbers; never run two of them"
+        }
+        _ => "",
+    };
+    match fate {
+        Fate::Acknowledged => format!(
+            "acknowledged by the node, in its log, and not taken by the ledger now ({}){ahead}; the node says: {}; \
+             `/v1/records` tells whether it got there before",
+            refusal.code, refusal.detail
+        ),
+        _ => format!("{error}{ahead}"),
+    }
 }
 
 type Messages = Box<dyn Iterator<Item = Result<Message, ReadingsError>>>;
@@ -155,7 +209,7 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
     runtime.block_on(async {
         let messages = open(args)?;
         let gateway = connect(args).await?;
-        let (tally, answered) = (Tally::new(), Answered::default());
+        let (mut tally, answered) = (Tally::new(), Answered::default());
         let watch = Watch {
             gateway: &gateway,
             answered: answered.clone(),
@@ -164,16 +218,24 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
             network: args.network.clone(),
             limit: args.final_timeout.map(Duration::from_secs),
         };
+        // No more than the gateway's window of messages without an answer: `publish` waits while it is full.
+        let mut underway = JoinSet::new();
         let result = tokio::select! {
-            summary = publish(args, messages, &gateway, tally, &answered) => summary,
+            result = publish(args, messages, &gateway, &mut tally, &mut underway, &answered) => result,
             stalled = watch.run() => Err(stalled),
-            _ = tokio::signal::ctrl_c() => Err(anyhow!(
-                "interrupted: {} messages are not acknowledged; the next run with the same --state sends them",
-                gateway.unfinished()
-            )),
+            _ = tokio::signal::ctrl_c() => {
+                Err(anyhow!("interrupted: {}", not_final(gateway.unfinished(), answered.stored())))
+            }
         };
+        while let Some(delivered) = underway.try_join_next() {
+            tally.add(delivered?);
+        }
+        tally.leave(gateway.unfinished(), answered.stored());
         gateway.close().await;
-        report(args, &result?)
+        let summary = tally.summary();
+        report(args, &summary)?;
+        result?;
+        conclude(&summary)
     })
 }
 
@@ -267,17 +329,16 @@ async fn publish(
     args: &PublishArgs,
     messages: Messages,
     gateway: &Gateway,
-    mut tally: Tally,
+    tally: &mut Tally,
+    underway: &mut JoinSet<Delivered>,
     answered: &Answered,
-) -> anyhow::Result<Summary> {
+) -> anyhow::Result<()> {
     let clock = SystemClock::shared();
-    // No more than the gateway's window of unacknowledged messages: `publish` waits while it is full.
-    let mut underway = JoinSet::new();
     for message in messages {
         let message = match message {
             Ok(message) => message,
             Err(error @ ReadingsError::Line { .. }) => {
-                tally.problem(&error.to_string());
+                tally.invalid(&error.to_string());
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -286,7 +347,7 @@ async fn publish(
             Ok(delivery) => {
                 underway.spawn(follow(message.line, delivery, clock.clone(), answered.clone()));
             }
-            Err(PublishError::Invalid(error)) => tally.problem(&format!("line {}: {error}", message.line)),
+            Err(PublishError::Invalid(error)) => tally.invalid(&format!("line {}: {error}", message.line)),
             Err(error) => return Err(error.into()),
         }
         while let Some(delivered) = underway.try_join_next() {
@@ -298,15 +359,18 @@ async fn publish(
     }
     // What an earlier run left.
     gateway.drained().await;
-    Ok(tally.summary())
+    Ok(())
 }
 
 async fn follow(line: u64, mut delivery: Delivery, clock: SharedClock, answered: Answered) -> Delivered {
     let started = clock.monotonic();
     let since = || clock.monotonic().saturating_sub(started);
     let puback = delivery.puback().await.ok().map(|()| since());
+    if puback.is_some() {
+        answered.add_stored();
+    }
     let ack = delivery.done().await;
-    answered.add();
+    answered.add(puback.is_some());
     Delivered { line, ack, puback, done: since() }
 }
 
@@ -339,9 +403,18 @@ impl Tally {
     }
 
     fn add(&mut self, delivered: Delivered) {
+        let fate = fate(&delivered.ack, delivered.puback.is_some());
         let ack = match delivered.ack {
             Ok(ack) => ack,
-            Err(error) => return self.problem(&format!("line {}: {error}", delivered.line)),
+            Err(error) => {
+                match fate {
+                    Fate::Final => {}
+                    Fate::Acknowledged => self.summary.acknowledged += 1,
+                    Fate::Refused => self.summary.refused += 1,
+                    Fate::Unknown => self.summary.unknown += 1,
+                }
+                return self.problem(&format!("line {}: {}", delivered.line, told(&error, fate)));
+            }
         };
         self.summary.messages += 1;
         self.summary.items += u64::from(ack.items);
@@ -352,6 +425,20 @@ impl Tally {
             self.puback.record(puback);
         }
         self.progress.inc(1);
+    }
+
+    fn invalid(&mut self, problem: &str) {
+        self.summary.invalid += 1;
+        self.problem(problem);
+    }
+
+    /// The run ends before so many messages have their answer, those of earlier runs included.
+    fn leave(&mut self, unfinished: usize, stored: u64) {
+        let unfinished = u64::try_from(unfinished).unwrap_or(u64::MAX);
+        let stored = stored.min(unfinished);
+        self.summary.acknowledged += stored;
+        self.summary.unknown += unfinished - stored;
+        self.summary.failed += unfinished;
     }
 
     fn problem(&mut self, problem: &str) {
@@ -368,26 +455,96 @@ impl Tally {
 
     fn summary(self) -> Summary {
         self.progress.finish_and_clear();
-        let (puback_ms, final_ms) = (self.puback.percentiles(), self.done.percentiles());
+        let measured = |times: &Latencies| (times.count() > 0).then(|| times.percentiles());
+        let (puback_ms, final_ms) = (measured(&self.puback), measured(&self.done));
         Summary { puback_ms, final_ms, ..self.summary }
     }
 }
 
 fn report(args: &PublishArgs, summary: &Summary) -> anyhow::Result<()> {
     if args.json {
-        output::json(summary)?;
-    } else {
-        let Summary { messages, items, items_written, height, puback_ms, final_ms, .. } = summary;
+        return output::json(summary);
+    }
+    let Summary { messages, items, items_written, height, puback_ms, final_ms, .. } = summary;
+    if *messages > 0 {
+        let up_to = if *items_written > 0 { format!(", up to block {height}") } else { String::new() };
+        let are = if *messages == 1 { "message is" } else { "messages are" };
         output::line(format_args!(
-            "{messages} messages acknowledged, {items_written} of {items} items on the ledger, up to block {height}"
-        ))?;
-        output::line(format_args!(
-            "on the node's disk after {} ms (p50), {} ms (p99); final after {} ms (p50), {} ms (p99)",
-            puback_ms.p50, puback_ms.p99, final_ms.p50, final_ms.p99
+            "{messages} {are} final, with {items_written} of {items} items on the ledger{up_to}"
         ))?;
     }
-    match summary.failed {
+    if let Some(of) = puback_ms {
+        output::line(format_args!("on the node's disk after {} ms (p50), {} ms (p99)", of.p50, of.p99))?;
+    }
+    if let Some(of) = final_ms {
+        output::line(format_args!("final after {} ms (p50), {} ms (p99)", of.p50, of.p99))?;
+    }
+    Ok(())
+}
+
+/// An error if not all of the file is final.
+fn conclude(summary: &Summary) -> anyhow::Result<()> {
+    let Summary { acknowledged, refused, unknown, invalid, failed, .. } = summary;
+    let parts = [
+        (acknowledged, "acknowledged and in a node's log, not final"),
+        (refused, "refused by a node, which kept nothing of it"),
+        (unknown, "without an answer, sent again by the next run with the same --state"),
+        (invalid, "not a message"),
+    ];
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(count, _)| **count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    match failed {
         0 => Ok(()),
-        failed => bail!("{failed} lines of the file were not published"),
+        failed => bail!("not final, of all messages: {failed} ({})", parts.join("; ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::codes::ACCEPTED_BEFORE;
+    use crate::gateway::Refusal;
+
+    fn refused(code: ErrorCode, detail: &str) -> PublishError {
+        PublishError::Refused(Refusal { code, detail: detail.to_owned() })
+    }
+
+    #[test]
+    fn what_is_said_of_a_message_is_what_is_true_of_it() {
+        let late = refused(ErrorCode::SeqTooOld, &format!("{ACCEPTED_BEFORE}the seq is too far below 300"));
+        let found = fate(&Err(late.clone()), true);
+        assert_eq!(found, Fate::Acknowledged);
+        let said = told(&late, found);
+        for words in ["acknowledged by the node, in its log", "seq_too_old", "another copy of this client"] {
+            assert!(said.contains(words), "{words:?} is not in {said}");
+        }
+        assert!(!said.contains("not published") && !said.contains("refused the message"), "{said}");
+        // Refused at the door: a PUBACK came, and says nothing.
+        for code in [ErrorCode::SeqTooOld, ErrorCode::Malformed] {
+            let early = refused(code, "no");
+            assert_eq!(fate(&Err(early.clone()), true), Fate::Refused);
+            assert!(told(&early, Fate::Refused).contains("the node refused the message"));
+        }
+        assert_eq!(fate(&Err(PublishError::Closed), true), Fate::Acknowledged);
+        assert_eq!(fate(&Err(PublishError::Closed), false), Fate::Unknown);
+    }
+
+    #[test]
+    fn messages_without_an_answer_are_counted_by_what_is_known() {
+        let mut tally = Tally::new();
+        tally.leave(5, 3);
+        let summary = tally.summary();
+        assert_eq!((summary.acknowledged, summary.unknown, summary.failed), (3, 2, 5));
+        assert!(summary.puback_ms.is_none() && summary.final_ms.is_none(), "nothing was measured");
+        let told = conclude(&summary).unwrap_err().to_string();
+        assert!(
+            told.contains("not final, of all messages: 5 (")
+                && told.contains("3 acknowledged")
+                && told.contains("2 without"),
+            "{told}"
+        );
     }
 }

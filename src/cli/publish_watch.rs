@@ -1,48 +1,62 @@
 //! What `ledgermq publish` says while nothing becomes final: that it waits, and why.
 //!
-//! A network that has lost its quorum acknowledges nothing and loses nothing, so waiting is right.
-//! Waiting without a word is not.
+//! Without a quorum nothing becomes final. A node still takes messages and acknowledges them with PUBACK, which
+//! says that they are in its log; they become final once a quorum is there.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::future::join_all;
 use indicatif::ProgressBar;
 
-use super::http::{Nodes, apis_below};
-use super::output::plain;
-use super::status::MAX_ANSWER_BYTES;
-use crate::api::ConsensusView;
+use super::http::apis_below;
+use super::waiting::{self, TOLD_AFTER, TOLD_EVERY};
 use crate::clock::SharedClock;
 use crate::gateway::Gateway;
 
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// After so long without anything final it is told ...
-const TOLD_AFTER: Duration = Duration::from_secs(5);
-
-/// ... and after so long again.
-const TOLD_EVERY: Duration = Duration::from_secs(30);
-
-/// How long a node may take to say why.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
-
-/// Counts messages that got their answer; clones count together.
+/// Counts messages that got their answer, and those that wait for it with a PUBACK; clones count together.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Answered(Arc<AtomicU64>);
+pub(super) struct Answered(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    answered: AtomicU64,
+    stored: AtomicU64,
+}
 
 impl Answered {
-    /// One more.
-    pub(super) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    /// One more has its PUBACK.
+    pub(super) fn add_stored(&self) {
+        self.0.stored.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One more has its answer, which had its PUBACK before or not.
+    pub(super) fn add(&self, was_stored: bool) {
+        self.0.stored.fetch_sub(u64::from(was_stored), Ordering::Relaxed);
+        self.0.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many wait with a PUBACK.
+    pub(super) fn stored(&self) -> u64 {
+        self.0.stored.load(Ordering::Relaxed)
     }
 
     fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.answered.load(Ordering::Relaxed)
     }
+}
+
+/// What became of messages without an answer.
+pub(super) fn not_final(unfinished: usize, stored: u64) -> String {
+    let are = if unfinished == 1 { "message is" } else { "messages are" };
+    format!(
+        "{unfinished} {are} not final, {stored} of this run's acknowledged by a node and in its log; the next run with \
+         the same --state sends them again until they are final"
+    )
 }
 
 /// Looks after one run.
@@ -78,19 +92,17 @@ impl Watch<'_> {
             }
             let waited = now.saturating_sub(since);
             if self.limit.is_some_and(|limit| waited >= limit) {
-                return anyhow::anyhow!(
-                    "nothing became final for {} s: {unfinished} messages are not acknowledged; the next run with the \
-                     same --state sends them",
-                    waited.as_secs()
-                );
+                let left = not_final(unfinished, self.answered.stored());
+                return anyhow::anyhow!("nothing became final for {} s: {left}", waited.as_secs());
             }
             let due = told.map_or(TOLD_AFTER, |told| told + TOLD_EVERY);
             if waited >= due {
                 told = Some(waited);
-                let why = self.why().await;
+                let (why, stored) = (self.why().await, self.answered.stored());
                 self.progress.suspend(|| {
                     eprintln!(
-                        "warning: nothing became final for {} s, {unfinished} messages wait: {why}",
+                        "warning: nothing became final for {} s, {unfinished} messages wait ({stored} of this run's are in a node's \
+                         log): {why}",
                         waited.as_secs()
                     );
                 });
@@ -103,19 +115,6 @@ impl Watch<'_> {
         let Some(dir) = &self.network else {
             return "`ledgermq status --api URL` of a node says why".to_owned();
         };
-        // All at once: several that hang must not keep the run from its limit for long.
-        let asked = apis_below(dir).unwrap_or_default().into_iter().map(|api| async {
-            let node = Nodes::new(vec![api]).ok()?.reading(MAX_ANSWER_BYTES);
-            let answer = node.get::<ConsensusView>("/v1/consensus", &[]);
-            tokio::time::timeout(ANSWERS_WITHIN, answer).await.ok()?.ok()
-        });
-        let answers: Vec<ConsensusView> = join_all(asked).await.into_iter().flatten().collect();
-        if let Some(why) = answers.iter().flat_map(|answer| &answer.why).find(|why| why.blocks) {
-            return plain(&why.text);
-        }
-        match answers.len() {
-            0 => "no node's API answers; are they running?".to_owned(),
-            _ => "the nodes say that they advance; is the gateway connected to one of them?".to_owned(),
-        }
+        waiting::why(apis_below(dir).unwrap_or_default()).await
     }
 }

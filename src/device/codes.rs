@@ -7,6 +7,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// What the `detail` of an `error` begins with if the node had accepted the message before, so that it
+/// is in its log (PROTOCOL.md section 6.4).
+pub const ACCEPTED_BEFORE: &str = "accepted before; ";
+
 /// Why a telemetry message was not accepted: `code` of the control message `error`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -39,7 +39,7 @@ pub use journal::JournalError;
 
 use crate::clock::{SharedClock, SystemClock};
 use crate::crypto::{self, CryptoError, SecretKey, VerifyingKey};
-use crate::device::codes::{ErrorCode, UnauthReason};
+use crate::device::codes::{ACCEPTED_BEFORE, ErrorCode, UnauthReason};
 pub use crate::device::control::Ack;
 pub use crate::device::encoding::Encoding;
 use crate::device::telemetry::TelemetryError;
@@ -158,6 +158,14 @@ pub struct Refusal {
     pub code: ErrorCode,
     /// In words.
     pub detail: String,
+}
+
+impl Refusal {
+    /// Whether the node had accepted the message before, so that it is in the node's log, and the
+    /// ledger did not take it. Otherwise no trace of it is left.
+    pub fn was_accepted(&self) -> bool {
+        self.detail.starts_with(ACCEPTED_BEFORE)
+    }
 }
 
 /// Why a message was not published.

@@ -5,12 +5,14 @@
 //! is left alone for some time, because an address can move to another node.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::time::Duration;
 
 use libp2p::multiaddr::Protocol;
-use libp2p::swarm::ConnectionId;
+use libp2p::swarm::{ConnectionId, DialError};
 use libp2p::{Multiaddr, PeerId};
 
+use crate::network::identity::node_of;
 use crate::network::settings::{MAX_ADDRESSES_PER_NODE, MAX_DIAL_TARGETS};
 
 /// The wait after the first failure; doubles with each.
@@ -29,6 +31,20 @@ const SELF_WAIT: Duration = Duration::from_secs(600);
 /// A found target is forgotten after so many failures in a row (about ten minutes).
 const GIVE_UP_AFTER: u32 = 24;
 
+/// The longest reason that is told.
+const MAX_REASON_CHARS: usize = 120;
+
+/// The usual reasons, as the system words them.
+const KNOWN_REASONS: [&str; 7] = [
+    "connection refused",
+    "connection reset",
+    "no route to host",
+    "network is unreachable",
+    "host is unreachable",
+    "timed out",
+    "handshake failed",
+];
+
 /// A peer, or an address whose peer is not known.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Target {
@@ -45,6 +61,19 @@ pub(super) struct Attempt {
     pub(super) target: Target,
     /// Where.
     pub(super) addresses: Vec<Multiaddr>,
+}
+
+/// What failed, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// How often in a row.
+    pub(super) failures: u32,
+    /// Who is meant, if that is known.
+    pub(super) peer: Option<PeerId>,
+    /// The first of the addresses.
+    pub(super) address: Option<Multiaddr>,
+    /// Whether another plan leads to the same node and tells of it: one line for each node is enough.
+    pub(super) told_elsewhere: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -123,10 +152,26 @@ impl Dialer {
         plan.peer = Some(peer);
     }
 
-    /// An attempt failed; returns how often in a row, if it was one of the plan's.
-    pub(super) fn on_failed(&mut self, connection: ConnectionId, now: Duration) -> Option<u32> {
+    /// An attempt failed; tells of it, if it was one of the plan's.
+    pub(super) fn on_failed(&mut self, connection: ConnectionId, now: Duration) -> Option<Failure> {
         let target = self.take(connection)?;
-        self.fail(&target, now)
+        let told_elsewhere = self.is_told_elsewhere(&target);
+        let plan = self.plans.get(&target)?;
+        let (peer, address) = (plan.peer, plan.addresses.first().cloned());
+        let failures = self.fail(&target, now)?;
+        Some(Failure { failures, peer, address, told_elsewhere })
+    }
+
+    /// Of several plans that lead to one node the configured one tells of failures, and of several of
+    /// these the first.
+    fn is_told_elsewhere(&self, target: &Target) -> bool {
+        let Some(plan) = self.plans.get(target) else { return false };
+        let same = |other: &Plan| {
+            plan.peer.is_some() && other.peer == plan.peer
+                || other.addresses.iter().any(|address| plan.addresses.contains(address))
+        };
+        let first = |at: &Target, other: &Plan| (!other.configured, at) < (!plan.configured, target);
+        self.plans.iter().any(|(at, other)| at != target && same(other) && first(at, other))
     }
 
     /// An attempt could not even begin.
@@ -197,6 +242,52 @@ impl Dialer {
         }
         Some(failures)
     }
+}
+
+/// Why a dial failed, in a few words of one line: of the many layers of such an error the innermost knows.
+pub(super) fn reason(error: &DialError) -> String {
+    let reason = match error {
+        DialError::Transport(failed) => {
+            let mut reasons: Vec<String> = failed.iter().map(|(_, error)| innermost(error)).collect();
+            reasons.sort_unstable();
+            reasons.dedup();
+            reasons.join(", ")
+        }
+        DialError::WrongPeerId { obtained, .. } => match node_of(obtained) {
+            Some(node) => format!("another node answers there: {}", node.short()),
+            None => "something else answers there".to_owned(),
+        },
+        DialError::Denied { cause } => innermost(cause),
+        DialError::NoAddresses => "no address of it is known".to_owned(),
+        DialError::LocalPeerId { .. } => "the address is this node's own".to_owned(),
+        DialError::Aborted | DialError::DialPeerConditionFalse(_) => "given up".to_owned(),
+    };
+    let line: Vec<&str> = reason.split_whitespace().collect();
+    line.join(" ").chars().filter(|char| !char.is_control()).take(MAX_REASON_CHARS).collect()
+}
+
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    // An error of the system wraps others without calling them its source.
+    while let Some(next) = inner_of(last).or_else(|| last.source()) {
+        last = next;
+    }
+    let told = last.to_string();
+    // Some only repeat, as text, what those within them said before they were lost.
+    if let Some(known) = KNOWN_REASONS.iter().find(|known| told.to_lowercase().contains(**known)) {
+        return (*known).to_owned();
+    }
+    match last.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(kind) if !matches!(kind, io::ErrorKind::Other) && told.contains('\n') => kind.to_string(),
+        _ => told,
+    }
+}
+
+fn inner_of<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a (dyn std::error::Error + 'static)> {
+    let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+    Some(inner)
 }
 
 /// The address without a trailing `/p2p/<peer id>`, and that peer.
@@ -365,6 +456,54 @@ mod tests {
             dialer.learn(PeerId::random(), vec![address("/dns4/node.example/tcp/7000")]);
         }
         assert_eq!(dialer.plans.len(), MAX_DIAL_TARGETS);
+    }
+
+    #[test]
+    fn of_several_plans_for_one_node_one_tells_of_failures() {
+        let mut dialer = Dialer::new(PeerId::random(), &[address(AT)]);
+        let (peer, stranger) = (PeerId::random(), PeerId::random());
+        // The same address, found with its peer; another address of it; and somebody else.
+        dialer.learn(peer, vec![address(AT), address("/ip4/10.0.0.2/tcp/7000")]);
+        dialer.learn(stranger, vec![address("/ip4/10.0.0.3/tcp/7000")]);
+        let mut told = Vec::new();
+        for attempt in dialer.due(Duration::ZERO, |_| false) {
+            let connection = libp2p::swarm::dial_opts::DialOpts::from(address(AT)).connection_id();
+            dialer.on_dialing(attempt.target, connection);
+            let failure = dialer.on_failed(connection, Duration::ZERO).unwrap();
+            assert_eq!(failure.failures, 1);
+            told.push((failure.address.unwrap().to_string(), failure.told_elsewhere));
+        }
+        told.sort();
+        assert_eq!(
+            told,
+            [(AT.to_owned(), false), (AT.to_owned(), true), ("/ip4/10.0.0.3/tcp/7000".to_owned(), false)]
+        );
+        // An address whose peer has answered once is that peer's.
+        let mut dialer = Dialer::new(PeerId::random(), &[address(AT)]);
+        let connection = dial(&mut dialer, Duration::ZERO).unwrap();
+        dialer.on_connected(connection, peer);
+        dialer.on_disconnected(&peer, LONGEST_WAIT, Duration::ZERO);
+        let connection = dial(&mut dialer, FIRST_WAIT).unwrap();
+        assert_eq!(dialer.on_failed(connection, FIRST_WAIT).unwrap().peer, Some(peer));
+    }
+
+    #[test]
+    fn a_failed_dial_is_told_in_a_few_words_of_one_line() {
+        use libp2p::core::transport::TransportError;
+        let refused = || io::Error::from_raw_os_error(111);
+        let nested =
+            io::Error::other(format!("Multiple dial errors occurred:\n - {0}: Multiple:\n - {0}", refused()));
+        let at = address(AT);
+        let of = |error| reason(&DialError::Transport(vec![(at.clone(), TransportError::Other(error))]));
+        assert_eq!(of(nested), "connection refused");
+        assert_eq!(of(refused()), "connection refused");
+        assert_eq!(of(io::Error::other(io::Error::from(io::ErrorKind::TimedOut))), "timed out");
+        let twice = [refused(), refused()].map(|error| (at.clone(), TransportError::Other(error)));
+        assert_eq!(reason(&DialError::Transport(twice.into())), "connection refused");
+        let long = of(io::Error::other("a\nb\u{1b}[2J".repeat(1_000)));
+        assert!(long.len() <= MAX_REASON_CHARS && !long.contains(['\n', '\u{1b}']), "{long}");
+        let wrong = DialError::WrongPeerId { obtained: PeerId::random(), address: at.clone() };
+        assert_eq!(reason(&wrong), "something else answers there");
     }
 
     #[test]

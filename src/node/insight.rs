@@ -114,7 +114,11 @@ pub(super) fn consensus_view(
                 .to_owned(),
             next_view_in_ms: change.next_in.map(millis),
         }),
-        silent: status.silent.then_some(SilentView { until: insight.silent_until }),
+        seen_view: insight.seen_view,
+        silent: status.silent.then(|| SilentView {
+            until: insight.silent_until,
+            votes_in_ms: diagnosis::votes_again_in(insight).map(millis),
+        }),
         low_watermark: status.stable,
         high_watermark: insight.high,
         executed: status.executed,
@@ -129,6 +133,7 @@ pub(super) fn consensus_view(
         timeout_ms: millis(insight.timeout),
         last_progress_ms: insight.last_progress.map(millis),
         replicas: set.members().iter().enumerate().map(|at| line(at, insight, facts, peers)).collect(),
+        verdict: super::verdict::judge(insight, facts, &diagnosis),
         advancing: diagnosis.advancing(),
         why: diagnosis
             .why
@@ -165,6 +170,8 @@ fn line(
             ReplicaState::Disconnected => ReplicaStateView::Disconnected,
             ReplicaState::Silent => ReplicaStateView::Silent,
             ReplicaState::Behind => ReplicaStateView::Behind,
+            ReplicaState::LostLog => ReplicaStateView::LostLog,
+            ReplicaState::OtherView => ReplicaStateView::OtherView,
             ReplicaState::Ok => ReplicaStateView::Ok,
         },
         connected: other.is_none() || facts.connected.contains(node),

@@ -12,6 +12,8 @@
 mod gatekeeper;
 mod insight;
 mod open;
+mod recent;
+mod verdict;
 mod view;
 
 use std::sync::Arc;
@@ -286,6 +288,7 @@ impl Node {
             mqtt: broker.local_addr(),
             operation_timeout: shared.config.api.operation_timeout,
             health: view::HealthBoard::starting(),
+            recent: recent::Recent::new(Arc::clone(&shared.clock)),
             watchman: std::sync::Mutex::default(),
             metrics: shared.metrics.consensus.clone(),
         });

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use tokio::sync::{Notify, oneshot};
 
 use super::insight::{Ledger, Watchman, consensus_view, measure};
+use super::recent::Recent;
 use crate::actors::consensus::{Consensus, ReadInsight, ReadStatus, SubmitRequest};
 use crate::actors::policy::submit;
 use crate::actors::storage::{AdminOutcome, AwaitAdmin, Awaited};
@@ -64,11 +65,12 @@ pub(super) struct ApiView {
     pub(super) operation_timeout: Duration,
     pub(super) health: HealthBoard,
     pub(super) watchman: Mutex<Watchman>,
+    pub(super) recent: Recent<Arc<Seen>>,
     pub(super) metrics: ConsensusMetrics,
 }
 
 /// The node, as it was seen at one moment.
-struct Seen {
+pub(super) struct Seen {
     insight: Insight,
     facts: Facts,
     peers: Vec<PeerStatus>,
@@ -154,6 +156,11 @@ impl ApiView {
         Some(Seen { insight, facts, peers })
     }
 
+    /// The same, a moment old at most: for whoever may ask without end.
+    async fn recent(&self) -> Option<Arc<Seen>> {
+        self.recent.get(async { self.observe().await.map(Arc::new) }).await
+    }
+
     fn inclusion(&self, height: Height, index: u32) -> Result<Option<Inclusion>, StoreError> {
         let (Some(block), Some(certificate)) = (self.store.block(height)?, self.store.certificate(height)?)
         else {
@@ -212,8 +219,13 @@ impl NodeView for ApiView {
     }
 
     async fn status(&self) -> Result<Status, ViewError> {
-        let replica = self.consensus.send(ReadStatus).await.map_err(|_| ViewError::Stopping)?;
-        let peers = self.network.peers().await.map_err(|_| ViewError::Stopping)?;
+        let (replica, peers) = match self.recent().await {
+            Some(seen) => (seen.insight.status, seen.peers.clone()),
+            None => {
+                let replica = self.consensus.send(ReadStatus).await.map_err(|_| ViewError::Stopping)?;
+                (replica, self.network.peers().await.map_err(|_| ViewError::Stopping)?)
+            }
+        };
         let set = &self.genesis.replicas;
         let replicas = set.members().iter().map(|node| ReplicaView {
             node: *node,
@@ -259,7 +271,7 @@ impl NodeView for ApiView {
 
     async fn consensus(&self) -> Result<ConsensusView, ViewError> {
         let starting = || ViewError::Failed("the consensus loop has not answered yet".to_owned());
-        let Seen { insight, facts, peers } = self.observe().await.ok_or_else(starting)?;
+        let seen = self.recent().await.ok_or_else(starting)?;
         let executed = self.ledger.progress().executed;
         let ledger = Ledger {
             network: self.network_id,
@@ -267,7 +279,7 @@ impl NodeView for ApiView {
             block: executed.block,
             certified_height: self.store.certified_height(),
         };
-        Ok(consensus_view(&insight, &facts, &peers, &ledger))
+        Ok(consensus_view(&seen.insight, &seen.facts, &seen.peers, &ledger))
     }
 
     async fn clients(&self, after: Option<ClientId>, limit: usize) -> Result<ClientPage, ViewError> {

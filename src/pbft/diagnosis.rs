@@ -15,6 +15,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::pbft::insight::{BEHIND_TOLERANCE, Change, Insight, NextBatch, Other};
+use crate::pbft::settings::window;
 use crate::types::NodeId;
 
 /// How long a step may take before it counts as standing still.
@@ -23,6 +24,9 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 /// After what time without a valid message a connected replica is silent: each that has executed
 /// anything repeats its last CHECKPOINT every second.
 pub const SILENT_AFTER: Duration = Duration::from_secs(10);
+
+/// What a null batch takes with which an idle network helps a replica that lost its log, about.
+const NULL_BATCH_TAKES: Duration = Duration::from_millis(20);
 
 /// What the core cannot see.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +55,10 @@ pub enum ReplicaState {
     /// node knows to be executed; or any number below, and nothing has been executed here for
     /// [`PATIENCE`].
     Behind,
+    /// It lost its log and does not vote yet, as it says itself.
+    LostLog,
+    /// For [`PATIENCE`] it has been in a later view than this node and f+1 others, or on its way to one.
+    OtherView,
     /// None of these.
     Ok,
 }
@@ -182,6 +190,13 @@ pub fn state(node: &NodeId, insight: &Insight, facts: &Facts) -> ReplicaState {
     if head > 0 && other.heard.unwrap_or(insight.running) >= SILENT_AFTER {
         return ReplicaState::Silent;
     }
+    if other.silent_until.is_some() {
+        return ReplicaState::LostLog;
+    }
+    let here = insight.seen_view.max(Some(insight.status.view));
+    if other.view > here && other.view_for >= PATIENCE {
+        return ReplicaState::OtherView;
+    }
     let lag = behind(other, insight);
     let still = insight.last_progress.is_none_or(|ago| ago >= PATIENCE);
     if other.executed.is_some() && (lag > BEHIND_TOLERANCE || lag > 0 && still) {
@@ -207,10 +222,10 @@ pub fn diagnose(insight: &Insight, facts: &Facts) -> Diagnosis {
     machine(insight, facts, &mut found);
     if insight.status.silent {
         // Present without its own vote.
-        found.add(Code::ThisNodeIsSilent, present <= quorum, silent(insight));
+        found.add(Code::ThisNodeIsSilent, present <= quorum, silent(insight, present - 1));
     }
     if let Some(change) = &insight.change {
-        found.add(Code::ViewChangeRunning, true, changing(insight, change));
+        found.add(Code::ViewChangeRunning, true, changing(insight, facts, change));
     }
     let late = |since: Option<Duration>| since.is_some_and(|since| since >= PATIENCE);
     let still = insight.last_progress.unwrap_or(insight.running) >= PATIENCE;
@@ -341,18 +356,46 @@ fn no_quorum(insight: &Insight, facts: &Facts, present: usize) -> String {
     )
 }
 
-fn silent(insight: &Insight) -> String {
-    let why = "this node lost its log, so it cannot know what it signed, and does not vote";
-    match insight.silent_until {
-        Some(until) => format!(
-            "{why}; it votes again once {until} is certified here, and {} is now",
-            insight.status.stable
-        ),
-        None => format!("{why}; it still listens to the others to settle for how long"),
+/// In how long this node votes again that lost its log, if the network is idle and helps it; none if
+/// it does not keep silent, or the others are no quorum without it.
+pub fn votes_again_in(insight: &Insight) -> Option<Duration> {
+    if !insight.status.silent || insight.replicas.n() - 1 < insight.replicas.quorum() {
+        return None;
     }
+    let window = window(&insight.replicas);
+    let numbers =
+        insight.silent_until.map_or(window, |until| until.0.saturating_sub(insight.status.stable.0));
+    let helped = NULL_BATCH_TAKES.saturating_mul(u32::try_from(numbers).unwrap_or(u32::MAX));
+    let whole = (insight.listens.unwrap_or_default() + helped).as_secs();
+    Some(Duration::from_secs(whole + 1))
 }
 
-fn changing(insight: &Insight, change: &Change) -> String {
+fn silent(insight: &Insight, others: usize) -> String {
+    let quorum = insight.replicas.quorum();
+    let why = "this node lost its log, so it cannot know what it signed, and does not vote";
+    let best = "if the log can be brought back as it was last, stop this node and do that";
+    if insight.replicas.n() - 1 < quorum {
+        return format!("{why}; the others are no quorum without it, so it never will by itself: {best}");
+    }
+    let when = match insight.silent_until {
+        Some(until) => format!("once {until} is certified here, and {} is now", insight.status.stable),
+        None => "when it has listened to the others for long enough and a window has been ordered".to_owned(),
+    };
+    let mut text = format!(
+        "{why}; nothing need be done: it votes again {when}, in about {} if nothing else is ordered",
+        told(votes_again_in(insight))
+    );
+    if others < quorum {
+        let _ = write!(
+            text,
+            "; but that takes {quorum} connected others, and there are {others}: bring them back"
+        );
+    }
+    let _ = write!(text, "; until then one replica less may fail, and {best}");
+    text
+}
+
+fn changing(insight: &Insight, facts: &Facts, change: &Change) -> String {
     let quorum = insight.replicas.quorum();
     let mut text = format!(
         "view {} is to begin, and no view has been in force here for {} ({})",
@@ -362,17 +405,27 @@ fn changing(insight: &Insight, change: &Change) -> String {
     );
     let have = change.received.len();
     if have < quorum {
-        let _ = write!(
-            text,
-            ": {have} of {quorum} VIEW-CHANGEs are in; missing: {}",
-            names(insight, &change.missing)
-        );
+        let (there, away): (Vec<NodeId>, Vec<NodeId>) =
+            change.missing.iter().partition(|node| facts.connected.contains(*node));
+        let _ = write!(text, ": {have} of {quorum} VIEW-CHANGEs are in");
+        if !there.is_empty() {
+            let _ = write!(
+                text,
+                "; {} connected and sent none, so may be well in the view that this node left",
+                are(&names(insight, &there), there.len())
+            );
+        }
+        if !away.is_empty() {
+            let _ = write!(text, "; {} not connected", are(&names(insight, &away), away.len()));
+        }
     } else {
         let primary = insight.replicas.primary(change.to);
+        let there = primary == insight.me || facts.connected.contains(&primary);
         let _ = write!(
             text,
-            ": a quorum's VIEW-CHANGEs are in, and the NEW-VIEW of {} is waited for",
-            name(insight, &primary)
+            ": a quorum's VIEW-CHANGEs are in, and the NEW-VIEW of {}{} is waited for",
+            name(insight, &primary),
+            if there { "" } else { ", which is not connected," }
         );
     }
     if let Some(next_in) = change.next_in {

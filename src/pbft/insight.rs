@@ -3,6 +3,8 @@
 //! Of each other replica it remembers when a valid message of it came last, and the highest view
 //! that it was seen in. Whoever repeats an old message of a replica can make it look heard of; it
 //! cannot make it look further than it is. All times in an [`Insight`] are lengths up to now.
+//! What a replica says of itself with a vote, a VIEW-CHANGE or RECOVERY is told apart: in a view, on
+//! its way to one, without a vote.
 //! [`crate::pbft::diagnosis`] draws the conclusions.
 
 use std::collections::BTreeMap;
@@ -11,7 +13,7 @@ use std::time::Duration;
 use crate::ledger::ReplicaSet;
 use crate::pbft::io::{Now, Output};
 use crate::pbft::log::{Phase, Slot};
-use crate::pbft::message::Verified;
+use crate::pbft::message::{Content, Verified};
 use crate::pbft::notice::{Notice, Suspicion};
 use crate::pbft::replica::{Replica, Status};
 use crate::types::{Height, NodeId, SeqNum, View};
@@ -24,8 +26,29 @@ pub const BEHIND_TOLERANCE: u64 = 8;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Hearing {
     started: Duration,
-    heard: BTreeMap<NodeId, (Duration, Option<View>)>,
+    heard: BTreeMap<NodeId, Heard>,
     behind_told: Option<Duration>,
+}
+
+/// What another replica was heard with.
+#[derive(Debug, Clone, Default)]
+struct Heard {
+    /// When a message of it came last.
+    at: Duration,
+    /// The highest view of a vote or a proposal of it.
+    voted: Option<View>,
+    /// The highest view of a VIEW-CHANGE of it.
+    wanted: Option<View>,
+    /// Since when the higher of these two is known.
+    view_since: Duration,
+    /// The checkpoint from which on it votes, as it said when it had lost its log.
+    silent_until: Option<SeqNum>,
+}
+
+impl Heard {
+    fn view(&self) -> Option<View> {
+        self.voted.max(self.wanted)
+    }
 }
 
 /// Another replica, as this one knows it.
@@ -37,6 +60,12 @@ pub struct Other {
     pub executed: Option<(SeqNum, Height)>,
     /// The highest view that it was seen to vote in, or on its way to.
     pub view: Option<View>,
+    /// For how long that view has been known.
+    pub view_for: Duration,
+    /// Whether it was only seen on its way to that view: VIEW-CHANGE, and no vote in it.
+    pub leaving: bool,
+    /// While it keeps silent because it lost its log, as it says: the checkpoint from which on it votes.
+    pub silent_until: Option<SeqNum>,
     /// How long ago a valid message of it came.
     pub heard: Option<Duration>,
 }
@@ -106,6 +135,10 @@ pub struct Insight {
     pub change: Option<Change>,
     /// While it is silent: the stable checkpoint from which on it votes, once that is settled.
     pub silent_until: Option<SeqNum>,
+    /// While it is silent and listens to settle that: for how long at least.
+    pub listens: Option<Duration>,
+    /// The highest view that f+1 others, so a correct one, were heard to vote in.
+    pub seen_view: Option<View>,
     /// The lowest batch that is not executed.
     pub next: Option<NextBatch>,
     /// The other replicas, ascending by id.
@@ -127,9 +160,17 @@ impl Insight {
 impl Replica {
     /// A valid message of another replica came.
     pub(super) fn note_heard(&mut self, now: Now, message: &Verified) {
-        let (heard, view) = self.hearing.heard.entry(message.sender()).or_default();
-        *heard = now.monotonic;
-        *view = message.content().view().max(*view);
+        let heard = self.hearing.heard.entry(message.sender()).or_default();
+        heard.at = now.monotonic;
+        let view = message.content().view();
+        if view > heard.view() {
+            heard.view_since = now.monotonic;
+        }
+        match message.content() {
+            Content::ViewChange(_) => heard.wanted = heard.wanted.max(view),
+            Content::Recovery(recovery) => heard.silent_until = Some(recovery.until),
+            _ => heard.voted = heard.voted.max(view),
+        }
     }
 
     pub(super) fn note_start(&mut self, now: Now) {
@@ -183,6 +224,8 @@ impl Replica {
             last_progress: Some(self.progress.last).filter(|last| !last.is_zero()).map(ago),
             change: self.change(now),
             silent_until: self.silence.as_ref().and_then(|silence| silence.until),
+            listens: self.listens(now),
+            seen_view: self.seen_view(),
             next: self.next_batch(),
             others: self.others().map(|node| self.other(node, now)).collect(),
         }
@@ -195,12 +238,31 @@ impl Replica {
 
     fn other(&self, node: NodeId, now: Duration) -> Other {
         let heard = self.hearing.heard.get(&node);
+        let executed = self.checkpoints.claim_of(&node).map(|claim| (claim.sequence, claim.height));
+        // Executed is certified a moment later, and then it votes: old words of it tell nothing any more.
+        let waits = |until: &SeqNum| executed.is_none_or(|(sequence, _)| sequence < *until);
         Other {
             node,
-            executed: self.checkpoints.claim_of(&node).map(|claim| (claim.sequence, claim.height)),
-            view: heard.and_then(|(_, view)| *view),
-            heard: heard.map(|(heard, _)| now.saturating_sub(*heard)),
+            executed,
+            view: heard.and_then(Heard::view),
+            view_for: heard.map_or(Duration::ZERO, |heard| now.saturating_sub(heard.view_since)),
+            leaving: heard.is_some_and(|heard| heard.wanted > heard.voted),
+            silent_until: heard.and_then(|heard| heard.silent_until).filter(waits),
+            heard: heard.map(|heard| now.saturating_sub(heard.at)),
         }
+    }
+
+    /// For how long it listens yet before it knows how long to keep silent.
+    fn listens(&self, now: Duration) -> Option<Duration> {
+        let undecided = self.silence.as_ref().is_some_and(|silence| silence.until.is_none());
+        let due = self.silence_due().filter(|_| undecided)?;
+        Some(if due.is_zero() { self.settings.lost_log_wait } else { due.saturating_sub(now) })
+    }
+
+    fn seen_view(&self) -> Option<View> {
+        let mut views: Vec<View> = self.hearing.heard.values().filter_map(|heard| heard.voted).collect();
+        views.sort_unstable_by(|one, other| other.cmp(one));
+        views.get(self.settings.replicas.weak_quorum() - 1).copied()
     }
 
     fn change(&self, now: Duration) -> Option<Change> {

@@ -119,7 +119,7 @@ fn list_and_fetch_say_where_to_find_a_node() {
         let err = fail(&dir, 1, &[&args[..], &["--network", "net"]].concat());
         assert!(err.contains("cannot connect") && err.contains("is the node running?"), "{err}");
         let err = fail(&dir, 1, &[&args[..], &["--network", "nowhere"]].concat());
-        assert!(err.contains("nowhere is no directory"), "{err}");
+        assert!(err.contains("there is no directory nowhere"), "{err}");
     }
 }
 

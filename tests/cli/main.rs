@@ -63,7 +63,7 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--item", "a=b:c"], "\"c\" is no number"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--stream", "key"], "a stream is"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--final-timeout", "0"], "--final-timeout"),
-        (&["status"], "--network <DIR>"),
+        (&["status"], "<--network <DIR>|--api <URL>>"),
         (&["status", "--api", "ftp://node"], "http://127.0.0.1:8080"),
         (&["status", "--api", "/v1/status"], "http://127.0.0.1:8080"),
         (&["status", "--api", "127.0.0.1:1", "--network", "net"], "cannot be used with"),
@@ -240,13 +240,54 @@ fn what_the_ledger_refuses_is_an_error_with_its_reason() {
         ledgermq(&dir, &[&args, extra].concat())
     };
     assert_eq!(register(&["--network", "net"]).0, 0);
-    let (code, _, err) = register(&["--network", "net"]);
-    assert!(code == 1 && err.contains("registered already"), "{err}");
+    let (code, _, err) = register(&["--network", "net", "--receipts"]);
+    assert!(code == 1 && err.contains("with this key and other settings"), "{err}");
     let (code, _, err) = register(&["--genesis", "net/genesis.json", "--admin-key", "iot.key"]);
     assert!(code == 1 && err.contains("not an admin"), "{err}");
     succeed(&dir, &["init", "--replicas", "1", "--dir", "other"]);
     let (code, _, err) = register(&["--network", "other"]);
     assert!(code == 1 && err.contains("another network"), "{err}");
+}
+
+#[test]
+fn registering_again_is_fine_with_the_same_key_and_an_error_with_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Ledger::serve(&ledger::init(dir.path(), 1));
+    for key in ["iot.key", "other.key"] {
+        succeed(&dir, &["client", "new", "devices/iot", "--key", key]);
+    }
+    let at = ["--network", "net", "--api", &served.url];
+    let register = |key: &str, extra: &[&str]| {
+        ledgermq(&dir, &[&["client", "register", "devices/iot", "--key", key], &at[..], extra].concat())
+    };
+    let (_, first, _) = register("iot.key", &["--json"]);
+    assert_eq!(json(&first)["already"], false);
+    let (code, said, err) = register("iot.key", &[]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(said.contains("devices/iot is registered with this key already: block 1, operation 0"), "{said}");
+    let (code, again, _) = register("iot.key", &["--json"]);
+    let again = json(&again);
+    assert_eq!((code, &again["already"], &again["height"]), (0, &true.into(), &json(&first)["height"]));
+    let (code, _, err) = register("other.key", &[]);
+    assert!(code == 1 && err.contains("devices/iot is registered with another key, "), "{err}");
+    assert!(err.contains("give the key file that belongs to it"), "{err}");
+    let revoke = ["client", "revoke", "devices/iot", "--last-seq", "0", "--reason", "lost"];
+    succeed(&dir, &[&revoke, &at[..]].concat());
+    let (code, _, err) = register("iot.key", &[]);
+    assert!(code == 1 && err.contains("revoked client id is never used again"), "{err}");
+}
+
+#[test]
+fn options_stand_under_the_heading_that_they_belong_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = succeed(&dir, &["publish", "--help"]);
+    let csv = help.find("CSV:\n").unwrap();
+    assert!(help.find("--json\n").unwrap() < csv && help.find("--time-column").unwrap() > csv, "{help}");
+    for list in [["evidence", "list"], ["client", "list"]] {
+        let help = succeed(&dir, &[&list[..], &["--help"]].concat());
+        assert!(!help.contains("admin") && help.contains("List the "), "nothing is signed: {help}");
+    }
+    assert!(succeed(&dir, &["evidence", "list", "--help"]).contains("Each node keeps what it saw itself"));
 }
 
 #[test]

@@ -84,7 +84,8 @@ fn consensus(seat: u8, height: u64, why: &Value) -> Value {
         })
     };
     json!({
-        "network": "11".repeat(32), "node": id(seat), "replica": seat, "n": 4, "f": 1, "quorum": 3, "view": 0,
+        "verdict": { "code": if advancing { "healthy" } else { "halted" }, "tolerates": 1, "text": "x" },
+        "seen_view": 0, "network": "11".repeat(32), "node": id(seat), "replica": seat, "n": 4, "f": 1, "quorum": 3, "view": 0,
         "primary": id(0), "view_change": null, "silent": null, "low_watermark": height, "high_watermark": height + 256,
         "executed": height, "accepted": height, "known": height, "height": height,
         "block": hash(height), "certified_height": height, "batches": 0, "pending_requests": 0,
@@ -105,14 +106,14 @@ fn status(nodes: &[&str], extra: &[&str]) -> (i32, String, String) {
 }
 
 #[test]
-fn a_network_that_idles_or_advances_is_well_though_one_node_is_dead() {
+fn a_network_with_one_dead_node_is_degraded_and_exits_with_3() {
     let nodes: Vec<Node> = (0..3).map(|seat| Node::serve(consensus(seat, 7, &idle()))).collect();
     let apis: Vec<String> = nodes.iter().map(Node::api).collect();
     let asked = [apis[0].as_str(), &apis[1], &apis[2], "127.0.0.1:1"];
     let (code, out, err) = status(&asked, &[]);
-    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert_eq!((code, err.as_str()), (3, ""), "{out}");
     for words in [
-        "The network is well and idle",
+        "The network is DEGRADED: 3 of 4 replicas take part, which tolerates 0 more failures. It is idle",
         "NO ANSWER  cannot connect to http://127.0.0.1:1/",
         "replica 3 (a3a3a3a3) is not connected (says node 0, 1, 2)",
         "0     a0a0a0a0  0     0        7       7          7         0        2/3        idle",
@@ -123,8 +124,128 @@ fn a_network_that_idles_or_advances_is_well_though_one_node_is_dead() {
     let busy: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])))).collect();
     let (code, out, _) = status(&[&busy[0].api(), &busy[1].api()], &["--json"]);
     let said = parse(&out);
-    assert_eq!((code, &said["verdict"], &said["advancing"]), (0, &json!("advances"), &json!(true)), "{out}");
+    assert_eq!((code, &said["verdict"], &said["advancing"]), (3, &json!("degraded"), &json!(true)), "{out}");
+    assert_eq!((&said["tolerates"], &said["taking_part"]), (&json!(0), &json!(3)));
+    assert_eq!(
+        (&said["out"][0]["replica"], &said["out"][0]["what"]),
+        (&json!(3), &json!("is not connected"))
+    );
     assert_eq!(said["nodes"][1]["answer"]["replica"], 1);
+}
+
+/// Four nodes that are well, and what `change` makes of their answers.
+fn four(change: impl Fn(&mut [Value])) -> Vec<Node> {
+    let mut answers: Vec<Value> = (0..4).map(|seat| consensus(seat, 7, &idle())).collect();
+    for answer in &mut answers {
+        for line in answer["replicas"].as_array_mut().unwrap() {
+            line["connected"] = json!(true);
+            if line["state"] == "disconnected" {
+                line["state"] = json!("ok");
+            }
+        }
+    }
+    change(&mut answers);
+    answers.into_iter().map(Node::serve).collect()
+}
+
+/// Exit code, text, and JSON, of all of them asked.
+fn asked(nodes: &[Node]) -> (i32, String, Value) {
+    let apis: Vec<String> = nodes.iter().map(Node::api).collect();
+    let apis: Vec<&str> = apis.iter().map(String::as_str).collect();
+    let (code, out, _) = status(&apis, &[]);
+    (code, out, parse(&status(&apis, &["--json"]).1))
+}
+
+#[test]
+fn all_who_take_part_are_healthy_and_the_margin_is_told() {
+    let (code, out, said) = asked(&four(|_| {}));
+    assert_eq!((code, &said["verdict"], &said["tolerates"]), (0, &json!("healthy"), &json!(1)), "{out}");
+    assert!(out.contains("The network is healthy and tolerates 1 more failure. It is idle"), "{out}");
+}
+
+#[test]
+fn one_that_left_its_view_alone_is_no_well_network() {
+    let nodes = four(|answers| {
+        let gone = &mut answers[3];
+        gone["view"] = json!(1);
+        gone["view_change"] = json!({
+            "to": 1, "reason": "timeout", "since_ms": 9000, "received": [id(3)], "missing": [id(0), id(1), id(2)],
+            "waits_for": "view_changes", "next_view_in_ms": null,
+        });
+        gone["advancing"] = json!(false);
+        gone["why"] =
+            json!([{ "code": "view_change_running", "blocks": true, "text": "view 1 is to begin" }]);
+    });
+    let (code, out, said) = asked(&nodes);
+    assert_eq!((code, &said["verdict"], &said["tolerates"]), (3, &json!("degraded"), &json!(0)), "{out}");
+    for words in [
+        "replica 3 (a3a3a3a3) has left its view alone for view 1, which has not begun (says node 3)",
+        "nodes are in different views: node 0, 1, 2 in view 0; node 3 on the way to view 1",
+        "3     a3a3a3a3  to 1 ",
+    ] {
+        assert!(out.contains(words), "{words:?} is not in\n{out}");
+    }
+    assert_eq!(said["views"][1], json!({ "view": 1, "changing": true, "nodes": [3] }));
+}
+
+#[test]
+fn one_that_stayed_in_an_earlier_view_is_told() {
+    let nodes = four(|answers| {
+        for answer in &mut answers[..3] {
+            answer["view"] = json!(2);
+        }
+    });
+    let (code, out, _) = asked(&nodes);
+    assert_eq!(code, 3, "{out}");
+    assert!(
+        out.contains("replica 3 (a3a3a3a3) is in view 0, and the others in view 2 (says node 3)"),
+        "{out}"
+    );
+}
+
+#[test]
+fn a_node_that_lost_its_log_is_shown_in_the_others_view_with_the_time_of_its_return() {
+    let nodes = four(|answers| {
+        for answer in &mut answers[..3] {
+            (answer["view"], answer["primary"]) = (json!(5), json!(id(1)));
+        }
+        answers[3]["silent"] = json!({ "until": 263, "votes_in_ms": 5500 });
+    });
+    let (code, out, said) = asked(&nodes);
+    assert_eq!((code, &said["verdict"]), (3, &json!("degraded")), "{out}");
+    for words in [
+        "3     a3a3a3a3  5*    1        7 ",
+        "replica 3 (a3a3a3a3) lost its log and does not vote (again in about 6 s) (says node 3)",
+    ] {
+        assert!(out.contains(words), "{words:?} is not in\n{out}");
+    }
+    assert!(!out.contains("different views"), "it votes in none: {out}");
+}
+
+#[test]
+fn one_that_the_others_do_not_hear_is_not_counted_whatever_it_says_itself() {
+    let nodes = four(|answers| {
+        for answer in &mut answers[..3] {
+            answer["replicas"][3]["state"] = json!("silent");
+        }
+    });
+    let (code, out, _) = asked(&nodes);
+    assert_eq!(code, 3, "{out}");
+    assert!(out.contains("replica 3 (a3a3a3a3) is connected and silent (says node 0, 1, 2)"), "{out}");
+    // The word of one is not enough.
+    let nodes = four(|answers| answers[0]["replicas"][3]["state"] = json!("behind"));
+    let (code, out, _) = asked(&nodes);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("replica 3 (a3a3a3a3) is behind (says node 0)"), "{out}");
+}
+
+#[test]
+fn the_columns_and_the_exit_codes_are_in_the_help() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = crate::succeed(&dir, &["status", "--help"]);
+    for words in ["certified  ", "\"2*\"", "Exit codes:", "3  degraded"] {
+        assert!(help.contains(words), "{words:?} is not in\n{help}");
+    }
 }
 
 #[test]
@@ -138,11 +259,11 @@ fn a_network_that_stands_still_exits_with_1_and_says_why_once() {
     let asked = [first.as_str(), &other, "127.0.0.1:1", "127.0.0.1:2"];
     let (code, out, _) = status(&asked, &[]);
     assert_eq!(code, 1, "{out}");
-    assert!(out.contains("does NOT advance"), "{out}");
+    assert!(out.contains("The network is HALTED: nothing becomes final."), "{out}");
     let told = "no_quorum_connected: 3 of 4 are needed?[2J, missing: replica 3 (says node 0, 1)";
     assert_eq!(out.matches(told).count(), 1, "no node steers the terminal: {out}");
     let (code, out, _) = status(&asked, &["--json"]);
-    assert_eq!((code, &parse(&out)["verdict"]), (1, &json!("stalled")));
+    assert_eq!((code, &parse(&out)["verdict"]), (1, &json!("halted")));
 }
 
 #[test]
@@ -150,7 +271,8 @@ fn two_who_advance_are_not_enough_of_four() {
     let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])))).collect();
     let (first, other) = (nodes[0].api(), nodes[1].api());
     let (code, out, _) = status(&[&first, &other, "127.0.0.1:1", "127.0.0.1:2"], &[]);
-    assert_eq!(code, 1, "{out}");
+    assert_eq!(code, 2, "{out}");
+    assert!(out.contains("CANNOT TELL how the network is: 2 of 4 nodes answer"), "{out}");
 }
 
 #[test]
@@ -174,12 +296,15 @@ fn different_blocks_at_one_height_are_loud() {
 fn when_nobody_answers_the_exit_code_is_2() {
     let (code, out, err) = status(&["127.0.0.1:1"], &[]);
     assert_eq!((code, err.as_str()), (2, ""));
-    assert!(out.contains("No node answers"), "{out}");
+    assert!(out.contains("no node answers. Are they running?") && out.contains("status --api URL"), "{out}");
     let (code, out, _) = status(&["127.0.0.1:1"], &["--json"]);
-    assert_eq!((code, &parse(&out)["verdict"]), (2, &json!("unreachable")));
+    assert_eq!((code, &parse(&out)["verdict"]), (2, &json!("cannot_tell")));
     let dir = tempfile::tempdir().unwrap();
     let (code, _, err) = ledgermq(&dir, &["status", "--network", "nowhere"]);
-    assert!(code == 2 && err.contains("no directory of `ledgermq init`"), "{err}");
+    assert!(code == 2 && err.contains("there is no directory nowhere: give --network"), "{err}");
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let (code, _, err) = ledgermq(&dir, &["status", "--network", "empty"]);
+    assert!(code == 2 && err.contains("empty is no directory of `ledgermq init`"), "{err}");
 }
 
 #[test]
@@ -215,7 +340,14 @@ fn a_node_that_is_given_twice_has_one_voice() {
     let nodes: Vec<Node> = (0..2).map(|seat| Node::serve(consensus(seat, 7, &json!([])))).collect();
     let (first, other) = (nodes[0].api(), nodes[1].api());
     let (code, out, _) = status(&[&first, &first, &other, "127.0.0.1:1"], &[]);
-    assert_eq!(code, 1, "two of four are no quorum: {out}");
+    assert_eq!(code, 2, "two of four are no quorum: {out}");
+    let asked = nodes[0].asked.lock().unwrap().iter().filter(|path| *path == "/v1/consensus").count();
+    assert_eq!(asked, 1, "the same address is asked once");
+    assert_eq!(out.lines().filter(|line| line.contains("a0a0a0a0")).count(), 1, "{out}");
+    // Another address of the same node is another row, and no second voice.
+    let again = Node::serve(consensus(0, 7, &json!([])));
+    let (code, out, _) = status(&[&first, &again.api(), &other, "127.0.0.1:1"], &[]);
+    assert_eq!(code, 2, "{out}");
 }
 
 #[test]
@@ -228,7 +360,7 @@ fn no_node_can_say_that_more_must_agree_than_there_are() {
     let apis: Vec<String> = nodes.iter().map(Node::api).collect();
     let asked: Vec<&str> = apis.iter().map(String::as_str).collect();
     let (code, out, _) = status(&asked, &[]);
-    assert!(code == 0 && out.contains("The network advances."), "{out}");
+    assert!(code == 3 && out.contains("3 of 4 replicas take part") && out.contains("It advances."), "{out}");
 }
 
 #[test]

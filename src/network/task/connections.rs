@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::Task;
 use crate::network::conduct::{Offence, Rate};
-use crate::network::dialer::Target;
+use crate::network::dialer::{Failure, Target, reason};
 use crate::network::handle::{NetworkEvent, PeerStatus};
 use crate::network::identity::node_of;
 use crate::network::settings::{
@@ -117,11 +117,19 @@ impl Task {
             return;
         }
         self.metrics.connections.with_label_values(&["dial_failed"]).inc();
-        match self.dialer.on_failed(connection, now) {
-            Some(failures) if LOG_FAILURES.contains(&failures) || failures % 20 == 0 => {
-                tracing::info!(failures, %error, "cannot reach a node; will try again");
-            }
-            _ => tracing::debug!(%error, "a dial failed"),
+        let Some(Failure { failures, peer, address, told_elsewhere }) =
+            self.dialer.on_failed(connection, now)
+        else {
+            return tracing::debug!(reason = reason(error), "a dial failed");
+        };
+        let node = peer.and_then(|peer| node_of(&peer)).map(|node| node.short());
+        let node = node.unwrap_or_else(|| "not known yet".to_owned());
+        let address = address.map(|address| address.to_string()).unwrap_or_default();
+        let reason = reason(error);
+        if !told_elsewhere && (LOG_FAILURES.contains(&failures) || failures % 20 == 0) {
+            tracing::info!(node, address, reason, failures, "cannot reach a node; will try again");
+        } else {
+            tracing::debug!(node, address, reason, failures, "a dial failed");
         }
     }
 

@@ -153,6 +153,11 @@ fn a_view_change_tells_who_is_missing_and_then_what_it_waits_for() {
     assert_eq!(t.why(&facts), ["view_change_running!"]);
     let words = ["view 1 is to begin", "(timeout)", "1 of 3 VIEW-CHANGEs", "replica 0", "replica 3"];
     t.says(&facts, Code::ViewChangeRunning, &words);
+    // Who sent no VIEW-CHANGE is not missing: it may be well. Who is away is.
+    let text = t.text(&t.connected(&[0, 2]), Code::ViewChangeRunning);
+    let well = format!("replica 2 ({}) are connected and sent none, so may be well", t.id(2).short());
+    let away = format!("; replica 3 ({}) is not connected", t.id(3).short());
+    assert!(text.contains(&well) && text.contains(&away) && !text.contains("missing"), "{text}");
     let change = t.insight().change.unwrap();
     assert_eq!((change.reason, change.received), (Suspicion::Timeout, vec![t.id(1)]));
     assert!(change.since >= SECOND * 4 / 10 && change.since <= SECOND * 6 / 10, "{:?}", change.since);
@@ -276,7 +281,11 @@ fn silence_after_a_lost_log_is_told_with_its_end() {
     let output = t.step(Input::Tick);
     assert!(output.notices.contains(&Notice::FellSilent), "{:?}", output.notices);
     let facts = t.connected(&[0, 2, 3]);
-    t.says(&facts, Code::ThisNodeIsSilent, &["lost its log", "still listens"]);
+    let first =
+        ["lost its log", "nothing need be done", "it has listened", "in about 16.0 s if nothing else"];
+    t.says(&facts, Code::ThisNodeIsSilent, &first);
+    let few = ["that takes 3 connected others, and there are 2: bring them back"];
+    t.says(&t.connected(&[0, 2]), Code::ThisNodeIsSilent, &few);
     let blocks = |facts: &Facts, t: &Bench| {
         diagnose(&t.insight(), facts).why.iter().any(|why| why.code == Code::ThisNodeIsSilent && why.blocks)
     };
@@ -286,7 +295,51 @@ fn silence_after_a_lost_log_is_told_with_its_end() {
         let _ = t.hear(from, Content::Checkpoint(result(5, 5)));
     }
     let _ = t.wait(11 * SECOND);
-    t.says(&facts, Code::ThisNodeIsSilent, &["votes again once 261 is certified here, and 5 is now"]);
+    let then = [
+        "votes again once 261 is certified here, and 5 is now, in about 6.0 s",
+        "stop this node and do that",
+    ];
+    t.says(&facts, Code::ThisNodeIsSilent, &then);
+    assert_eq!(diagnosis::votes_again_in(&t.insight()), Some(6 * SECOND));
+}
+
+#[test]
+fn of_two_replicas_one_that_lost_its_log_is_told_to_bring_it_back() {
+    let keys = keys(2);
+    let restored = Restored { lost_log: true, ..Restored::new(result(5, 5), START) };
+    let replica = Replica::new(settings(&keys, 1), restored).unwrap();
+    let now = Now { wall: START.plus_ms(1_000), monotonic: SECOND };
+    let t = Bench { keys, replica, now, wal: Vec::new() };
+    let facts = t.connected(&[0]);
+    t.says(&facts, Code::ThisNodeIsSilent, &["never will by itself", "stop this node and do that"]);
+    assert_eq!(diagnosis::votes_again_in(&t.insight()), None);
+}
+
+#[test]
+fn another_replica_that_lost_its_log_is_told_until_it_votes_again() {
+    use crate::pbft::message::Recovery;
+    let mut t = patient();
+    let facts = t.connected(&[0, 2, 3]);
+    let _ = t.hear(3, Content::Checkpoint(result(1, 1)));
+    let _ = t.hear(3, Content::Recovery(Recovery { until: SeqNum(200) }));
+    assert_eq!(diagnosis::state(&t.id(3), &t.insight(), &facts), ReplicaState::LostLog);
+    let _ = t.hear(3, Content::Checkpoint(result(200, 1)));
+    assert_ne!(diagnosis::state(&t.id(3), &t.insight(), &facts), ReplicaState::LostLog);
+}
+
+#[test]
+fn one_that_left_the_view_alone_is_told_after_a_moment() {
+    let mut t = patient();
+    let facts = t.connected(&[0, 2, 3]);
+    let state = |t: &Bench| diagnosis::state(&t.id(3), &t.insight(), &facts);
+    let _ = t.hear(3, bare(1));
+    assert_eq!(state(&t), ReplicaState::Ok, "the others may be about to follow");
+    let _ = t.wait(2 * SECOND);
+    assert_eq!(state(&t), ReplicaState::OtherView);
+    let insight = t.insight();
+    let gone = insight.others.iter().find(|other| other.node == t.id(3)).unwrap();
+    assert!(gone.leaving && gone.view == Some(View(1)));
+    assert_eq!(insight.seen_view, None, "a VIEW-CHANGE is no vote");
 }
 
 #[test]
