@@ -82,7 +82,8 @@ pub enum Effect {
         /// The requests, at most 512 of together at most 8 MiB.
         requests: Vec<Arc<VerifiedRequest>>,
     },
-    /// Hand requests of other nodes, which wait for too long, to the primary: it may lack them.
+    /// Hand requests of any node, this one too, which wait for too long, to the primary: it may lack
+    /// them, or this replica may not know that they were executed.
     /// They come there as [`Source::Forwarded`].
     ForwardRequests {
         /// The requests, at most 64 of together at most 8 MiB.
