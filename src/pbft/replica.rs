@@ -214,7 +214,7 @@ impl Replica {
         self.note_heard(now, &message);
         match *message.content() {
             Content::Checkpoint(content) => self.on_checkpoint(now, content, message, out),
-            Content::Recovery(recovery) => self.on_recovery(now, recovery, &message, out),
+            Content::Recovery(recovery) => self.on_recovery(now, recovery, &message),
             Content::PrePrepare(ref proposed) if self.witnesses(proposed.view) => {
                 self.witness_proposal(message)
             }
