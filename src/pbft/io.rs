@@ -68,7 +68,9 @@ pub enum Input {
     CertificateFetched(Certificate),
     /// A batch fetched after [`Effect::FetchBatches`], from whomever.
     Batch(Batch),
-    /// Time has passed: [`crate::pbft::Replica::next_deadline`] is reached.
+    /// Time has passed: [`crate::pbft::Replica::next_deadline`] is reached. What is due is done with
+    /// every other input, too, except that a primary is given up, or a view that does not begin, with
+    /// this one alone: say it after whatever has come before.
     Tick,
 }
 
