@@ -73,7 +73,7 @@ impl Replica {
         self.waiting.voted
     }
 
-    /// A view began: its primary gets the whole time.
+    /// A view began, or this replica votes again: the primary gets the whole time.
     pub(super) fn wait_anew(&mut self, now: Now) {
         self.progressed(now);
         self.waiting.heads.clear();
@@ -186,10 +186,10 @@ impl Replica {
         self.settings.replicas.primary(view)
     }
 
-    /// When requests are to be forwarded, if they still wait.
+    /// When requests are to be forwarded, if they still wait. That is no vote: who keeps silent does
+    /// it, too.
     pub(super) fn forward_due(&self) -> Option<Duration> {
-        let judges = self.silence.is_none() && self.settings.replicas.n() > 1;
-        if !judges || self.proposer() == self.me {
+        if self.settings.replicas.n() == 1 || self.proposer() == self.me {
             return None;
         }
         self.waiting.heads.values().map(|head| head.forward_at).min()

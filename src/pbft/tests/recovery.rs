@@ -192,3 +192,28 @@ fn what_the_log_says_about_silence_moves_along_so_that_the_log_can_be_cut() {
     let replica = Replica::new(t.replica.settings.clone(), restored).unwrap();
     assert!(!replica.status().silent && !replica.may_have_begun_views());
 }
+
+#[test]
+fn who_keeps_silent_forwards_what_waits_and_judges_nobody_for_that_time_afterwards() {
+    let keys = keys(4);
+    let restored = Restored { lost_log: true, ..Restored::new(genesis(), START) };
+    let mut settings = settings(&keys, 1);
+    (settings.request_timeout, settings.request_timeout_max) = (SECOND, 32 * SECOND);
+    let replica = Replica::new(settings, restored).unwrap();
+    let now = Now { wall: START.plus_ms(1_000), monotonic: SECOND };
+    let mut t = Bench { keys, replica, now, wal: Vec::new() };
+    let _ = t.ask(1, 1);
+    for from in [0, 2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(genesis()));
+    }
+    let effects = t.wait(12 * SECOND);
+    let forwarded = |effect: &Effect| matches!(effect, Effect::ForwardRequests { .. });
+    assert!(t.replica.status().silent && effects.iter().any(forwarded));
+    let certificate = Certificate { content: result(256, 256), signatures: Vec::new() };
+    let _ = t.step(Input::BlocksSynced { certificate, timestamp: START, requests: Vec::new() });
+    let _ = t.step(Input::Tick);
+    let _ = t.wait(SECOND * 9 / 10);
+    assert_eq!((t.replica.status().silent, t.replica.status().view), (false, View(0)));
+    let _ = t.wait(SECOND / 5);
+    assert_eq!(t.replica.status().view, View(1));
+}
