@@ -104,10 +104,7 @@ impl Way {
 
 /// `first` and as many of the next as one bundle carries, and the one that is too many or is not sent
 /// in the same way.
-fn gather(
-    first: Item,
-    mut next: impl FnMut() -> Option<Item>,
-) -> (Vec<Arc<VerifiedRequest>>, Option<Item>) {
+fn gather(first: Item, mut next: impl FnMut() -> Option<Item>) -> (Vec<Arc<VerifiedRequest>>, Option<Item>) {
     let forwarded = first.forwarded;
     let mut bytes = first.request.bytes().len();
     let mut bundle = vec![first.request];

@@ -7,9 +7,7 @@ use super::super::fatal;
 use super::*;
 use crate::clock::{Clock, SystemClock};
 use crate::crypto::SecretKey;
-use crate::ledger::{
-    AdminAction, AdminOperation, CheckpointContent, ClientSettings, ReplicaSet, Request,
-};
+use crate::ledger::{AdminAction, AdminOperation, CheckpointContent, ClientSettings, ReplicaSet, Request};
 use crate::metrics::Metrics;
 use crate::pbft::message::Content;
 use crate::pbft::{Restored, Settings};
@@ -53,8 +51,12 @@ fn keys() -> Vec<SecretKey> {
 async fn backup_that_waits(clock: Arc<Jumping>) -> (actix::Addr<Consensus>, mpsc::Receiver<Output>) {
     let keys = keys();
     let replicas = ReplicaSet::new(keys.iter().map(SecretKey::node_id).collect()).unwrap();
-    let genesis =
-        CheckpointContent { sequence: SeqNum(0), height: Height(0), block: Hash([0; 32]), state: Hash([0; 32]) };
+    let genesis = CheckpointContent {
+        sequence: SeqNum(0),
+        height: Height(0),
+        block: Hash([0; 32]),
+        state: Hash([0; 32]),
+    };
     let settings = Settings::new(NETWORK, replicas, keys[1].clone());
     let replica = Replica::new(settings, Restored::new(genesis, clock.now())).unwrap();
     let (outputs, read) = mpsc::channel(1_000);
@@ -89,8 +91,8 @@ async fn what_waits_in_the_mailbox_is_heard_before_the_primary_is_judged() {
     let (consensus, _outputs) = backup_that_waits(Arc::clone(&clock)).await;
     // The node is busy with something else for longer than the timeout. Meanwhile others go on.
     clock.jump(1_500);
-    consensus.do_send(claim(2, 5));
-    consensus.do_send(claim(3, 5));
+    consensus.try_send(claim(2, 5)).unwrap();
+    consensus.try_send(claim(3, 5)).unwrap();
     consensus.send(Tick).await.unwrap();
     let status = consensus.send(ReadStatus).await.unwrap();
     assert_eq!((status.known, status.changing), (SeqNum(5), false), "others execute: the primary is well");
@@ -101,9 +103,9 @@ async fn what_comes_after_the_time_is_up_does_not_put_the_judgement_off() {
     let clock = Jumping::new();
     let (consensus, _outputs) = backup_that_waits(Arc::clone(&clock)).await;
     clock.jump(1_500);
-    consensus.do_send(claim(2, 5));
-    consensus.do_send(Tick);
-    consensus.do_send(claim(3, 5));
+    consensus.try_send(claim(2, 5)).unwrap();
+    consensus.try_send(Tick).unwrap();
+    consensus.try_send(claim(3, 5)).unwrap();
     assert!(consensus.send(ReadStatus).await.unwrap().changing);
 }
 

@@ -223,7 +223,8 @@ fn who_proposes_in_a_view_that_is_over_is_shown_the_new_one() {
     let _ = t.hear(1, new_view(&t.keys, 1, &from, &[]));
     assert_eq!(status(&t), (1, false));
     let batch = t.batch(&[t.request(2, 1)], 5);
-    let shown = |output: &Output| sent(&output.effects).iter().any(|sent| matches!(sent, Content::NewView(_)));
+    let shown =
+        |output: &Output| sent(&output.effects).iter().any(|sent| matches!(sent, Content::NewView(_)));
     let output = t.hear(3, pre_prepare(1, &batch));
     assert!(!shown(&output), "a backup of that view has nothing to propose");
     let output = t.propose(1, &batch);
