@@ -21,9 +21,16 @@ const QUEUE: usize = 1_024;
 /// Requests in one bundle: as many as in a batch.
 const MAX_REQUESTS: usize = 512;
 
+/// A request on its way, and whether it is forwarded: the primary takes these otherwise.
+#[derive(Debug)]
+struct Item {
+    request: Arc<VerifiedRequest>,
+    forwarded: bool,
+}
+
 /// The ways to all other replicas.
 #[derive(Debug)]
-pub struct Bundles(Vec<(NodeId, mpsc::Sender<Arc<VerifiedRequest>>)>);
+pub struct Bundles(Vec<(NodeId, mpsc::Sender<Item>)>);
 
 impl Bundles {
     /// Starts a task for each replica but this one, on the current tokio runtime; they end when
@@ -45,19 +52,20 @@ impl Bundles {
         Self(others.map(way).collect())
     }
 
-    /// Puts requests on their way to everybody.
+    /// Puts requests that this node admitted on their way to everybody.
     pub fn send(&self, requests: &[Arc<VerifiedRequest>]) {
-        self.put(requests, |_| true);
+        self.put(requests, false, |_| true);
     }
 
-    /// Puts requests on their way to one replica.
-    pub fn send_to(&self, to: NodeId, requests: &[Arc<VerifiedRequest>]) {
-        self.put(requests, |node| *node == to);
+    /// Puts requests that wait too long, own ones or others', on their way to the primary.
+    pub fn forward(&self, to: NodeId, requests: &[Arc<VerifiedRequest>]) {
+        self.put(requests, true, |node| *node == to);
     }
 
-    fn put(&self, requests: &[Arc<VerifiedRequest>], to: impl Fn(&NodeId) -> bool) {
+    fn put(&self, requests: &[Arc<VerifiedRequest>], forwarded: bool, to: impl Fn(&NodeId) -> bool) {
         for (node, queue) in self.0.iter().filter(|(node, _)| to(node)) {
-            let left = requests.iter().filter(|request| queue.try_send(Arc::clone(request)).is_err()).count();
+            let item = |request| Item { request: Arc::clone(request), forwarded };
+            let left = requests.iter().filter(|request| queue.try_send(item(request)).is_err()).count();
             if left > 0 {
                 tracing::debug!(%node, left, "requests pile up for this replica; they are sent again later");
             }
@@ -70,42 +78,43 @@ struct Way {
     key: SecretKey,
     network_id: NetworkId,
     network: NetworkHandle,
-    requests: mpsc::Receiver<Arc<VerifiedRequest>>,
+    requests: mpsc::Receiver<Item>,
 }
 
 impl Way {
     async fn run(mut self) {
-        // A request that made the last bundle too long.
+        // What did not go with the last bundle.
         let mut over = None;
         while let Some(first) = match over.take() {
-            Some(request) => Some(request),
+            Some(item) => Some(item),
             None => self.requests.recv().await,
         } {
+            let forwarded = first.forwarded;
             let (bundle, left_over) = gather(first, || self.requests.try_recv().ok());
             over = left_over;
             let bodies = bundle.iter().map(|request| request.request().clone()).collect();
             let bundle = Arc::new(SignedBundle::sign(&self.key, &self.network_id, bodies));
-            if let Err(error) = self.network.request(self.node, PeerRequest::Bundle(bundle)).await {
+            let request = if forwarded { PeerRequest::Forward(bundle) } else { PeerRequest::Bundle(bundle) };
+            if let Err(error) = self.network.request(self.node, request).await {
                 tracing::debug!(node = %self.node, %error, "bundle not taken; its requests are sent again");
             }
         }
     }
 }
 
-/// `first` and as many of the next as one bundle carries, and the one that was too many.
-fn gather(
-    first: Arc<VerifiedRequest>,
-    mut next: impl FnMut() -> Option<Arc<VerifiedRequest>>,
-) -> (Vec<Arc<VerifiedRequest>>, Option<Arc<VerifiedRequest>>) {
-    let mut bytes = first.bytes().len();
-    let mut bundle = vec![first];
+/// `first` and as many of the next as one bundle carries, and the one that is too many or is not sent
+/// in the same way.
+fn gather(first: Item, mut next: impl FnMut() -> Option<Item>) -> (Vec<Arc<VerifiedRequest>>, Option<Item>) {
+    let forwarded = first.forwarded;
+    let mut bytes = first.request.bytes().len();
+    let mut bundle = vec![first.request];
     while bundle.len() < MAX_REQUESTS {
-        let Some(request) = next() else { break };
-        bytes += request.bytes().len();
-        if bytes > MAX_REQUEST_BYTES {
-            return (bundle, Some(request));
+        let Some(item) = next() else { break };
+        bytes += item.request.bytes().len();
+        if bytes > MAX_REQUEST_BYTES || item.forwarded != forwarded {
+            return (bundle, Some(item));
         }
-        bundle.push(request);
+        bundle.push(item.request);
     }
     (bundle, None)
 }
@@ -130,11 +139,20 @@ mod tests {
 
     #[test]
     fn a_bundle_takes_what_waits_up_to_its_limit_and_loses_nothing() {
-        let mut waiting = vec![request(10); 700];
+        let item = || Item { request: request(10), forwarded: false };
+        let mut waiting: Vec<Item> = (0..700).map(|_| item()).collect();
         let first = waiting.pop().unwrap();
         let (bundle, over) = gather(first, || waiting.pop());
         assert_eq!((bundle.len(), over.is_none(), waiting.len()), (MAX_REQUESTS, true, 700 - MAX_REQUESTS));
         let (bundle, _) = gather(waiting.pop().unwrap(), || waiting.pop());
         assert_eq!((bundle.len(), waiting.len()), (700 - MAX_REQUESTS, 0));
+    }
+
+    #[test]
+    fn forwarded_requests_go_in_bundles_of_their_own() {
+        let item = |forwarded| Item { request: request(10), forwarded };
+        let mut waiting = vec![item(false), item(true), item(true)];
+        let (bundle, over) = gather(item(true), || waiting.pop());
+        assert_eq!((bundle.len(), over.map(|item| item.forwarded)), (3, Some(false)));
     }
 }

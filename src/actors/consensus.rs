@@ -8,8 +8,10 @@
 //!
 //! The core decides; this actor gives it time and input and hands each output to the effect
 //! pipeline, which runs the effects only after the log has the entries. Deadlines are the core's:
-//! they are looked at before every message, and an alarm task sends a [`Tick`] when one passes
-//! while nothing else happens, so a busy mailbox cannot starve them. Fail-stop.
+//! every message does what is due, so a busy mailbox cannot starve them, but for one thing: the
+//! primary is judged only by a [`Tick`]. An alarm task puts it behind what already waits in the
+//! mailbox, and after a pause of the process behind what the network brings in next. So nobody is given
+//! up on stale knowledge, and no flood delays the judgement by more than a mailbox. Fail-stop.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -32,6 +34,15 @@ use crate::types::{Hash, Timestamp, View};
 /// Messages in the mailbox: about a second of the votes of 20 replicas. Beyond it senders wait;
 /// gossip that waits too long is not passed on, and votes are sent again.
 const MAILBOX: usize = 4_096;
+
+/// The alarm looks at the clock this often, to notice when the process was stopped.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// Who comes so much too late was stopped, or had no processor.
+const LATE: Duration = Duration::from_millis(250);
+
+/// So long after a pause the network has time to bring in what came meanwhile.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Orders a request that this node admitted.
 #[derive(Debug, Message)]
@@ -158,14 +169,9 @@ impl Consensus {
         Now { wall: self.clock.now(), monotonic: self.clock.monotonic() }
     }
 
-    /// One input, and before it whatever deadline has passed.
+    /// One input.
     fn advance(&mut self, input: Input, ctx: &mut Context<Self>) -> Option<Rejected> {
-        let now = self.now();
-        if self.replica.next_deadline().is_some_and(|deadline| deadline <= now.monotonic) {
-            let output = self.replica.step(now, Input::Tick);
-            self.hand_on(output, ctx);
-        }
-        let mut output = self.replica.step(now, input);
+        let mut output = self.replica.step(self.now(), input);
         let rejected = output.rejected.take();
         self.hand_on(output, ctx);
         let deadline = self.replica.next_deadline();
@@ -225,33 +231,34 @@ impl Actor for Consensus {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        let alarm = alarm(self.deadline.subscribe(), Arc::clone(&self.clock), ctx.address());
+        let alarm = alarm(self.deadline.subscribe(), Arc::clone(&self.clock), ctx.address().recipient());
         tokio::spawn(alarm);
         self.advance(Input::Tick, ctx);
     }
 }
 
-/// Sends a [`Tick`] whenever the core's deadline passes.
+/// Sends a [`Tick`] whenever the core's deadline passes. After a pause it first lets in what came
+/// meanwhile: once for each pause, so nobody else can put it off.
 async fn alarm(
     mut deadline: watch::Receiver<Option<Duration>>,
     clock: SharedClock,
-    consensus: actix::Addr<Consensus>,
+    consensus: actix::Recipient<Tick>,
 ) {
+    let mut not_before = Duration::ZERO;
     loop {
-        let next = *deadline.borrow_and_update();
-        let wait = next.map(|next| next.saturating_sub(clock.monotonic()));
-        let changed = match wait {
-            Some(wait) => tokio::time::timeout(wait, deadline.changed()).await,
-            None => Ok(deadline.changed().await),
-        };
-        match changed {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return,
-            Err(_) => {
-                if consensus.send(Tick).await.is_err() {
-                    return;
-                }
-            }
+        let before = clock.monotonic();
+        let next = deadline.borrow_and_update().map(|next| next.max(not_before));
+        let wait = next.map_or(BEAT, |next| next.saturating_sub(before).min(BEAT));
+        if let Ok(Err(_)) = tokio::time::timeout(wait, deadline.changed()).await {
+            return;
+        }
+        let now = clock.monotonic();
+        if now.saturating_sub(before) > BEAT + LATE {
+            not_before = now + GRACE;
+        }
+        let due = deadline.borrow().is_some_and(|due| due.max(not_before) <= now);
+        if due && consensus.send(Tick).await.is_err() {
+            return;
         }
     }
 }
@@ -413,3 +420,7 @@ impl Handler<Tick> for Consensus {
         self.report();
     }
 }
+
+#[cfg(test)]
+#[path = "consensus_tests.rs"]
+mod tests;

@@ -228,7 +228,7 @@ impl Runner {
                 }
             }
             Effect::SendRequests { requests } => self.bundles.send(&requests),
-            Effect::ForwardRequests { requests, to } => self.bundles.send_to(to, &requests),
+            Effect::ForwardRequests { requests, to } => self.bundles.forward(to, &requests),
             Effect::FetchBatches { digests, from } => self.fetch_batches(digests, from),
             Effect::FetchView { view, from } => self.fetch_view(view, from),
             Effect::Execute { sequence, batch, requests } => {

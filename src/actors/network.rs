@@ -156,7 +156,12 @@ impl Judge {
 
     async fn request(self, from: NodeId, request: PeerRequest, responder: Responder) {
         let response = match request {
-            PeerRequest::Bundle(bundle) => self.bundle(from, Arc::unwrap_or_clone(bundle)).await,
+            PeerRequest::Bundle(bundle) => {
+                self.bundle(from, Arc::unwrap_or_clone(bundle), Source::Bundle).await
+            }
+            PeerRequest::Forward(bundle) => {
+                self.bundle(from, Arc::unwrap_or_clone(bundle), Source::Forwarded).await
+            }
             PeerRequest::FetchRequests(digests) => self.look_up_requests(digests).await,
             PeerRequest::FetchBatches(digests) => {
                 let found = self.consensus.send(LookUpBatches(digests)).await;
@@ -173,7 +178,7 @@ impl Judge {
         responder.respond(response);
     }
 
-    async fn bundle(&self, from: NodeId, bundle: SignedBundle) -> PeerResponse {
+    async fn bundle(&self, from: NodeId, bundle: SignedBundle, source: Source) -> PeerResponse {
         // Before any work: whoever may connect could make this node verify signatures for nothing.
         if !self.keys.replicas().contains(&from) {
             return PeerResponse::Busy;
@@ -182,17 +187,12 @@ impl Judge {
             tracing::warn!(%from, "a bundle that its sender did not sign");
             return PeerResponse::Busy;
         }
-        let requests = self.verifier.verify(bundle.requests).await;
-        let (own, forwarded): (Vec<_>, Vec<_>) =
-            requests.into_iter().partition(|request| request.node() == from);
-        for (requests, source) in [(own, Source::Bundle), (forwarded, Source::Forwarded)] {
-            let taken =
-                requests.is_empty() || self.consensus.send(PeerRequests { requests, source }).await.is_ok();
-            if !taken {
-                return PeerResponse::Busy;
-            }
-        }
-        PeerResponse::Accepted
+        let mut requests = self.verifier.verify(bundle.requests).await;
+        // Others' limits in the pool are not this node's to use up: these it only forwards.
+        requests.retain(|request| source == Source::Forwarded || request.node() == from);
+        let taken =
+            requests.is_empty() || self.consensus.send(PeerRequests { requests, source }).await.is_ok();
+        if taken { PeerResponse::Accepted } else { PeerResponse::Busy }
     }
 
     async fn look_up_requests(&self, digests: Vec<Hash>) -> PeerResponse {

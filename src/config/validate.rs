@@ -7,6 +7,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::Config;
+use crate::pbft::settings::IN_FLIGHT_BATCHES;
 
 /// A setting's name and what is wrong with it.
 pub(super) type Problem = (&'static str, String);
@@ -106,7 +107,7 @@ impl Config {
         millis("consensus.batch_delay_ms", consensus.batch_delay, 0..=1000)?;
         within("consensus.batch_max_requests", consensus.batch_max_requests, 1..=1024)?;
         within("consensus.batch_max_bytes", consensus.batch_max_bytes, 64 << 10..=8 << 20)?;
-        within("consensus.pipeline_batches", consensus.pipeline_batches, 1..=256)?;
+        within("consensus.pipeline_batches", consensus.pipeline_batches, 1..=IN_FLIGHT_BATCHES)?;
         millis("consensus.bundle_delay_ms", consensus.bundle_delay, 0..=1000)?;
         millis("consensus.resend_interval_ms", consensus.resend_interval, 10..=MINUTE_MS)?;
         let at_least = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(MINUTE_MS)..=MINUTE_MS;

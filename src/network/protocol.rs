@@ -30,7 +30,7 @@ pub const MAX_FETCH_BLOCKS: u32 = 256;
 /// A node asks another.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum PeerRequest {
-    /// Takes these requests into your pool: the sender admitted them, or holds them for too long.
+    /// Take these requests into your pool: the sender admitted them.
     Bundle(Arc<SignedBundle>),
     /// Give me the requests with these digests; at most [`MAX_FETCH_DIGESTS`].
     FetchRequests(Vec<Hash>),
@@ -46,6 +46,9 @@ pub enum PeerRequest {
         /// How many at most; no more than [`MAX_FETCH_BLOCKS`].
         max: u32,
     },
+    /// You are the primary: these requests, of whichever node, wait here for too long. If they were
+    /// executed, the sender does not know it.
+    Forward(Arc<SignedBundle>),
 }
 
 /// The answer to a [`PeerRequest`].
@@ -75,7 +78,7 @@ impl PeerRequest {
     /// Whether a request keeps the limits that the protocol names; what does not is garbage.
     pub(super) fn is_within_limits(&self) -> bool {
         match self {
-            Self::Bundle(bundle) => !bundle.requests.is_empty(),
+            Self::Bundle(bundle) | Self::Forward(bundle) => !bundle.requests.is_empty(),
             Self::FetchView(_) => true,
             Self::FetchRequests(digests) | Self::FetchBatches(digests) => {
                 (1..=MAX_FETCH_DIGESTS).contains(&digests.len())
@@ -87,7 +90,7 @@ impl PeerRequest {
     /// The kind of answer that it wants.
     pub(super) const fn wants(&self) -> Answers {
         match self {
-            Self::Bundle(_) => Answers::Accepted,
+            Self::Bundle(_) | Self::Forward(_) => Answers::Accepted,
             Self::FetchRequests(_) => Answers::Requests,
             Self::FetchBatches(_) => Answers::Batches,
             Self::FetchView(_) => Answers::View,

@@ -39,7 +39,7 @@ impl Lane {
     /// The lane that a request takes.
     pub(super) const fn of(request: &PeerRequest) -> Self {
         match request {
-            PeerRequest::Bundle(_) => Self::Bundle,
+            PeerRequest::Bundle(_) | PeerRequest::Forward(_) => Self::Bundle,
             PeerRequest::FetchRequests(_)
             | PeerRequest::FetchBatches(_)
             | PeerRequest::FetchView(_)

@@ -68,7 +68,9 @@ pub enum Input {
     CertificateFetched(Certificate),
     /// A batch fetched after [`Effect::FetchBatches`], from whomever.
     Batch(Batch),
-    /// Time has passed: [`crate::pbft::Replica::next_deadline`] is reached.
+    /// Time has passed: [`crate::pbft::Replica::next_deadline`] is reached. What is due is done with
+    /// every other input, too, except that a primary is given up, or a view that does not begin, with
+    /// this one alone: say it after whatever has come before.
     Tick,
 }
 
@@ -82,7 +84,8 @@ pub enum Effect {
         /// The requests, at most 512 of together at most 8 MiB.
         requests: Vec<Arc<VerifiedRequest>>,
     },
-    /// Hand requests of other nodes, which wait for too long, to the primary: it may lack them.
+    /// Hand requests of any node, this one too, which wait for too long, to the primary: it may lack
+    /// them, or this replica may not know that they were executed.
     /// They come there as [`Source::Forwarded`].
     ForwardRequests {
         /// The requests, at most 64 of together at most 8 MiB.

@@ -154,7 +154,7 @@ impl Replica {
             view_changes: view_changes.iter().map(|message| message.signed().clone()).collect(),
         });
         self.view = view;
-        self.leave_views(view);
+        self.leave_views(now.monotonic, view);
         self.views.forget_below(view);
         let left = self.views.changing.take();
         self.witness = None;

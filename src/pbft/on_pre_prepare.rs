@@ -35,7 +35,10 @@ impl Replica {
     ) -> Result<(), Rejected> {
         let Content::PrePrepare(pre_prepare) = message.content() else { return Ok(()) };
         let (view, sequence) = (pre_prepare.view, pre_prepare.sequence);
-        self.check_slot(now, message.sender(), view, sequence)?;
+        if let Err(why) = self.check_slot(now, message.sender(), view, sequence) {
+            self.answer_old_primary(now, message.sender(), view, sequence, out);
+            return Err(why);
+        }
         if message.sender() != self.primary() {
             return Err(Rejected::NotPrimary);
         }

@@ -1,9 +1,11 @@
 //! VIEW-CHANGE (1999, section 4.4): giving a view up, and what others' giving up means.
 
+use std::time::Duration;
+
 use crate::ledger::Certificate;
 use crate::pbft::certificates::ViewChange;
 use crate::pbft::io::{Now, Output, Rejected};
-use crate::pbft::log::Phase;
+use crate::pbft::log::{Phase, Slot};
 use crate::pbft::message::{Content, Verified};
 use crate::pbft::notice::{Notice, Suspicion};
 use crate::pbft::replica::Replica;
@@ -12,7 +14,7 @@ use crate::pbft::views::{Changing, Heard};
 use crate::pbft::wal::WalEntry;
 use crate::pbft::witness::Witness;
 use crate::planted::{Bug, planted};
-use crate::types::{SeqNum, View};
+use crate::types::{NodeId, SeqNum, View};
 
 impl Replica {
     pub(super) fn on_view_change(
@@ -75,7 +77,7 @@ impl Replica {
             self.witness = Some(Witness::of(&self.log, self.view, self.dispatched));
         }
         self.view = view;
-        self.leave_views(view);
+        self.leave_views(now.monotonic, view);
         let checkpoint = self.proven_checkpoint();
         let low = checkpoint.as_ref().map_or(SeqNum(0), |certificate| certificate.content.sequence);
         let view_change = ViewChange { view, checkpoint, prepared: self.archive.prepared(low) };
@@ -104,12 +106,46 @@ impl Replica {
 
     /// Ends the views below `view`: what they promise goes to the archive, and requests that were
     /// ordered but not committed wait again, in their old place.
-    pub(super) fn leave_views(&mut self, view: View) {
+    pub(super) fn leave_views(&mut self, time: Duration, view: View) {
         for (sequence, slot) in self.log.leave(view) {
             if slot.phase != Phase::Committed && sequence > self.dispatched {
                 self.pool.reopen(sequence, &slot.requests);
+                self.bundle_again(time, &slot);
             }
             self.archive.absorb(sequence, slot);
+        }
+    }
+
+    /// Own requests that this replica proposed itself, maybe before they were in any bundle: nobody
+    /// else need have them.
+    fn bundle_again(&mut self, time: Duration, slot: &Slot) {
+        let proposer = slot.proposal.as_ref().map(|proposal| proposal.message.sender());
+        if proposer != Some(self.me) {
+            return;
+        }
+        for request in slot.requests.iter().filter(|request| request.node() == self.me) {
+            if self.pool.is_pending(&request.digest()) {
+                self.outbox.push(request.digest(), time, &self.settings);
+            }
+        }
+    }
+
+    /// Somebody proposes in a view that is over: it does not know that it is no longer the primary, and
+    /// nobody would tell it, since nothing happens if nobody else is asked for anything. What it has
+    /// executed since it can have proposed only earlier: somebody repeats that.
+    pub(super) fn answer_old_primary(
+        &mut self,
+        now: Now,
+        sender: NodeId,
+        view: View,
+        sequence: SeqNum,
+        out: &mut Output,
+    ) {
+        let ended = view < self.view && !self.is_changing();
+        let proposes = sender == self.settings.replicas.primary(view);
+        let later = self.checkpoints.claim_of(&sender).is_some_and(|claim| claim.sequence >= sequence);
+        if ended && proposes && !later {
+            self.answer_straggler(now, view, out);
         }
     }
 

@@ -12,9 +12,6 @@ use crate::pbft::resend::Resend;
 use crate::pbft::wal::WalEntry;
 use crate::types::Timestamp;
 
-/// So many full batches may be on their way whatever `pipeline_batches` is.
-const FULL_BATCHES: u64 = 16;
-
 impl Replica {
     /// Proposes batches while there are any that are full or have waited long enough.
     pub(super) fn try_propose(&mut self, now: Now, out: &mut Output) {
@@ -32,10 +29,10 @@ impl Replica {
         if !self.may_propose() {
             return None;
         }
-        // What is on its way is voted for again if the view changes, and each number costs 3n messages:
-        // more of them at once only make each other late.
+        // What is on its way is voted for again if the view changes, and each number costs 3n messages
+        // however small its batch is: more of them at once only make each other late.
         let on_their_way = self.accepted.0.saturating_sub(self.executed.sequence.0);
-        if on_their_way >= self.settings.pipeline_batches.max(FULL_BATCHES) {
+        if on_their_way >= self.settings.in_flight_batches {
             return None;
         }
         let (count, bytes) = self.pool.pending();

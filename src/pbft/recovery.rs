@@ -3,7 +3,8 @@
 //! It says in RECOVERY from which stable checkpoint on it votes again ([`crate::pbft::silence`]). In
 //! an idle cluster nothing would ever lead there. So the primary proposes null batches, as the paper
 //! says, one behind the other and while nothing else waits; and if the primary itself is the one
-//! that waits, the others replace it. A null batch changes nothing and makes no block.
+//! that waits, the others replace it ([`crate::pbft::suspicion`]). A null batch changes nothing and
+//! makes no block.
 //!
 //! A faulty replica could say so without need, and a faulty primary propose null batches for nobody.
 //! Neither can make more than so many of them: a primary proposes at most [`spending`] for each
@@ -14,7 +15,6 @@ use std::time::Duration;
 
 use crate::pbft::io::{Now, Output, Rejected};
 use crate::pbft::message::{Batch, Recovery, Verified};
-use crate::pbft::notice::Suspicion;
 use crate::pbft::replica::Replica;
 use crate::types::{NodeId, SeqNum};
 
@@ -38,6 +38,8 @@ const fn spending(window: u64) -> u64 {
 #[derive(Debug, Clone, Copy)]
 struct Waiting {
     until: SeqNum,
+    /// Since when it says so.
+    said: Duration,
     /// Null batches that may still be proposed for it, and since when they are counted.
     left: u64,
     since: Duration,
@@ -75,7 +77,6 @@ impl Replica {
         now: Now,
         recovery: Recovery,
         message: &Verified,
-        out: &mut Output,
     ) -> Result<(), Rejected> {
         let (sender, until) = (message.sender(), recovery.until);
         let (low, window) = (self.checkpoints.stable, self.window());
@@ -88,17 +89,27 @@ impl Replica {
             return Err(Rejected::AboveWatermark { high });
         }
         let (since, left) = (now.monotonic, spending(window));
-        let waiting = self.recovering.waiting.entry(sender).or_insert(Waiting { until, left, since });
-        waiting.until = until;
-        if now.monotonic >= waiting.since + REFRESH {
-            *waiting = Waiting { until, left, since };
+        let new = Waiting { until, said: since, left, since };
+        let waiting = self.recovering.waiting.entry(sender).or_insert(new);
+        if waiting.until <= low {
+            waiting.said = since;
         }
-        // Who keeps silent proposes nothing: there is nothing to wait for under it.
-        let others_suffice = self.settings.replicas.n() > self.settings.replicas.quorum();
-        if sender == self.primary() && others_suffice {
-            self.suspect(now, Suspicion::SilentPrimary, out);
+        // Anybody may repeat what it said of an earlier loss.
+        waiting.until = waiting.until.max(until);
+        if now.monotonic >= waiting.since + REFRESH {
+            *waiting = new;
         }
         Ok(())
+    }
+
+    /// Since when the primary says that it keeps silent, and nothing is executed: who keeps silent
+    /// proposes nothing, and there is nothing to wait for under it. Who is behind cannot know whether
+    /// that is over.
+    pub(super) fn primary_silent_since(&self) -> Option<Duration> {
+        let others_suffice = self.settings.replicas.n() > self.settings.replicas.quorum();
+        let waiting = self.recovering.waiting.get(&self.primary())?;
+        let open = waiting.until > self.checkpoints.stable && others_suffice && !self.is_behind();
+        open.then(|| waiting.said.max(self.views.entered_at).max(self.progress.last))
     }
 
     /// When the next null batch is due, if a replica waits for it and nothing else is on its way.

@@ -177,6 +177,7 @@ impl Replica {
     /// then carries out the effects.
     pub fn step(&mut self, now: Now, input: Input) -> Output {
         let mut out = Output::default();
+        let ticked = matches!(input, Input::Tick);
         let taken = match input {
             Input::Request { request, source } => self.on_request(now, request, source),
             Input::Message(message) => self.on_message(now, message, &mut out),
@@ -194,7 +195,10 @@ impl Replica {
         }
         self.notice_lost_log(&mut out);
         self.try_speak(now, &mut out);
-        self.try_suspect(now, &mut out);
+        // Other inputs may have waited, and what clears the primary may wait behind them.
+        if ticked {
+            self.try_suspect(now, &mut out);
+        }
         self.try_accept(now, &mut out);
         self.try_propose(now, &mut out);
         self.try_witness(now, &mut out);
@@ -214,7 +218,7 @@ impl Replica {
         self.note_heard(now, &message);
         match *message.content() {
             Content::Checkpoint(content) => self.on_checkpoint(now, content, message, out),
-            Content::Recovery(recovery) => self.on_recovery(now, recovery, &message, out),
+            Content::Recovery(recovery) => self.on_recovery(now, recovery, &message),
             Content::PrePrepare(ref proposed) if self.witnesses(proposed.view) => {
                 self.witness_proposal(message)
             }

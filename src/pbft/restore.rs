@@ -71,7 +71,7 @@ impl Replica {
         let active = entered.as_ref().map(|entered| view_of(&entered.new_view)).unwrap_or_default();
         let changing = changing.filter(|message| view_of(message) > active);
         self.view = changing.as_ref().map_or(active, view_of);
-        self.leave_views(self.view);
+        self.leave_views(Duration::ZERO, self.view);
         for (sequence, slot) in self.log.iter() {
             self.pool.order(sequence, &slot.requests, Duration::ZERO);
         }

@@ -33,6 +33,10 @@ pub const MAX_BATCH_REQUESTS: usize = 1024;
 /// The most bytes of requests that a batch may have; one request of the largest size fits.
 pub const MAX_BATCH_BYTES: usize = MAX_REQUEST_BYTES;
 
+/// The most batches that are on their way at once: enough to fill a line with 16 full batches in each
+/// round trip, and few enough that slow machines do not drown in votes for small ones.
+pub const IN_FLIGHT_BATCHES: u32 = 16;
+
 /// How far the timestamp of a fresh proposal may be ahead of a backup's clock.
 pub const MAX_CLOCK_AHEAD: Duration = Duration::from_secs(5);
 
@@ -90,6 +94,8 @@ pub struct Settings {
     pub batch_delay: Duration,
     /// While so many batches are proposed and not executed, only full ones are proposed.
     pub pipeline_batches: u64,
+    /// The most batches proposed and not executed, full ones too, whatever `pipeline_batches` is.
+    pub in_flight_batches: u64,
     /// How long the oldest request of this node waits for others to share its bundle.
     pub bundle_delay: Duration,
     /// Pending requests taken from each admitting node; more are refused, so that none of them
@@ -151,6 +157,7 @@ impl Settings {
             batch_max_bytes: defaults::BATCH_MAX_BYTES as usize,
             batch_delay: defaults::BATCH_DELAY,
             pipeline_batches: defaults::PIPELINE_BATCHES as u64,
+            in_flight_batches: IN_FLIGHT_BATCHES as u64,
             bundle_delay: defaults::BUNDLE_DELAY,
             pool_max_requests: defaults::POOL_MAX_REQUESTS as usize,
             pool_max_bytes: defaults::POOL_MAX_BYTES as usize,

@@ -130,6 +130,7 @@ impl Replica {
             out.notices.push(Notice::SpeaksAgain { stable: self.checkpoints.stable });
             self.silence = None;
             self.set_voice(Voice::Unproven, out);
+            self.wait_anew(now);
         }
         self.tell_recovery(now, out);
     }

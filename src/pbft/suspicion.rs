@@ -2,10 +2,11 @@
 //!
 //! | sign | limit | why an honest primary is safe |
 //! | --- | --- | --- |
-//! | requests wait and nothing is executed | `request_timeout` | restarts with each execution, here or elsewhere; stands still while this node's own executor is at work; while quorums prepare and commit batches, up to `patience` times that: under overload the votes for many batches come before the last one for the first |
+//! | requests wait and nothing is executed | `request_timeout` | restarts with each execution, here or elsewhere; stands still while this node's own executor is at work; while quorums prepare and commit batches, and while others are known to have executed more, up to `patience` times that: under overload the votes for many batches come before the last one for the first, and what holds up who is behind is not the primary |
 //! | the oldest request of one node waits for its turn | `patience` times that | a primary takes the oldest of each node into each batch; what it may lack is forwarded to it at half the timeout |
 //! | what was executed is not certified | likewise | others repeat their CHECKPOINTs; who cannot execute it is on its way to another view, where it can |
 //! | any request waits in one view | `request_age_max` | no queue is longer than the pool |
+//! | it says that it lost its log, and nothing is executed | `patience` times that | who has just come back hears within that time how far the others are; then what somebody repeats of a loss that is over is known to be old |
 //! | two proposals for one number | at once | none signs them |
 //!
 //! With nothing to order nothing is suspected, so idle replicas change no views. All limits double
@@ -72,7 +73,7 @@ impl Replica {
         self.waiting.voted
     }
 
-    /// A view began: its primary gets the whole time.
+    /// A view began, or this replica votes again: the primary gets the whole time.
     pub(super) fn wait_anew(&mut self, now: Now) {
         self.progressed(now);
         self.waiting.heads.clear();
@@ -133,16 +134,20 @@ impl Replica {
         // Each number brings this twice in a view at most, and not for longer than censorship could.
         let voted = self.waiting.voted.unwrap_or_default();
         let still = self.waiting.since.filter(|_| !executing);
-        let still = still.map(|since| (since.max(voted) + timeout).min(since + patience.max(timeout)));
+        let most = patience.max(timeout);
+        let lenient = if self.is_behind() { most } else { timeout };
+        let still = still.map(|since| (since.max(voted) + lenient).min(since + most));
         let turn = self.waiting.heads.values().map(|head| head.since + patience).min();
         let uncertified = self.waiting.uncertified.map(|since| since + patience);
         let oldest = self.pool.oldest().map(|came| came.max(self.views.entered_at));
         let age = oldest.map(|since| since + timeout.max(self.settings.request_age_max));
+        let silent = self.primary_silent_since().map(|since| since + most);
         [
             still.map(|due| (due, Suspicion::Timeout)),
             turn.map(|due| (due, Suspicion::Censorship)),
             uncertified.map(|due| (due, Suspicion::Uncertified)),
             age.map(|due| (due, Suspicion::RequestAge)),
+            silent.map(|due| (due, Suspicion::SilentPrimary)),
         ]
         .into_iter()
         .flatten()
@@ -181,10 +186,10 @@ impl Replica {
         self.settings.replicas.primary(view)
     }
 
-    /// When requests are to be forwarded, if they still wait.
+    /// When requests are to be forwarded, if they still wait. That is no vote: who keeps silent does
+    /// it, too.
     pub(super) fn forward_due(&self) -> Option<Duration> {
-        let judges = self.silence.is_none() && self.settings.replicas.n() > 1;
-        if !judges || self.proposer() == self.me {
+        if self.settings.replicas.n() == 1 || self.proposer() == self.me {
             return None;
         }
         self.waiting.heads.values().map(|head| head.forward_at).min()

@@ -276,7 +276,8 @@ impl Replica {
         }
     }
 
-    fn is_behind(&self) -> bool {
+    /// Others have executed what this replica has not, and it is not at work on it.
+    pub(super) fn is_behind(&self) -> bool {
         self.checkpoints.known(&self.settings.replicas) > self.executed.sequence
             && self.dispatched == self.executed.sequence
     }

@@ -377,7 +377,19 @@ impl Cluster {
         self.until_all_written(LIVENESS_LIMIT)
     }
 
-    /// Until everything proposed is executed, by all who are reachable.
+    /// Until no pool of a cluster without Byzantine replicas has anything to wait for: then all who
+    /// asked for something have their answer, also for what changed nothing and is on no block.
+    pub fn until_nothing_waits(&mut self) -> &mut Self {
+        if !self.world.faulty.is_empty() {
+            return self;
+        }
+        self.run_until(LIVENESS_LIMIT, "nothing waits in any pool", |cluster| {
+            let statuses = cluster.nodes.iter().filter_map(|node| Some(node.replica.as_ref()?.status()));
+            statuses.into_iter().all(|status| status.pending == 0)
+        })
+    }
+
+    /// Those who are up, correct, and can talk with each other.
     pub fn reachable(&self) -> impl Iterator<Item = usize> {
         (0..self.n()).filter(|at| {
             let apart = [&self.cut_off, &self.silent, &self.world.faulty].iter().any(|set| set.contains(at));

@@ -26,7 +26,10 @@ impl Cluster {
                 if self.adversary_forwards(node, to) && self.passes(node, to) {
                     let delay = self.delay();
                     for request in &requests {
-                        self.give(to, request, Source::Forwarded, delay);
+                        let own = request.node() == self.world.node_id(node);
+                        let bundle = own && self.planted == Some(ShellBug::ForwardedAsBundle);
+                        let source = if bundle { Source::Bundle } else { Source::Forwarded };
+                        self.give(to, request, source, delay);
                     }
                 }
             }

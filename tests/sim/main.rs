@@ -27,6 +27,7 @@ mod disk;
 mod effects;
 mod events;
 mod evil;
+mod laggard;
 mod network;
 mod node;
 mod overload;

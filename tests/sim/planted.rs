@@ -3,6 +3,8 @@
 
 use ledgermq::pbft::WalEntry;
 
+use crate::cluster::Cluster;
+use crate::laggard;
 use crate::run::first_failure;
 use crate::storm;
 
@@ -23,6 +25,8 @@ pub enum ShellBug {
     OldVotesRepeated,
     /// Certificates never reach the ledger store.
     CertificatesLost,
+    /// Own requests that a replica forwards are taken for an ordinary bundle.
+    ForwardedAsBundle,
 }
 
 impl ShellBug {
@@ -80,6 +84,13 @@ fn bodies_that_are_forgotten_in_a_crash_are_found() {
 #[test]
 fn votes_for_a_view_that_was_given_up_are_found() {
     is_caught(ShellBug::OldVotesRepeated, &["views"]);
+}
+
+#[test]
+fn own_requests_that_are_forwarded_and_taken_for_a_bundle_are_found() {
+    let bug = |cluster: &mut Cluster| cluster.planted = Some(ShellBug::ForwardedAsBundle);
+    let failure = first_failure(SEEDS, |seed| laggard::missed_a_batch_that_made_a_block(seed, &bug));
+    assert!(failure.is_some_and(|failure| failure.text.contains("[liveness]")));
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -109,8 +109,8 @@ pub fn play(seed: u64, plant: &impl Fn(&mut Cluster), skip: &BTreeSet<u64>) -> (
     }
     let healed = t.time;
     t.until_all_final();
-    t.check_ledgers();
     let took = t.time - healed;
+    t.until_nothing_waits().check_ledgers();
     (t, took)
 }
 

@@ -92,7 +92,7 @@ impl Task {
         let Some(peer) = self.peers.get(&from) else { return };
         let (node, free) = (peer.node, Arc::clone(&peer.request_places));
         let Carried { request, mut places } = carried;
-        if let PeerRequest::Bundle(bundle) = &request
+        if let PeerRequest::Bundle(bundle) | PeerRequest::Forward(bundle) = &request
             && bundle.node != node
         {
             self.on_offence(from, Offence::Garbage, &"a bundle in another node's name");

@@ -146,7 +146,10 @@ async fn a_bundle_in_another_nodes_name_is_the_end_of_the_connection() {
         requests: vec![super::write_request(1)],
         signature: Signature([0; 64]),
     };
-    is_cut_off_for_sending("bundle", framed(&codec::encode(&PeerRequest::Bundle(bundle.into())))).await;
+    let bundle = std::sync::Arc::new(bundle);
+    for request in [PeerRequest::Bundle(bundle.clone()), PeerRequest::Forward(bundle)] {
+        is_cut_off_for_sending("bundle", framed(&codec::encode(&request))).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -214,6 +214,29 @@ fn a_replica_that_was_away_asks_for_the_view_that_others_vote_in_and_enters_it()
 }
 
 #[test]
+fn who_proposes_in_a_view_that_is_over_is_shown_the_new_one() {
+    let mut t = bench(2);
+    let from = bare_ones(1);
+    for (at, content) in from.iter().filter(|(at, _)| *at != 2) {
+        let _ = t.hear(*at, content.clone());
+    }
+    let _ = t.hear(1, new_view(&t.keys, 1, &from, &[]));
+    assert_eq!(status(&t), (1, false));
+    let batch = t.batch(&[t.request(2, 1)], 5);
+    let shown =
+        |output: &Output| sent(&output.effects).iter().any(|sent| matches!(sent, Content::NewView(_)));
+    let output = t.hear(3, pre_prepare(1, &batch));
+    assert!(!shown(&output), "a backup of that view has nothing to propose");
+    let output = t.propose(1, &batch);
+    assert_eq!(rejected(&output), Rejected::OtherView { view: View(1) });
+    assert!(shown(&output));
+    assert!(!shown(&t.propose(2, &batch)), "not again at once");
+    let _ = t.hear(PRIMARY, Content::Checkpoint(result(9, 9)));
+    let _ = t.wait(SECOND);
+    assert!(!shown(&t.propose(3, &batch)), "that is from before it executed this number");
+}
+
+#[test]
 fn two_new_views_of_one_primary_for_one_view_are_evidence() {
     let mut t = bench(2);
     let first = new_view(&t.keys, 1, &bare_ones(1), &[]);

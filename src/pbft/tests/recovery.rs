@@ -97,12 +97,51 @@ fn a_backup_votes_for_null_batches_at_its_own_pace() {
 }
 
 #[test]
-fn a_primary_that_lost_its_log_is_replaced_at_once() {
+fn a_primary_that_lost_its_log_is_replaced_even_if_nothing_waits() {
     let mut t = bench(1);
     let _ = t.hear(3, recovery(9));
-    assert_eq!(t.replica.status().view, View(0));
+    let _ = t.wait(10 * SECOND);
+    assert_eq!(t.replica.status().view, View(0), "only the primary must be able to propose");
     let _ = t.hear(PRIMARY, recovery(9));
+    let _ = t.wait(SECOND * 39 / 10);
+    assert_eq!(t.replica.status().view, View(0));
+    let _ = t.wait(SECOND / 5);
     assert_eq!(t.replica.status().view, View(1));
+}
+
+#[test]
+fn what_a_primary_said_of_a_loss_that_is_over_makes_nobody_who_is_behind_suspect_it() {
+    let mut t = bench(1);
+    // Somebody repeats it to one that was away, which hears a moment later that it is behind.
+    let _ = t.hear(PRIMARY, recovery(9));
+    let _ = t.wait(2 * SECOND);
+    for from in [2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(result(20, 20)));
+    }
+    for _ in 0..20 {
+        let _ = t.hear(PRIMARY, recovery(9));
+        let _ = t.wait(SECOND);
+    }
+    let certificate = Certificate { content: result(20, 20), signatures: Vec::new() };
+    let _ = t.step(Input::BlocksSynced { certificate, timestamp: START, requests: Vec::new() });
+    assert_eq!(rejected(&t.hear(PRIMARY, recovery(9))), Rejected::BelowWatermark { low: SeqNum(20) });
+    let _ = t.wait(60 * SECOND);
+    assert_eq!(t.replica.status().view, View(0));
+}
+
+#[test]
+fn a_primary_under_which_something_is_executed_is_not_silent() {
+    let mut t = bench(1);
+    let _ = t.hear(PRIMARY, recovery(9));
+    for sequence in 1..=4 {
+        let _ = t.wait(3 * SECOND);
+        let _ = t.commit_batch(sequence);
+        let _ = t.step(Input::Executed(result(sequence, sequence)));
+        for from in [0, 2, 3] {
+            let _ = t.hear(from, Content::Checkpoint(result(sequence, sequence)));
+        }
+    }
+    assert_eq!(t.replica.status().view, View(0));
 }
 
 /// A replica (1) that lost its log, when it may vote again: from checkpoint 256 on.
@@ -152,4 +191,29 @@ fn what_the_log_says_about_silence_moves_along_so_that_the_log_can_be_cut() {
     let restored = Restored { entries: t.wal.clone(), ..Restored::new(result(600, 600), START) };
     let replica = Replica::new(t.replica.settings.clone(), restored).unwrap();
     assert!(!replica.status().silent && !replica.may_have_begun_views());
+}
+
+#[test]
+fn who_keeps_silent_forwards_what_waits_and_judges_nobody_for_that_time_afterwards() {
+    let keys = keys(4);
+    let restored = Restored { lost_log: true, ..Restored::new(genesis(), START) };
+    let mut settings = settings(&keys, 1);
+    (settings.request_timeout, settings.request_timeout_max) = (SECOND, 32 * SECOND);
+    let replica = Replica::new(settings, restored).unwrap();
+    let now = Now { wall: START.plus_ms(1_000), monotonic: SECOND };
+    let mut t = Bench { keys, replica, now, wal: Vec::new() };
+    let _ = t.ask(1, 1);
+    for from in [0, 2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(genesis()));
+    }
+    let effects = t.wait(12 * SECOND);
+    let forwarded = |effect: &Effect| matches!(effect, Effect::ForwardRequests { .. });
+    assert!(t.replica.status().silent && effects.iter().any(forwarded));
+    let certificate = Certificate { content: result(256, 256), signatures: Vec::new() };
+    let _ = t.step(Input::BlocksSynced { certificate, timestamp: START, requests: Vec::new() });
+    let _ = t.step(Input::Tick);
+    let _ = t.wait(SECOND * 9 / 10);
+    assert_eq!((t.replica.status().silent, t.replica.status().view), (false, View(0)));
+    let _ = t.wait(SECOND / 5);
+    assert_eq!(t.replica.status().view, View(1));
 }

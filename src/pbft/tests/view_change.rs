@@ -63,6 +63,34 @@ fn a_silent_primary_is_given_up_after_the_timeout_and_not_before() {
 }
 
 #[test]
+fn who_is_behind_has_more_patience_with_a_primary_that_others_execute_under() {
+    let mut t = bench(1);
+    let _ = t.ask(1, 1);
+    for from in [2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(result(9, 9)));
+    }
+    // Nobody gives it the blocks.
+    assert!(view_changes(&t.wait(SECOND * 39 / 10)).is_empty());
+    assert_eq!(views(&t.wait(SECOND / 5)), [1], "but not for ever");
+}
+
+#[test]
+fn a_deposed_primary_sends_its_own_requests_that_it_proposed_before_they_were_in_a_bundle() {
+    let mut t = Bench::with(4, PRIMARY, |settings| settings.bundle_delay = SECOND / 10);
+    let _ = t.ask(PRIMARY, 1);
+    let bundles = |effects: &[Effect]| {
+        effects.iter().filter(|effect| matches!(effect, Effect::SendRequests { .. })).count()
+    };
+    let effects = t.wait(SECOND / 5);
+    assert_eq!((bundles(&effects), t.replica.status().accepted), (0, SeqNum(1)), "proposed at once");
+    for from in [2, 3] {
+        let _ = t.hear(from, bare(1));
+    }
+    assert_eq!(t.replica.status().view, View(1));
+    assert!(bundles(&t.wait(SECOND / 5)) > 0);
+}
+
+#[test]
 fn what_waits_too_long_is_forwarded_to_the_primary_at_half_time() {
     let mut t = bench(1);
     let _ = t.ask(2, 1);

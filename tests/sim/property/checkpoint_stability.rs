@@ -62,11 +62,24 @@ impl CheckpointStability {
             let identity = usize::from(*number);
             // Its own state may still have to follow, in the effects of this very step.
             let excused = world.is_faulty_replica(identity) || identity == world.identities[at];
-            let lied = !excused && !self.reached.contains(&(identity, content));
+            let has = self.reached.contains(&(identity, content)) || self.passed_over(identity, &content);
+            let lied = !excused && !has;
             ensure!(!lied, "replica {identity} signed {content:?} without having it");
         }
         self.certified.insert(content.sequence);
         Ok(())
+    }
+
+    /// Whether it had this very block and state at an earlier number, and another correct replica has it
+    /// at this one: it may pass numbers over that changed nothing, and sign for that, and lose power
+    /// before its ledger has the number. The log has it, and brings it back.
+    fn passed_over(&self, identity: usize, content: &CheckpointContent) -> bool {
+        let of = |at: usize| self.reached.iter().filter(move |(of, _)| *of == at).map(|(_, reached)| reached);
+        let same = |reached: &CheckpointContent| {
+            (reached.height, reached.block, reached.state) == (content.height, content.block, content.state)
+        };
+        let earlier = of(identity).any(|reached| same(reached) && reached.sequence < content.sequence);
+        earlier && self.reached.iter().any(|(at, reached)| *at != identity && reached == content)
     }
 
     fn is_good(
