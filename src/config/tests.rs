@@ -35,6 +35,7 @@ fn settings_survive_being_written_and_read() {
     config.data_dir = "/data".into();
     config.genesis = "/genesis.json".into();
     config.node_key = "/node.key".into();
+    config.node_key_mark = Some("/node.key.mark".into());
     assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
 }
 

@@ -9,6 +9,8 @@ pub(super) struct NetworkMetrics {
     pub(super) peers: IntGauge,
     /// Connections by what became of them: `established`, `dial_failed`, `incoming_failed`, `closed`.
     pub(super) connections: IntCounterVec,
+    /// Lookups of configured names: `resolved`, `failed`.
+    pub(super) lookups: IntCounterVec,
     /// Gossip by what happened to it; see [`Gossip`].
     pub(super) gossip: IntCounterVec,
     /// Bytes of gossip received for the first time.
@@ -87,6 +89,11 @@ impl NetworkMetrics {
         let metrics = Self {
             peers: IntGauge::new("ledgermq_network_peers", "Nodes that are connected")?,
             connections: vec("ledgermq_network_connections_total", "Connections by outcome", "outcome")?,
+            lookups: vec(
+                "ledgermq_network_lookups_total",
+                "Lookups of configured names by outcome",
+                "outcome",
+            )?,
             gossip: vec("ledgermq_network_gossip_total", "Gossip messages by outcome", "outcome")?,
             gossip_received_bytes: IntCounter::new(
                 "ledgermq_network_gossip_received_bytes",
