@@ -196,3 +196,10 @@ async fn a_copy_of_a_final_message_is_acknowledged_only_when_that_is_on_disk() {
     disk.let_sync();
     assert!(matches!(repeat.await, Verification::Known(_)));
 }
+
+#[test]
+fn every_error_code_is_counted_from_the_start() {
+    for code in ErrorCode::ALL {
+        assert!(crate::metrics::MESSAGE_OUTCOMES.contains(&code.as_str()), "{code}");
+    }
+}
