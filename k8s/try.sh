@@ -6,10 +6,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . k8s/tools.sh
-for program in podman runc aardvark-dns strip; do
-  command -v "$program" >/dev/null || [ -x "/usr/lib/podman/$program" ] ||
-    { apt-get update -qq; apt-get install -y -qq podman runc netavark aardvark-dns binutils >/dev/null; break; }
-done
+if ! command -v podman >/dev/null || ! command -v runc >/dev/null || ! command -v strip >/dev/null ||
+  ! [ -x /usr/lib/podman/aardvark-dns ] || ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then
+  apt-get update -qq
+  apt-get install -y -qq podman runc netavark aardvark-dns busybox-static binutils >/dev/null
+fi
 
 work=$(mktemp -d)
 tag=ledgermq-try-$$
@@ -19,20 +20,33 @@ clean() {
   rm -rf "$work"
 }
 trap clean EXIT
+image() {
+  # Without layers nothing but the image itself is left.
+  podman --runtime runc build --quiet --layers=false --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --tag "$tag-$1" "${@:2}" >/dev/null
+  built=("localhost/$tag-$1" "${built[@]}")
+}
 
-# What stands in for the images of registries: the program that was built here, and its libraries.
-mkdir -p "$work/binary/out" "$work/runtime"
-strip -o "$work/binary/out/ledgermq" "$ledgermq"
+# What stands in for the images of registries: the libraries of the program, and a shell with a cargo that
+# has the program ready and looks whether it is given the source.
+mkdir -p "$work/runtime" "$work/build/bin"
 for library in $(ldd "$ledgermq" | grep -o '/[^ ]*'); do
   install -D "$(realpath "$library")" "$work/runtime$library"
 done
-for part in binary runtime; do
-  printf 'FROM scratch\nCOPY . /\n' | podman build --quiet --tag "$tag-$part" --file - "$work/$part" >/dev/null
-  built+=("localhost/$tag-$part")
-done
-podman build --quiet --file k8s/Dockerfile --tag "$tag" \
-  --build-arg "BINARY=localhost/$tag-binary" --build-arg "RUNTIME=localhost/$tag-runtime" . >/dev/null
-built=("localhost/$tag" "${built[@]}")
+install "$(command -v busybox)" "$work/build/bin/busybox"
+for applet in sh mkdir cp test ls sort tr; do ln -s busybox "$work/build/bin/$applet"; done
+strip -o "$work/build/bin/program" "$ledgermq"
+cat >"$work/build/bin/cargo" <<'END'
+#!/bin/sh
+set -e
+test "$*" = "build --release --locked --bin ledgermq"
+test "$(ls -A | sort | tr '\n' ' ')" = "Cargo.lock Cargo.toml benches src "
+mkdir -p target/release
+cp /bin/program target/release/ledgermq
+END
+chmod +x "$work/build/bin/cargo"
+printf 'FROM scratch\nCOPY . /\nENV PATH=/bin\n' >"$work/Dockerfile"
+for part in runtime build; do image "$part" --file "$work/Dockerfile" "$work/$part"; done
+image node --file k8s/Dockerfile --build-arg "BUILD=localhost/$tag-build" --build-arg "RUNTIME=localhost/$tag-runtime" .
 
 render "$work"
-"$tools/venv/bin/python" k8s/try.py "$ledgermq" "localhost/$tag" "$work/example.yaml" "$work/example/net"
+"$tools/venv/bin/python" k8s/try.py "$ledgermq" "localhost/$tag-node" "$work/example.yaml" "$work/example/net"
