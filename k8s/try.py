@@ -86,6 +86,9 @@ class Cluster:
         form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
         self.addresses[at] = podman("inspect", "--format", form, self.containers[at])
 
+    def on_volume(self, at, path):
+        return self.work / f"ledgermq-{at}-data" / path
+
     def probe(self, at, name):
         """What the kubelet would be told."""
         asked = self.node[name]["httpGet"]
@@ -140,6 +143,9 @@ def try_it(program, cluster, net, work):
     publish += ["--csv", readings, "--device", "th-01", "--final-timeout", PATIENCE_S, "--mqtt"]
     run(*publish, f"{cluster.addresses[1]}:1883", timeout=PATIENCE_S)
     told("24 messages through pod 1 are final")
+    for at in all_pods:
+        if not cluster.on_volume(at, "node.key.used").exists():
+            raise SystemExit(f"pod {at} has voted and left no mark on its volume")
 
     victim = max(all_pods)
     before = cluster.addresses[victim]

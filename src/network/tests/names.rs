@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use super::{NetworkSettings, TestNode};
-use crate::network::Resolve;
+use crate::network::{Resolve, peer_of};
 use crate::types::NodeId;
 
 /// Answers in this order, and then the last one for ever; an empty one is an error.
@@ -63,9 +63,10 @@ fn settings(at: IpAddr, port: u16, resolver: &Arc<Script>) -> NetworkSettings {
     }
 }
 
+/// As `handle.peers()` lists them.
 fn others(all: &[&TestNode], of: &TestNode) -> Vec<NodeId> {
     let mut ids: Vec<NodeId> = all.iter().map(|node| node.id()).filter(|id| *id != of.id()).collect();
-    ids.sort();
+    ids.sort_by_key(peer_of);
     ids
 }
 
@@ -80,9 +81,7 @@ async fn nodes_that_share_a_name_find_each_other_once_it_resolves_and_nobody_dia
     }
     let all: Vec<&TestNode> = nodes.iter().collect();
     for node in &all {
-        let mut peers = others(&all, node);
-        peers.sort_by_key(|id| crate::network::peer_of(id));
-        node.is_connected_with(&peers).await;
+        node.is_connected_with(&others(&all, node)).await;
         assert_eq!(node.count("ledgermq_network_connections_total", "dial_failed"), 0);
     }
     let failed: u64 = all.iter().map(|node| node.count("ledgermq_network_lookups_total", "failed")).sum();
