@@ -12,6 +12,7 @@
 //! still dialed. The log says so once, and once more when it resolves again. [`Names`] is a plan without
 //! clock, randomness and network; the swarm task carries it out.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs as _};
@@ -116,12 +117,13 @@ impl Names {
         due
     }
 
-    /// Takes an answer; gives the name as configured and its addresses, if it has any. `jitter` is
-    /// any byte: nodes that started together do not go on asking together.
+    /// Takes an answer; gives the name as configured and its addresses but those of this node itself,
+    /// if it has any. `jitter` is any byte: nodes that started together do not go on asking together.
     pub(super) fn on_answer(
         &mut self,
         name: usize,
         answer: io::Result<Vec<IpAddr>>,
+        own: &BTreeSet<Multiaddr>,
         now: Duration,
         jitter: u8,
     ) -> Option<(&Multiaddr, Vec<Multiaddr>)> {
@@ -147,7 +149,9 @@ impl Names {
         };
         // From four fifths of it to six fifths.
         name.not_before = now + wait * 4 / 5 + wait * 2 / 5 * u32::from(jitter) / u32::from(u8::MAX);
-        found.ok().map(|addresses| (&name.address, addresses))
+        let mut addresses = found.ok()?;
+        addresses.retain(|address| !own.contains(address));
+        Some((&name.address, addresses))
     }
 }
 
@@ -190,6 +194,9 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(10);
 
+    /// No address of this node itself.
+    const NONE: &BTreeSet<Multiaddr> = &BTreeSet::new();
+
     fn names(bootstrap: &[&str]) -> (Names, Vec<Multiaddr>) {
         let bootstrap: Vec<Multiaddr> = bootstrap.iter().map(|text| text.parse().unwrap()).collect();
         Names::split(&bootstrap, INTERVAL)
@@ -223,12 +230,23 @@ mod tests {
         ] {
             let (mut names, _) = names(&[name]);
             assert_eq!(names.due(Duration::ZERO)[0].host, "nodes");
-            let (configured, found) = names.on_answer(0, Ok(ips(&all)), Duration::ZERO, 0).unwrap();
+            let (configured, found) = names.on_answer(0, Ok(ips(&all)), NONE, Duration::ZERO, 0).unwrap();
             assert_eq!(configured.to_string(), name);
             assert_eq!(texts(&found), expected);
         }
         let (mut names, _) = names(&["/dns6/nodes/tcp/7"]);
-        assert_eq!(names.on_answer(0, Ok(ips(&["10.0.0.1"])), Duration::ZERO, 0), None);
+        assert_eq!(names.on_answer(0, Ok(ips(&["10.0.0.1"])), NONE, Duration::ZERO, 0), None);
+    }
+
+    #[test]
+    fn the_addresses_of_the_node_itself_are_left_out() {
+        let (mut names, _) = names(&["/dns4/nodes/tcp/7"]);
+        let own = BTreeSet::from(["/ip4/10.0.0.1/tcp/7".parse().unwrap()]);
+        let (_, found) =
+            names.on_answer(0, Ok(ips(&["10.0.0.1", "10.0.0.2"])), &own, Duration::ZERO, 0).unwrap();
+        assert_eq!(texts(&found), ["/ip4/10.0.0.2/tcp/7"]);
+        let (_, found) = names.on_answer(0, Ok(ips(&["10.0.0.1"])), &own, Duration::ZERO, 0).unwrap();
+        assert!(found.is_empty(), "that is an answer, too");
     }
 
     #[test]
@@ -237,7 +255,7 @@ mod tests {
             let (mut names, _) = names(&["/dns4/nodes/tcp/7"]);
             assert_eq!(names.due(Duration::ZERO).len(), 1);
             assert!(names.due(INTERVAL * 100).is_empty(), "it is under way");
-            names.on_answer(0, Ok(ips(&["10.0.0.1"])), Duration::ZERO, jitter).unwrap();
+            names.on_answer(0, Ok(ips(&["10.0.0.1"])), NONE, Duration::ZERO, jitter).unwrap();
             let wait = Duration::from_secs(wait);
             assert!(names.due(wait - Duration::from_millis(1)).is_empty());
             assert_eq!(names.due(wait).len(), 1);
@@ -250,13 +268,13 @@ mod tests {
         let (mut now, mut waits) = (Duration::ZERO, Vec::new());
         for _ in 0..6 {
             assert_eq!(names.due(now).len(), 1);
-            assert_eq!(names.on_answer(0, Err(io::Error::other("no such name")), now, 0), None);
+            assert_eq!(names.on_answer(0, Err(io::Error::other("no such name")), NONE, now, 0), None);
             waits.push(names.names[0].not_before - now);
             now = names.names[0].not_before;
         }
         assert_eq!(waits, [800, 1600, 3200, 6400, 8000, 8000].map(Duration::from_millis));
-        names.on_answer(0, Ok(ips(&["10.0.0.1"])), now, 0).unwrap();
-        names.on_answer(0, Err(io::Error::other("no such name")), now, 0);
+        names.on_answer(0, Ok(ips(&["10.0.0.1"])), NONE, now, 0).unwrap();
+        names.on_answer(0, Err(io::Error::other("no such name")), NONE, now, 0);
         assert_eq!(names.names[0].not_before - now, Duration::from_millis(800), "it begins anew");
     }
 
@@ -264,7 +282,7 @@ mod tests {
     fn not_more_addresses_are_taken_than_fit() {
         let (mut names, _) = names(&["/dns4/nodes/tcp/7"]);
         let many = (0..=u16::MAX).map(|at| IpAddr::from([10, 0, at.to_be_bytes()[0], at.to_be_bytes()[1]]));
-        let (_, found) = names.on_answer(0, Ok(many.collect()), Duration::ZERO, 0).unwrap();
+        let (_, found) = names.on_answer(0, Ok(many.collect()), NONE, Duration::ZERO, 0).unwrap();
         assert_eq!(found.len(), MAX_ADDRESSES_PER_NAME);
     }
 

@@ -25,12 +25,11 @@ impl Task {
         let now = self.clock.monotonic();
         // Without randomness the nodes ask at the same moments, which is no harm.
         let [jitter] = random_bytes().unwrap_or_default();
-        let found = self.names.on_answer(name, answer, now, jitter);
+        let found = self.names.on_answer(name, answer, &self.listening, now, jitter);
         let outcome = if found.is_some() { "resolved" } else { "failed" };
         self.metrics.lookups.with_label_values(&[outcome]).inc();
-        let Some((name, mut addresses)) = found else { return };
+        let Some((name, addresses)) = found else { return };
         tracing::debug!(%name, ?addresses, "resolved");
-        addresses.retain(|address| !self.listening.contains(address));
         self.dialer.resolved(name, addresses);
     }
 }
