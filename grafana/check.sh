@@ -10,7 +10,6 @@ if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then
   apt-get update -qq
   apt-get install -y -qq --no-install-recommends prometheus >/dev/null
 fi
-promtool check rules grafana/rules/ledgermq.yml
 promtool test rules grafana/rules/ledgermq.test.yml
 promtool check config grafana/prometheus.yml
 python3 grafana/check.py "$ledgermq"
