@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests the alert rules, then starts a local network, puts it under load, kills its primary, lets a real
-# Prometheus scrape it meanwhile, and asks that for every panel of every dashboard. Takes about 40 s.
+# Prometheus scrape it meanwhile, and asks that for every panel of every dashboard. Takes about 20 s.
 # Installs prometheus on Debian. LEDGERMQ names the program, target/debug/ledgermq if it does not.
 set -euo pipefail
 cd "$(dirname "$0")/.."
