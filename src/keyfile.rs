@@ -7,13 +7,16 @@
 //!
 //! A key is written once: to a new file with mode 0600, synced, and never over an old one. A key
 //! that group or others may read is refused when it is read, with the command that mends it: a
-//! secret that lay open may have been copied, and whoever runs a node should notice.
+//! secret that lay open may have been copied, and whoever runs a node should notice. One that is
+//! root's may be readable by its group if the reader is somebody else, who could not read it
+//! otherwise: so Kubernetes mounts a Secret for a pod with an `fsGroup`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::process::geteuid;
 use zeroize::Zeroizing;
 
 use crate::crypto::{CryptoError, SecretKey, random_bytes};
@@ -141,7 +144,7 @@ fn read_secret(path: &Path, expected: &'static str) -> Result<Zeroizing<String>,
     if !metadata.is_file() || metadata.len() > MAX_KEY_FILE_BYTES {
         return Err(KeyFileError::Malformed { path: path.to_owned(), expected });
     }
-    if mode & 0o077 != 0 {
+    if mode & too_open(metadata.uid(), geteuid().as_raw()) != 0 {
         return Err(KeyFileError::Open { path: path.to_owned(), mode });
     }
     let mut text = Zeroizing::new(String::new());
@@ -152,6 +155,12 @@ fn read_secret(path: &Path, expected: &'static str) -> Result<Zeroizing<String>,
         }
         Err(source) => Err(failed(source)),
     }
+}
+
+/// The permission bits that a key of this owner must not have when this user reads it.
+const fn too_open(owner: u32, reader: u32) -> u32 {
+    const ROOT: u32 = 0;
+    if owner == ROOT && reader != ROOT { 0o037 } else { 0o077 }
 }
 
 fn write_new(path: &Path, text: &str) -> Result<(), KeyFileError> {
@@ -204,6 +213,14 @@ mod tests {
         }
         chmod(&path, 0o400);
         assert!(read(&path).is_ok());
+    }
+
+    #[test]
+    fn only_a_key_of_root_may_be_readable_by_the_group_of_another_reader() {
+        let refused = |mode, owner, reader| mode & too_open(owner, reader) != 0;
+        assert!(!refused(0o440, 0, 65532) && !refused(0o640, 0, 65532), "so a Secret is mounted");
+        assert!(refused(0o444, 0, 65532) && refused(0o460, 0, 65532));
+        assert!(refused(0o440, 0, 0) && refused(0o440, 65532, 65532) && refused(0o440, 1000, 65532));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! Each part of the node gets its own struct of named counters, so that the name of a metric stands
 //! in one place. Names are `ledgermq_{part}_{what}_{unit}`: `_total` for counters, `_ms` and
 //! `_bytes` for amounts. Labels have few values that the program chooses, never a client's name: a
-//! stranger must not be able to make series without end. `docs/METRICS.md` says what each is good
+//! stranger must not be able to make series without end. Where all values of a label are known, and an
+//! alert may wait for one, its counters are there from the start, at 0: the first increase of one that
+//! appears only then would be no increase to Prometheus. `docs/METRICS.md` says what each is good
 //! for; a test holds that page and this module together. The network module registers what belongs
 //! to libp2p in the same registry.
 
@@ -25,12 +27,35 @@ const LATENCY_BUCKETS_MS: &[f64] =
 /// Powers of two up to the largest batch.
 const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0];
 
+/// What may become of a telemetry message: the first two, or an error's code.
+pub const MESSAGE_OUTCOMES: &[&str] = &[
+    "accepted",
+    "repeated",
+    "overloaded",
+    "rate_limited",
+    "too_large",
+    "malformed",
+    "bad_envelope",
+    "bad_signature",
+    "wrong_topic",
+    "encryption_required",
+    "seq_reused",
+    "seq_too_old",
+    "bad_encoding",
+    "bad_body",
+    "count_mismatch",
+    "bad_root",
+    "clock_ahead",
+    "too_many_items",
+    "key_rotated",
+];
+
 /// Defines a struct of metrics together with the function that registers them.
 macro_rules! metrics {
     (
         $(#[$doc:meta])*
         $name:ident {
-            $( $field:ident: $kind:ident($metric:literal $(, $extra:expr)*) $help:literal; )*
+            $( $field:ident: $kind:ident($metric:literal $(, $extra:expr)*) $help:literal $(starting with $values:expr)?; )*
         }
     ) => {
         $(#[$doc])*
@@ -44,6 +69,9 @@ macro_rules! metrics {
                 Ok(Self { $( $field: {
                     let metric = make!($kind, $metric, $help $(, $extra)*)?;
                     registry.register(Box::new(metric.clone()))?;
+                    $( for value in $values {
+                        metric.with_label_values(&[value]);
+                    } )?
                     metric
                 }, )* })
             }
@@ -77,11 +105,14 @@ metrics! {
     /// From the MQTT socket to the answer.
     IngressMetrics {
         connections: IntGaugeVec("ledgermq_mqtt_connections", ["registered"])
-            "MQTT connections now, by whether the client is registered (yes, no).";
+            "MQTT connections now, by whether the client is registered (yes, no)."
+                starting with ["yes", "no"];
         connections_refused: IntCounterVec("ledgermq_mqtt_connections_refused_total", ["reason"])
-            "MQTT connections refused, by reason.";
+            "MQTT connections refused, by reason."
+                starting with ["no_token", "bad_token"];
         messages: IntCounterVec("ledgermq_ingress_messages_total", ["outcome"])
-            "Telemetry messages read, by outcome: accepted, repeated, or the code of the error sent.";
+            "Telemetry messages read, by outcome: accepted, repeated, or the code of the error sent."
+                starting with MESSAGE_OUTCOMES;
         message_bytes: IntCounter("ledgermq_ingress_message_bytes_total")
             "Bytes of telemetry messages read, as they came over the wire.";
         items: IntCounter("ledgermq_ingress_items_total")
@@ -93,7 +124,8 @@ metrics! {
         replies_suppressed: IntCounter("ledgermq_ingress_replies_suppressed_total")
             "Replies to unverified messages not sent because of the rate limit.";
         security_events: IntCounterVec("ledgermq_ingress_security_events_total", ["kind"])
-            "Things that no correct client does, by kind, such as another header under a used seq.";
+            "Things that no correct client does, by kind, such as another header under a used seq."
+                starting with ["seq_reused", "wrong_topic"];
         key_transports: IntCounterVec("ledgermq_ingress_key_transports_total", ["outcome"])
             "Payload keys offered by clients, by outcome: accepted, or the code of key/fail.";
         payload_keys: IntGauge("ledgermq_ingress_payload_keys")
@@ -166,7 +198,8 @@ metrics! {
         resent: IntCounter("ledgermq_consensus_resent_total")
             "PBFT messages sent again because they may have been lost.";
         fetches: IntCounterVec("ledgermq_consensus_fetches_total", ["what"])
-            "Fetches from other nodes, by what was missing: requests, blocks, certificates, batches, view.";
+            "Fetches from other nodes, by what was missing: requests, blocks, certificates, batches, view."
+                starting with ["requests", "blocks", "certificates", "batches", "view"];
         view_changes: IntCounterVec("ledgermq_consensus_view_changes_total", ["reason"])
             "Times that this replica left a view, by reason: timeout, censorship, uncertified, request_age, equivocation, joined, no_new_view, bad_new_view, silent_primary.";
         view_change_running: IntGauge("ledgermq_consensus_view_change_running")
@@ -182,7 +215,8 @@ metrics! {
         replica_behind: IntGaugeVec("ledgermq_consensus_replica_behind", ["replica"])
             "Sequence numbers that another replica is known to be behind, by its number in the set; all of them until its first CHECKPOINT is heard.";
         evidence: IntCounterVec("ledgermq_consensus_evidence_total", ["kind"])
-            "Proofs that a replica is faulty, by what it signed: pre_prepare, prepare, commit, checkpoint, new_view (two different ones), contradicted_new_view, false_new_view. Anything above 0 needs a person.";
+            "Proofs that a replica is faulty, by what it signed: pre_prepare, prepare, commit, checkpoint, new_view (two different ones), contradicted_new_view, false_new_view. Anything above 0 needs a person."
+                starting with ["pre_prepare", "prepare", "commit", "checkpoint", "new_view", "contradicted_new_view", "false_new_view"];
         evidence_stored: IntGauge("ledgermq_consensus_evidence_stored")
             "Pieces of evidence that the node keeps, from earlier runs too: GET /v1/evidence.";
     }
@@ -226,11 +260,13 @@ metrics! {
         bytes: IntCounter("ledgermq_transfer_bytes_total")
             "Bytes of fetched blocks that were right.";
         requests: IntCounterVec("ledgermq_transfer_requests_total", ["result"])
-            "Requests for blocks, by result: blocks, empty, busy, failed, bad; late counts those besides that took too long.";
+            "Requests for blocks, by result: blocks, empty, busy, failed, bad; late counts those besides that took too long."
+                starting with ["blocks", "empty", "busy", "failed", "bad", "late"];
         buffered_bytes: IntGauge("ledgermq_transfer_buffered_bytes")
             "Bytes that fetched blocks take until they are applied, and may take once requests are answered.";
         served: IntCounterVec("ledgermq_transfer_served_total", ["result"])
-            "Requests of other nodes for blocks, by result: answered, busy.";
+            "Requests of other nodes for blocks, by result: answered, busy."
+                starting with ["answered", "busy"];
         served_blocks: IntCounter("ledgermq_transfer_served_blocks_total")
             "Blocks given to other nodes.";
         served_bytes: IntCounter("ledgermq_transfer_served_bytes_total")
@@ -340,6 +376,19 @@ mod tests {
         assert!(text.contains("ledgermq_ingress_messages_total{outcome=\"accepted\"} 1"), "{text}");
         assert!(text.contains("ledgermq_ingress_puback_ms_bucket{le=\"5\"} 1"), "{text}");
         assert!(text.contains("ledgermq_build_info{version="), "{text}");
+    }
+
+    #[test]
+    fn counters_that_an_alert_may_wait_for_are_there_from_the_start() {
+        let text = Metrics::new().unwrap().render().unwrap();
+        for series in [
+            "ledgermq_ingress_messages_total{outcome=\"bad_signature\"} 0",
+            "ledgermq_ingress_security_events_total{kind=\"seq_reused\"} 0",
+            "ledgermq_consensus_evidence_total{kind=\"false_new_view\"} 0",
+            "ledgermq_transfer_requests_total{result=\"bad\"} 0",
+        ] {
+            assert!(text.contains(series), "{series} is not in\n{text}");
+        }
     }
 
     #[test]

@@ -206,3 +206,10 @@ async fn an_error_of_the_ledger_says_that_the_node_had_accepted_the_message() {
     assert_eq!(error.code, ErrorCode::SeqTooOld);
     assert_eq!(error.detail, "accepted before; the seq is too far below 300, the highest on the ledger");
 }
+
+#[test]
+fn every_error_code_is_counted_from_the_start() {
+    for code in ErrorCode::ALL {
+        assert!(crate::metrics::MESSAGE_OUTCOMES.contains(&code.as_str()), "{code}");
+    }
+}

@@ -5,8 +5,9 @@
 //! the first vote is sent, and after the log has it, a file `<node key>.used` is made beside the key.
 //! A node that finds the mark and no log has lost it (`docs/CONSENSUS.md`, "A lost log").
 //!
-//! Where the key lies in a directory that cannot be written to there is no mark, and the rule for
-//! nodes without one holds; the log says so once.
+//! Where the key lies in a directory that cannot be written to, as a mounted Secret is, the setting
+//! `node_key_mark` names another place. Without that there is no mark, and the rule for nodes without
+//! one holds; the log says so once.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
@@ -15,6 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anyhow::Context as _;
+
+use crate::config::Config;
 
 /// What the file says to whoever opens it.
 const TEXT: &str = "This node key has voted. Keep this file with the key: without it, a node whose data directory \
@@ -29,11 +32,22 @@ pub struct KeyMark {
 }
 
 impl KeyMark {
-    /// That of the key in `node_key`.
-    pub fn beside(node_key: &Path) -> Self {
+    /// That of the node with these settings.
+    pub fn of(config: &Config) -> Self {
+        match &config.node_key_mark {
+            Some(mark) => Self::at(mark.clone()),
+            None => Self::beside(&config.node_key),
+        }
+    }
+
+    /// Beside the key in `node_key`.
+    fn beside(node_key: &Path) -> Self {
         let mut file = node_key.as_os_str().to_owned();
         file.push(".used");
-        let file = PathBuf::from(file);
+        Self::at(PathBuf::from(file))
+    }
+
+    fn at(file: PathBuf) -> Self {
         let settled = Arc::new(AtomicBool::new(file.exists()));
         Self { file: Arc::new(file), settled }
     }
@@ -79,8 +93,8 @@ impl KeyMark {
             {
                 tracing::warn!(
                     file = %shown, %error,
-                    "the directory of the node key cannot be written to: should the data directory be lost, this node \
-                     cannot tell that from a first start; see \"A lost log\" in docs/CONSENSUS.md"
+                    "the mark that this key has voted cannot be made: should the data directory be lost, this node \
+                     cannot tell that from a first start; set node_key_mark, and see \"A lost log\" in docs/CONSENSUS.md"
                 );
                 Ok(())
             }
@@ -113,6 +127,17 @@ mod tests {
         forget(&mark);
         mark.make().await.unwrap();
         assert!(!mark.is_there(), "it does not look again for each vote");
+    }
+
+    #[tokio::test]
+    async fn the_settings_say_where_the_mark_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("secret/node.key");
+        let mut config = Config { node_key: key.clone(), ..Config::default() };
+        assert_eq!(KeyMark::of(&config).path(), KeyMark::beside(&key).path());
+        config.node_key_mark = Some(dir.path().join("key.used"));
+        KeyMark::of(&config).make().await.unwrap();
+        assert!(KeyMark::of(&config).is_there() && dir.path().join("key.used").exists());
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
 use tracing_subscriber::EnvFilter;
 
+use super::output;
 use crate::config::{Config, LogConfig, LogFormat};
 
 /// Run a node: MQTT for gateways, HTTP for people and tools, PBFT with the other nodes
@@ -22,6 +23,10 @@ pub(super) struct NodeArgs {
     /// The settings, as `ledgermq init` writes them; docs/SETTINGS.md has all of them.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Only read the settings, the genesis document and the keys, and say whether a node could start
+    /// with them (exit code 0, or 1 and what is wrong)
+    #[arg(long)]
+    check: bool,
     /// Stop when standard input ends, too: for a program that runs nodes and must not leave them
     /// behind, however it ends
     #[arg(long)]
@@ -30,6 +35,10 @@ pub(super) struct NodeArgs {
 
 pub(super) fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
+    if args.check {
+        let checked = crate::node::check(&config)?;
+        return output::line(checked);
+    }
     start_logging(&config.log)?;
     stop_on_panic();
     if args.stop_on_eof {

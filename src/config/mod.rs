@@ -70,6 +70,8 @@ pub struct Config {
     pub genesis: PathBuf,
     /// The node's key; only its owner may read the file.
     pub node_key: PathBuf,
+    /// Where the mark is that says that the key has voted, if it cannot be beside the key.
+    pub node_key_mark: Option<PathBuf>,
     /// What is logged, and how.
     pub log: LogConfig,
     /// The embedded MQTT broker and the device protocol.
@@ -94,6 +96,7 @@ impl Default for Config {
             data_dir: "data".into(),
             genesis: "genesis.json".into(),
             node_key: "node.key".into(),
+            node_key_mark: None,
             log: LogConfig::default(),
             mqtt: MqttConfig::default(),
             api: ApiConfig::default(),
@@ -149,6 +152,7 @@ impl Config {
         self.data_dir = base.join(&self.data_dir);
         self.genesis = base.join(&self.genesis);
         self.node_key = base.join(&self.node_key);
+        self.node_key_mark = self.node_key_mark.take().map(|path| base.join(path));
         self.p2p.swarm_key = self.p2p.swarm_key.take().map(|path| base.join(path));
     }
 }

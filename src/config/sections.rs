@@ -169,8 +169,12 @@ impl Default for ApiConfig {
 pub struct P2pConfig {
     /// Addresses to listen on.
     pub listen: Vec<Multiaddr>,
-    /// Addresses of other nodes, dialed again and again while they are not connected.
+    /// Addresses of other nodes, dialed again and again while they are not connected. A DNS name
+    /// without `/p2p/` and a peer id stands for all of its addresses.
     pub bootstrap: Vec<Multiaddr>,
+    /// How often such a name is resolved again, give or take a fifth.
+    #[serde(rename = "resolve_interval_s", with = "seconds")]
+    pub resolve_interval: Duration,
     /// Addresses under which other nodes reach this one, when they are not those it listens on.
     pub announce: Vec<Multiaddr>,
     /// Whether to find nodes on the local network by multicast DNS.
@@ -191,6 +195,7 @@ impl Default for P2pConfig {
                     .with(libp2p::multiaddr::Protocol::Tcp(7000)),
             ],
             bootstrap: Vec::new(),
+            resolve_interval: Duration::from_secs(10),
             announce: Vec::new(),
             mdns: false,
             swarm_key: None,

@@ -35,6 +35,7 @@ fn settings_survive_being_written_and_read() {
     config.data_dir = "/data".into();
     config.genesis = "/genesis.json".into();
     config.node_key = "/node.key".into();
+    config.node_key_mark = Some("/node.key.mark".into());
     assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
 }
 
@@ -113,6 +114,7 @@ fn a_value_out_of_range_names_its_setting_and_the_range() {
         ("[mqtt]\nmax_connections = 5", "mqtt.max_unregistered_connections must not be above"),
         ("[storage]\nlog_segment_bytes = 64", "storage.log_segment_bytes"),
         ("[p2p]\nlisten = []", "p2p.listen"),
+        ("[p2p]\nresolve_interval_s = 0", "p2p.resolve_interval_s is 0, but must be 1 to 3600"),
         ("[log]\nlevel = \"loud\"", "log.level"),
         ("[api]\nannounce = \"node-0\"", "api.announce"),
         (

@@ -99,6 +99,7 @@ impl Config {
                 "must name at least one address, such as /ip4/0.0.0.0/tcp/7000".into(),
             ));
         }
+        seconds("p2p.resolve_interval_s", self.p2p.resolve_interval, 1..=3600)?;
         within("p2p.max_connections", self.p2p.max_connections, 1..=10_000)
     }
 

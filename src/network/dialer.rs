@@ -1,8 +1,9 @@
 //! Whom to dial and when: a pure plan, executed by the swarm task.
 //!
-//! Configured addresses are dialed for ever, with a short back-off; found ones (mDNS, announcements) until
-//! they have failed too often, since a living node is found again. What leads to this node itself
-//! is left alone for some time, because an address can move to another node.
+//! Configured addresses are dialed for ever, with a short back-off; those of a configured name as long
+//! as the name has them; found ones (mDNS, announcements) until they have failed too often, since a
+//! living node is found again. What leads to this node itself is left alone for some time, because an
+//! address can move to another node.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -21,7 +22,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// The longest wait between attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// The same for configured addresses, which are few and those of replicas: when a partition ends, a
+/// The same for configured addresses and names, which are few and those of replicas: when a partition ends, a
 /// quorum shall not have to wait for more than that.
 const LONGEST_CONFIGURED_WAIT: Duration = Duration::from_secs(5);
 
@@ -76,10 +77,21 @@ pub(super) struct Failure {
     pub(super) told_elsewhere: bool,
 }
 
+/// Where a target is known from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Source {
+    /// A configured address.
+    Configured,
+    /// A configured name, this one, which had the address when it was last resolved.
+    Name(Multiaddr),
+    /// mDNS or an announcement.
+    Found,
+}
+
 #[derive(Debug, Clone)]
 struct Plan {
     addresses: Vec<Multiaddr>,
-    configured: bool,
+    source: Source,
     /// Who answers there, once that is known.
     peer: Option<PeerId>,
     failures: u32,
@@ -90,7 +102,7 @@ struct Plan {
 impl Plan {
     /// 0.5 s, 1 s, 2 s, ... up to the longest.
     fn wait(&self) -> Duration {
-        let longest = if self.configured { LONGEST_CONFIGURED_WAIT } else { LONGEST_WAIT };
+        let longest = if self.source == Source::Found { LONGEST_WAIT } else { LONGEST_CONFIGURED_WAIT };
         FIRST_WAIT.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(longest)
     }
 }
@@ -109,8 +121,10 @@ impl Dialer {
         let mut dialer = Self { local, plans: BTreeMap::new(), pending: HashMap::new() };
         for address in configured {
             match split_peer(address) {
-                (address, Some(peer)) => dialer.add(Target::Peer(peer), vec![address], true),
-                (address, None) => dialer.add(Target::Address(address.clone()), vec![address], true),
+                (address, Some(peer)) => dialer.add(Target::Peer(peer), vec![address], Source::Configured),
+                (address, None) => {
+                    dialer.add(Target::Address(address.clone()), vec![address], Source::Configured);
+                }
             }
         }
         dialer
@@ -122,7 +136,21 @@ impl Dialer {
             addresses.into_iter().map(|address| split_peer(&address).0).filter(is_dialable).collect();
         addresses.truncate(MAX_ADDRESSES_PER_NODE);
         if !addresses.is_empty() {
-            self.add(Target::Peer(peer), addresses, false);
+            self.add(Target::Peer(peer), addresses, Source::Found);
+        }
+    }
+
+    /// A configured name has these addresses now, and no others: what it no longer has is forgotten.
+    pub(super) fn resolved(&mut self, name: &Multiaddr, addresses: Vec<Multiaddr>) {
+        self.plans.retain(|target, plan| {
+            let Source::Name(of) = &plan.source else { return true };
+            of != name || matches!(target, Target::Address(address) if addresses.contains(address))
+        });
+        for address in addresses.into_iter().filter(is_dialable) {
+            let target = Target::Address(address.clone());
+            if !self.plans.contains_key(&target) {
+                self.add(target, vec![address], Source::Name(name.clone()));
+            }
         }
     }
 
@@ -170,7 +198,8 @@ impl Dialer {
             plan.peer.is_some() && other.peer == plan.peer
                 || other.addresses.iter().any(|address| plan.addresses.contains(address))
         };
-        let first = |at: &Target, other: &Plan| (!other.configured, at) < (!plan.configured, target);
+        let found = |plan: &Plan| plan.source == Source::Found;
+        let first = |at: &Target, other: &Plan| (found(other), at) < (found(plan), target);
         self.plans.iter().any(|(at, other)| at != target && same(other) && first(at, other))
     }
 
@@ -197,16 +226,20 @@ impl Dialer {
             let brief = lasted < LONGEST_WAIT;
             plan.failures = if brief { plan.failures + 1 } else { 0 };
             plan.not_before = now + plan.wait();
+            if matches!(plan.source, Source::Name(_)) {
+                // The next one at this address may be another node, while that one is back elsewhere.
+                plan.peer = None;
+            }
         }
     }
 
-    fn add(&mut self, target: Target, addresses: Vec<Multiaddr>, configured: bool) {
+    fn add(&mut self, target: Target, addresses: Vec<Multiaddr>, source: Source) {
         if target == Target::Peer(self.local) {
             return;
         }
         if let Some(plan) = self.plans.get_mut(&target) {
             // What is configured stays, and what was found comes behind it.
-            if plan.configured {
+            if plan.source == Source::Configured {
                 plan.addresses.extend(addresses);
                 dedup(&mut plan.addresses);
                 plan.addresses.truncate(MAX_ADDRESSES_PER_NODE);
@@ -219,8 +252,7 @@ impl Dialer {
             return;
         }
         let peer = if let Target::Peer(peer) = &target { Some(*peer) } else { None };
-        let plan =
-            Plan { addresses, configured, peer, failures: 0, not_before: Duration::ZERO, dialing: false };
+        let plan = Plan { addresses, source, peer, failures: 0, not_before: Duration::ZERO, dialing: false };
         self.plans.insert(target, plan);
     }
 
@@ -237,7 +269,7 @@ impl Dialer {
         plan.failures = plan.failures.saturating_add(1);
         plan.not_before = now + plan.wait();
         let failures = plan.failures;
-        if !plan.configured && failures >= GIVE_UP_AFTER {
+        if plan.source == Source::Found && failures >= GIVE_UP_AFTER {
             self.plans.remove(target);
         }
         Some(failures)
@@ -504,6 +536,48 @@ mod tests {
         assert!(long.len() <= MAX_REASON_CHARS && !long.contains(['\n', '\u{1b}']), "{long}");
         let wrong = DialError::WrongPeerId { obtained: PeerId::random(), address: at.clone() };
         assert_eq!(reason(&wrong), "something else answers there");
+    }
+
+    #[test]
+    fn each_address_of_a_name_is_dialed_as_long_as_the_name_has_it() {
+        let name = address("/dns4/nodes/tcp/7000");
+        let at = |last: u8| address(&format!("/ip4/10.0.0.{last}/tcp/7000"));
+        let mut dialer = Dialer::new(PeerId::random(), &[]);
+        let due = |dialer: &mut Dialer, now| {
+            let attempts = dialer.due(now, |_| false);
+            attempts.into_iter().flat_map(|attempt| attempt.addresses).collect::<Vec<_>>()
+        };
+        dialer.resolved(&name, vec![at(1), at(2), address("/ip4/0.0.0.0/tcp/7000")]);
+        assert_eq!(due(&mut dialer, Duration::ZERO), [at(1), at(2)]);
+        dialer.resolved(&name, vec![at(2), at(3)]);
+        assert_eq!(due(&mut dialer, Duration::ZERO), [at(3)], "the second is under way, the first gone");
+        dialer.resolved(&address("/dns4/others/tcp/7000"), vec![at(4)]);
+        assert_eq!(dialer.plans.len(), 3, "another name changes nothing about the first one's");
+    }
+
+    #[test]
+    fn an_address_of_a_name_whose_node_moved_is_dialed_for_whoever_has_it_now() {
+        let mut dialer = Dialer::new(PeerId::random(), &[]);
+        dialer.resolved(&address("/dns4/nodes/tcp/7000"), vec![address(AT)]);
+        let moved = PeerId::random();
+        let connection = dial(&mut dialer, Duration::ZERO).unwrap();
+        dialer.on_connected(connection, moved);
+        assert!(dialer.due(LONGEST_WAIT, |at| *at == moved).is_empty());
+        dialer.on_disconnected(&moved, LONGEST_WAIT, LONGEST_WAIT);
+        // It is connected again, from another address.
+        assert_eq!(dialer.due(LONGEST_WAIT + FIRST_WAIT, |at| *at == moved).len(), 1);
+    }
+
+    #[test]
+    fn an_address_of_a_name_is_never_given_up() {
+        let mut dialer = Dialer::new(PeerId::random(), &[]);
+        dialer.resolved(&address("/dns4/nodes/tcp/7000"), vec![address(AT)]);
+        let mut now = Duration::ZERO;
+        for _ in 0..4 * GIVE_UP_AFTER {
+            let connection = dial(&mut dialer, now).expect("it is due");
+            dialer.on_failed(connection, now);
+            now += LONGEST_CONFIGURED_WAIT;
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub(super) struct NetworkMetrics {
     pub(super) peers: IntGauge,
     /// Connections by what became of them: `established`, `dial_failed`, `incoming_failed`, `closed`.
     pub(super) connections: IntCounterVec,
+    /// Lookups of configured names: `resolved`, `failed`.
+    pub(super) lookups: IntCounterVec,
     /// Gossip by what happened to it; see [`Gossip`].
     pub(super) gossip: IntCounterVec,
     /// Bytes of gossip received for the first time.
@@ -57,6 +59,22 @@ pub(super) enum Gossip {
 }
 
 impl Gossip {
+    const ALL: [Self; 13] = [
+        Self::Published,
+        Self::Retried,
+        Self::GivenUp,
+        Self::QueuesFull,
+        Self::Duplicate,
+        Self::NotPublished,
+        Self::Delivered,
+        Self::DroppedQueueFull,
+        Self::DroppedPeerShare,
+        Self::Accepted,
+        Self::Ignored,
+        Self::Rejected,
+        Self::TooLate,
+    ];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Published => "published",
@@ -79,15 +97,35 @@ impl Gossip {
 impl NetworkMetrics {
     /// Makes the metrics and registers them.
     pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let vec = |name: &str, help: &str, label: &str| -> Result<IntCounterVec, prometheus::Error> {
+        // Each value is there from the start, at 0, so that its first increase is seen as one.
+        let vec = |name: &str,
+                   help: &str,
+                   label: &str,
+                   values: &[&str]|
+         -> Result<IntCounterVec, prometheus::Error> {
             let metric = IntCounterVec::new(Opts::new(name, help), &[label])?;
             registry.register(Box::new(metric.clone()))?;
+            for value in values {
+                metric.with_label_values(&[value]);
+            }
             Ok(metric)
         };
+        let gossip = Gossip::ALL.map(Gossip::as_str);
         let metrics = Self {
             peers: IntGauge::new("ledgermq_network_peers", "Nodes that are connected")?,
-            connections: vec("ledgermq_network_connections_total", "Connections by outcome", "outcome")?,
-            gossip: vec("ledgermq_network_gossip_total", "Gossip messages by outcome", "outcome")?,
+            connections: vec(
+                "ledgermq_network_connections_total",
+                "Connections by outcome",
+                "outcome",
+                &["established", "closed", "dial_failed", "incoming_failed"],
+            )?,
+            lookups: vec(
+                "ledgermq_network_lookups_total",
+                "Lookups of configured names by outcome",
+                "outcome",
+                &["resolved", "failed"],
+            )?,
+            gossip: vec("ledgermq_network_gossip_total", "Gossip messages by outcome", "outcome", &gossip)?,
             gossip_received_bytes: IntCounter::new(
                 "ledgermq_network_gossip_received_bytes",
                 "Bytes of gossip received, duplicates not counted",
@@ -96,14 +134,26 @@ impl NetworkMetrics {
                 "ledgermq_network_announcements_total",
                 "Announcements by outcome",
                 "outcome",
+                &["news", "known", "invalid", "too_many"],
             )?,
             requests_in: vec(
                 "ledgermq_network_requests_in_total",
                 "Requests received by outcome",
                 "outcome",
+                &["delivered", "answered", "busy", "failed"],
             )?,
-            requests_out: vec("ledgermq_network_requests_out_total", "Requests sent by outcome", "outcome")?,
-            offences: vec("ledgermq_network_offences_total", "Misconduct of peers by kind", "kind")?,
+            requests_out: vec(
+                "ledgermq_network_requests_out_total",
+                "Requests sent by outcome",
+                "outcome",
+                &["answered", "busy", "failed", "timed_out"],
+            )?,
+            offences: vec(
+                "ledgermq_network_offences_total",
+                "Misconduct of peers by kind",
+                "kind",
+                &["garbage", "stranger", "rejected_gossip"],
+            )?,
             rtt_ms: Histogram::with_opts(
                 HistogramOpts::new("ledgermq_network_rtt_ms", "Round trip times of pings in milliseconds")
                     .buckets(vec![0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0]),

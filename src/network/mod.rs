@@ -22,6 +22,7 @@ mod dialer;
 pub mod handle;
 mod identity;
 mod metrics;
+mod names;
 pub mod protocol;
 pub mod settings;
 mod stream;
@@ -35,6 +36,7 @@ pub use handle::{
 };
 pub use identity::{node_of, peer_of};
 pub use libp2p::Multiaddr;
+pub use names::{Resolve, SystemResolver};
 pub use protocol::{PeerRequest, PeerResponse, SignedBundle};
 pub use settings::{NetworkSettings, SwarmKey};
 pub use task::Network;

@@ -12,15 +12,18 @@
 //! | connections, finished or not | [`NetworkSettings::max_connections`] | refused, except reserved nodes |
 //! | announcements kept | [`MAX_ANNOUNCEMENTS`] | the oldest of a node that is not connected goes |
 //! | addresses to dial | [`MAX_DIAL_TARGETS`] | further ones are not learned |
+//! | addresses of one name | [`MAX_ADDRESSES_PER_NAME`] | further ones are not dialed |
 //! | peers remembered for misconduct | [`MAX_OFFENDERS`] | the one whose ban ends first is forgotten |
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
 use zeroize::Zeroize;
 
+use crate::network::names::{Resolve, SystemResolver};
 use crate::types::NodeId;
 
 /// Commands on their way to the swarm task: more than all replicas' votes of a full PBFT window
@@ -61,6 +64,9 @@ pub const MAX_ANNOUNCEMENTS: usize = 256;
 /// Peers and addresses that the dialer knows, configured ones included.
 pub const MAX_DIAL_TARGETS: usize = 512;
 
+/// Addresses taken of one name: more than the largest replica set (100).
+pub const MAX_ADDRESSES_PER_NAME: usize = 128;
+
 /// Addresses remembered for one node.
 pub const MAX_ADDRESSES_PER_NODE: usize = 8;
 
@@ -82,8 +88,13 @@ pub struct NetworkSettings {
     /// Where to listen, for example `/ip4/0.0.0.0/tcp/7000`; port 0 takes a free one.
     pub listen: Vec<Multiaddr>,
     /// Addresses of nodes to connect to, with or without `/p2p/<peer id>`; dialed again and again
-    /// while not connected. The node's own address may be among them.
+    /// while not connected. The node's own address may be among them. A name without a peer id stands
+    /// for all of its addresses.
     pub bootstrap: Vec<Multiaddr>,
+    /// How often such a name is resolved, give or take a fifth.
+    pub resolve_interval: Duration,
+    /// Who resolves it.
+    pub resolver: Arc<dyn Resolve>,
     /// Addresses under which others reach this node, announced instead of the listen addresses
     /// (needed behind NAT, and where the node listens on all interfaces of a container).
     pub external: Vec<Multiaddr>,
@@ -115,6 +126,8 @@ impl Default for NetworkSettings {
         Self {
             listen: Vec::new(),
             bootstrap: Vec::new(),
+            resolve_interval: Duration::from_secs(10),
+            resolver: Arc::new(SystemResolver),
             external: Vec::new(),
             swarm_key: None,
             mdns: false,

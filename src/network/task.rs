@@ -7,6 +7,7 @@
 
 mod connections;
 mod gossip;
+mod lookups;
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -25,6 +26,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::connections::Peer;
 use self::gossip::Retry;
+use self::lookups::Lookup;
 use self::requests::{InboundId, OutboundId, Waiting};
 use crate::clock::SharedClock;
 use crate::crypto::SecretKey;
@@ -35,6 +37,7 @@ use crate::network::dialer::{self, Dialer};
 use crate::network::handle::{Command, NetworkError, NetworkEvent, NetworkHandle, Places};
 use crate::network::identity::{keypair_of, peer_of};
 use crate::network::metrics::NetworkMetrics;
+use crate::network::names::Names;
 use crate::network::protocol::PeerResponse;
 use crate::network::settings::{COMMAND_QUEUE, EVENT_QUEUE, NetworkSettings};
 use crate::network::stream::Lane;
@@ -109,6 +112,8 @@ pub(super) struct Task {
     unheard: HashMap<ListenerId, Multiaddr>,
     peers: BTreeMap<PeerId, Peer>,
     dialer: Dialer,
+    names: Names,
+    lookups: FuturesUnordered<Lookup>,
     conduct: Conduct,
     directory: Directory,
     reserved: BTreeSet<PeerId>,
@@ -142,6 +147,7 @@ impl Task {
         for address in &settings.external {
             swarm.add_external_address(address.clone());
         }
+        let (names, addresses) = Names::split(&settings.bootstrap, settings.resolve_interval);
         Ok(Self {
             swarm,
             queues,
@@ -152,7 +158,9 @@ impl Task {
             listening: BTreeSet::new(),
             unheard: HashMap::new(),
             peers: BTreeMap::new(),
-            dialer: Dialer::new(local, &settings.bootstrap),
+            dialer: Dialer::new(local, &addresses),
+            names,
+            lookups: FuturesUnordered::new(),
             conduct: Conduct::default(),
             directory: Directory::default(),
             reserved: settings.reserved.iter().filter_map(peer_of).collect(),
@@ -218,6 +226,7 @@ impl Task {
                 () = hand_over(&self.queues.events, &mut self.outbox), if !self.outbox.is_empty() => {}
                 event = self.swarm.select_next_some(), if self.outbox.len() < OUTBOX => self.on_swarm_event(event),
                 Some((id, channel, response, places)) = self.answers.next() => self.on_answer(id, channel, response, places),
+                Some((name, answer)) = self.lookups.next() => self.on_lookup(name, answer),
                 _ = ticks.tick() => self.on_tick(),
                 () = self.queues.events.closed() => break,
             }
@@ -296,6 +305,7 @@ impl Task {
 
     fn on_tick(&mut self) {
         let now = self.clock.monotonic();
+        self.look_up_due(now);
         self.dial_due(now);
         self.cut_off_unidentified(now);
         self.lift_bans(now);

@@ -16,6 +16,7 @@ use crate::ledger::{Request, WriteRequest, WrittenItem};
 use crate::types::{Hash, Height, NetworkId, NodeId, PublicKey, Signature};
 
 mod adversary;
+mod names;
 
 pub(super) const NETWORK: NetworkId = NetworkId([1; 32]);
 

@@ -110,6 +110,24 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     actix::System::with_tokio_rt(move || shared).block_on(Box::pin(run_on(config, runtime)))
 }
 
+/// Reads all files that the settings name, as a node does at its start, and says what they are.
+///
+/// # Errors
+/// What would keep a node from starting.
+pub fn check(config: &Config) -> anyhow::Result<String> {
+    let genesis = config::read_genesis(&config.genesis)?;
+    let node = keyfile::read(&config.node_key)?.node_id();
+    if let Some(path) = &config.p2p.swarm_key {
+        keyfile::read_swarm_key(path)?;
+    }
+    let members = genesis.replicas.members();
+    let role = members.iter().position(|member| *member == node).map_or_else(
+        || format!("none of its {} replicas", members.len()),
+        |at| format!("replica {at} of {}", members.len()),
+    );
+    Ok(format!("The settings are right: network {}, node {node}, {role}", genesis.network_id()))
+}
+
 async fn run_on(config: Config, runtime: Arc<tokio::runtime::Runtime>) -> anyhow::Result<()> {
     let (fatal, mut stop_reason) = fatal();
     let shared = Shared::load(config, fatal.clone(), runtime)?;
@@ -160,6 +178,7 @@ impl Shared {
         let settings = NetworkSettings {
             listen: p2p.listen.clone(),
             bootstrap: p2p.bootstrap.clone(),
+            resolve_interval: p2p.resolve_interval,
             external: p2p.announce.clone(),
             swarm_key,
             mdns: p2p.mdns,
@@ -455,7 +474,7 @@ fn start_effects(
         verifier: verifier.clone(),
         workers: shared.workers.clone(),
         evidence: evidence_keeper(shared, opened),
-        key_mark: KeyMark::beside(&shared.config.node_key),
+        key_mark: KeyMark::of(&shared.config),
         fatal: shared.fatal.clone(),
     };
     effects::start(parts, outputs);

@@ -85,7 +85,7 @@ pub(super) fn open(
         }
     }
     let accepted = accepted.into_admission(&admission);
-    let mark = KeyMark::beside(&config.node_key);
+    let mark = KeyMark::of(config);
     let lost_log = entries.is_empty() && (state.head().sequence > SeqNum(0) || mark.is_there());
     if lost_log {
         lost(config, genesis, &mark)?;

@@ -161,6 +161,27 @@ fn init_makes_a_network_whose_settings_load_and_whose_keys_are_private() {
 }
 
 #[test]
+fn a_check_says_which_replica_a_node_would_be_or_what_keeps_it_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    succeed(&dir, &["init", "--replicas", "4", "--dir", "net"]);
+    let check = ["node", "--check", "--config", "net/node-2/node.toml"];
+    let said = succeed(&dir, &check);
+    assert!(said.contains("replica 2 of 4"), "{said}");
+    assert!(!dir.path().join("net/node-2/data").exists(), "nothing is opened");
+
+    let key = dir.path().join("net/node-2/node.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(fail(&dir, 1, &check).contains("chmod 600"));
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::copy(dir.path().join("net/admin.key"), &key).unwrap();
+    assert!(succeed(&dir, &check).contains("none of its 4 replicas"));
+    fs::remove_file(dir.path().join("net/swarm.key")).unwrap();
+    assert!(fail(&dir, 1, &check).contains("swarm.key"));
+    fs::write(dir.path().join("net/node-2/node.toml"), "[mqqt]").unwrap();
+    assert!(fail(&dir, 1, &check).contains("no setting mqqt"));
+}
+
+#[test]
 fn init_gives_every_listener_its_own_port() {
     let dir = tempfile::tempdir().unwrap();
     let ports = |made: &Value| -> Vec<u64> {
