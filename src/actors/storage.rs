@@ -32,7 +32,7 @@ use crate::crypto::VerifyingKey;
 use crate::ledger::operation::Operation;
 use crate::ledger::request::{Asked, VerifiedRequest};
 use crate::ledger::{
-    self, AdminOperation, Block, BlockError, Certificate, CertifiedBlock, CheckpointContent, Executed,
+    self, AdminAction, AdminOperation, Block, BlockError, Certificate, CertifiedBlock, CheckpointContent, Executed,
     Outcome, Rejection, Request, State, WindowEntry, WriteRequest,
 };
 use crate::pbft::message::Batch;
@@ -198,6 +198,7 @@ impl Storage {
         for (client, _) in state.clients() {
             publish_client(&parts.view, &state, client);
         }
+        parts.view.put_policies(state.policies());
         let executed = state.checkpoint();
         let certified_height = parts.store.certified_height();
         parts.view.update_progress(|progress| {
@@ -304,10 +305,17 @@ impl Storage {
                     }
                 }
                 Asked::Admin(operation) if matches!(outcome, Outcome::AdminExecuted { .. }) => {
-                    self.note_client(operation.action.client());
+                    self.note_admin(&operation.action);
                 }
                 Asked::Admin(_) => {}
             }
+        }
+    }
+
+    fn note_admin(&self, action: &AdminAction) {
+        match action.client() {
+            Some(client) => self.note_client(client),
+            None => self.parts.view.put_policies(self.state.policies()),
         }
     }
 
@@ -323,7 +331,7 @@ impl Storage {
         for (operation, index) in block.operations.iter().zip(0_u32..) {
             match operation {
                 Operation::Admin(operation) => {
-                    self.note_client(operation.action.client());
+                    self.note_admin(&operation.action);
                     let digest = self.digest_of(operation);
                     let outcome = AdminOutcome::Executed { height: block.header.height, operation: index };
                     let waiting = self.admins.remove(&digest).unwrap_or_default();

@@ -28,7 +28,7 @@ use crate::types::{ClientId, Timestamp};
 
 pub use amount::{Threshold, ThresholdError};
 pub use pattern::{MAX_PATTERN_BYTES, Pattern, PatternError};
-pub use rules::{MAX_RULES, PolicySet, PolicySetError, Rule, RuleName, RuleNameError};
+pub use rules::{MAX_POLICY_BYTES, MAX_RULES, PolicySet, PolicySetError, Rule, RuleName, RuleNameError};
 
 /// What decides whether a data item is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]

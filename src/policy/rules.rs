@@ -14,6 +14,9 @@ use crate::device::Item;
 /// The most rules that a network has: each item is held against them one by one.
 pub const MAX_RULES: usize = 256;
 
+/// The most bytes that the rules of a network have together, in canonical form.
+pub const MAX_POLICY_BYTES: usize = 32 * 1024;
+
 /// The longest name of a rule, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
@@ -117,6 +120,9 @@ pub enum PolicySetError {
     /// Too many.
     #[error("{0} rules, at most {MAX_RULES} are allowed: use patterns with `*`")]
     TooMany(usize),
+    /// Too many bytes.
+    #[error("the rules have {0} bytes, at most {MAX_POLICY_BYTES} are allowed: use fewer rules or shorter patterns")]
+    TooLong(usize),
     /// Two rules with one name.
     #[error("two rules are named `{0}`: give each its own name")]
     Twice(RuleName),
@@ -130,6 +136,10 @@ impl PolicySet {
     pub fn new(rules: Vec<Rule>) -> Result<Self, PolicySetError> {
         if rules.len() > MAX_RULES {
             return Err(PolicySetError::TooMany(rules.len()));
+        }
+        let bytes = crate::codec::encode(&rules).len();
+        if bytes > MAX_POLICY_BYTES {
+            return Err(PolicySetError::TooLong(bytes));
         }
         let mut names = BTreeSet::new();
         match rules.iter().find(|rule| !names.insert(&rule.name)) {

@@ -138,6 +138,12 @@ fn wrong_rules_are_refused_with_what_is_wrong() {
     wrong(r#"{"name": "a", "write": "always"}, {"name": "a", "write": "never"}"#, "two rules are named `a`");
     assert!(PolicySet::new(many(MAX_RULES)).is_ok());
     assert_eq!(PolicySet::new(many(MAX_RULES + 1)), Err(PolicySetError::TooMany(MAX_RULES + 1)));
+    let mut long = many(40);
+    long.iter_mut().for_each(|rule| {
+        let pattern = || Pattern::new(&"x".repeat(MAX_PATTERN_BYTES)).unwrap();
+        (rule.client, rule.stream, rule.device, rule.service) = (pattern(), pattern(), pattern(), pattern());
+    });
+    assert!(matches!(PolicySet::new(long), Err(PolicySetError::TooLong(_))));
 }
 
 fn many(count: usize) -> Vec<Rule> {
