@@ -91,8 +91,9 @@ pub(super) struct RevokeArgs {
     admin: AdminArgs,
 }
 
+/// Who signs an operation, and which node orders it
 #[derive(Debug, Args)]
-struct AdminArgs {
+pub(super) struct AdminArgs {
     #[command(flatten)]
     network: NetworkArgs,
     /// The genesis document of the network
@@ -104,6 +105,13 @@ struct AdminArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+impl AdminArgs {
+    /// Which network it is for.
+    pub(super) const fn network(&self) -> &NetworkArgs {
+        &self.network
+    }
 }
 
 pub(super) fn run(command: ClientCommand) -> anyhow::Result<()> {
@@ -155,7 +163,7 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
 }
 
 /// Signs an action and has a node order it.
-async fn submit(args: &AdminArgs, action: AdminAction, done: &str) -> anyhow::Result<()> {
+pub(super) async fn submit(args: &AdminArgs, action: AdminAction, done: &str) -> anyhow::Result<()> {
     let network = &args.network;
     let genesis = read_genesis(&network.file(args.genesis.as_ref(), "--genesis", "genesis.json")?)?;
     let admin = keyfile::read(&network.file(args.admin_key.as_ref(), "--admin-key", "admin.key")?)?;

@@ -17,6 +17,7 @@
 
 mod amount;
 mod decision;
+mod lint;
 mod pattern;
 mod rules;
 
@@ -29,6 +30,7 @@ use crate::types::{ClientId, Timestamp};
 
 pub use amount::{Threshold, ThresholdError};
 pub use decision::{BaseRef, Decision, ItemDecision, LastWritten, MAX_DECISION_BYTES};
+pub use lint::Dead;
 pub use pattern::{MAX_PATTERN_BYTES, Pattern, PatternError};
 pub use rules::{
     DEFAULT_QUOTA, MAX_POLICY_BYTES, MAX_RULES, PolicySet, PolicySetError, Quota, Rule, RuleName,
