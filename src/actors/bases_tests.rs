@@ -362,8 +362,8 @@ impl Network {
         }
     }
 
-    fn step(&mut self, step: Step) {
-        match step {
+    fn step(&mut self, step: &Step) {
+        match *step {
             Step::Send { node, time, values } => {
                 let seq = MessageSeq(self.messages.len() as u64 + 1);
                 let items: Vec<_> = (1..).zip(values).map(|(num, value)| item(num, time, value)).collect();
@@ -429,7 +429,7 @@ proptest! {
     ) {
         let mut network = Network::new();
         for step in steps {
-            network.step(step);
+            network.step(&step);
         }
         network.finish();
     }
