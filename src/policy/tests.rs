@@ -1,3 +1,5 @@
+//! The rules against their words: patterns, thresholds, and what is left out.
+
 use proptest::prelude::*;
 
 use super::*;
