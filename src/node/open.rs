@@ -299,3 +299,7 @@ fn load_state(store: &SledStore, genesis: &Genesis) -> anyhow::Result<State> {
     store.commit(state.head(), None, &state.as_changes())?;
     Ok(state)
 }
+
+#[cfg(test)]
+#[path = "open_tests.rs"]
+mod tests;
