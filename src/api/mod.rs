@@ -19,6 +19,7 @@ mod consensus;
 mod evidence;
 mod json;
 mod middleware;
+mod policies;
 mod problem;
 mod query;
 mod routes;
@@ -44,6 +45,7 @@ pub use json::{
     BlockJson, BlockSummaryJson, BlocksJson, CertificateJson, ItemJson, OperationJson, RecordJson,
     RecordsJson, ReplicaSignatureJson, WriteJson, WrittenItemJson,
 };
+pub use policies::{PoliciesJson, PolicyVersionJson};
 pub use problem::{MEDIA_TYPE as PROBLEM_MEDIA_TYPE, Problem};
 pub use view::{
     ClientPage, ClientView, NodeView, PeerView, ReplicaView, Status, SubmitError, Submitted, ViewError,

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::evidence;
 use super::json::{BlockJson, BlockSummaryJson, BlocksJson, RecordsJson};
+use super::policies;
 use super::query::{self, BlocksQuery, ClientsQuery, RecordsQuery};
 use super::view::{ClientPage, ClientView, NodeView, Status, Submitted, ViewError};
 use super::{Context, Problem};
@@ -45,6 +46,8 @@ pub(super) fn configure(app: &mut ServiceConfig, limits: &ApiConfig) {
         .service(resource("/v1/records/{height}/{operation}/bundle", web::get().to(bundle)))
         .service(resource("/v1/clients", web::get().to(clients)))
         .service(resource("/v1/clients/{group}/{name}", web::get().to(client)))
+        .service(resource("/v1/policies", web::get().to(policies::list)))
+        .service(resource("/v1/policies/{version}", web::get().to(policies::version)))
         .service(resource("/v1/evidence", web::get().to(evidence::list)))
         .service(resource("/v1/evidence/{id}", web::get().to(evidence::file)))
         .service(

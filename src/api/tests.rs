@@ -12,9 +12,10 @@ use crate::crypto::SecretKey;
 use crate::device::{Item, Value};
 use crate::ledger::{
     AdminAction, AdminOperation, Block, Certificate, CheckpointContent, ClientSettings, Genesis, Header,
-    Operation, ReplicaSet,
+    Operation, Policies, ReplicaSet,
 };
 use crate::pbft::evidence::{Fault, FaultKind};
+use crate::policy::{Pattern, PolicySet, Quota};
 use crate::store::evidence::{EvidenceKey, EvidencePage, StoredEvidence};
 use crate::store::ledger::{RecordKey, RecordPage, RecordQuery, StoredRecord};
 use crate::types::{
@@ -132,6 +133,12 @@ impl NodeView for FakeNode {
         Ok((client.as_str() == "devices/iot").then(|| self.client_view()))
     }
 
+    /// Version 1 in the last certified block, version 2 in one that no quorum has certified yet.
+    fn policies(&self) -> Arc<Policies> {
+        let places = [(1, (Height(HEIGHT - 1), 1)), (2, (Height(HEIGHT), 1))].into();
+        Arc::new(Policies { version: 2, set: PolicySet::default(), places })
+    }
+
     async fn submit(&self, operation: AdminOperation) -> Result<Submitted, SubmitError> {
         match operation.sequence {
             1 => Ok(Submitted { height: Height(9), operation: 2 }),
@@ -161,14 +168,21 @@ impl NodeView for FakeNode {
             timestamp: Timestamp(height.0),
             previous: Hash([0; 32]),
             merkle_root: Hash([0; 32]),
-            operation_count: 1,
+            operation_count: 2,
             next_replica_set: Hash([0; 32]),
             origin_view: View(0),
             proposer: NodeId([7; 32]),
             difficulty_target: 0,
             nonce: 0,
         };
-        Ok(Some(Block { header, operations: vec![Operation::Admin(self.operation(height.0))] }))
+        let policies = PolicySet::with_quotas(
+            Vec::new(),
+            vec![Quota { client: Pattern::any(), max_items: u32::try_from(height.0).unwrap() }],
+        );
+        let action = AdminAction::SetPolicies { replaces: 0, policies: policies.unwrap() };
+        let set = AdminOperation::sign(self.genesis.network_id(), &self.admin, 99, action);
+        let operations = vec![Operation::Admin(self.operation(height.0)), Operation::Admin(set)];
+        Ok(Some(Block { header, operations }))
     }
 
     fn certificate(&self, height: Height) -> Result<Option<Certificate>, ViewError> {
@@ -595,4 +609,34 @@ async fn who_lists_evidence_while_a_piece_is_written_keeps_no_probe_waiting() {
     running.node.disk.store(0, Ordering::SeqCst);
     assert_eq!(probe.unwrap().status(), 200);
     assert_eq!(list.await.unwrap().unwrap().status(), 200);
+}
+
+#[actix_web::test]
+async fn policies_are_told_with_who_set_them_and_not_before_a_quorum_certified_it() {
+    let running = Running::start();
+    let (status, told) = running.get("/v1/policies").await;
+    assert_eq!(status, 200, "{told}");
+    let current = &told["current"];
+    assert_eq!(
+        (&current["version"], &current["height"], &current["operation"]),
+        (&1.into(), &4.into(), &1.into())
+    );
+    assert_eq!((&current["time"], &current["quotas"][0]["max_items"]), (&4.into(), &4.into()));
+    assert_eq!(current["admin"], running.node.admin.public().to_string());
+    assert_eq!((&told["history"], &told["next"]), (&serde_json::json!([current]), &Json::Null));
+    assert_eq!(running.get("/v1/policies/1").await.1, *current);
+    let (_, genesis) = running.get("/v1/policies/0").await;
+    assert_eq!(
+        (&genesis["version"], &genesis["rules"], &genesis["admin"]),
+        (&0.into(), &Json::Array(vec![]), &Json::Null)
+    );
+    assert_eq!(running.get("/v1/policies?before=1").await.1["history"], Json::Array(vec![]));
+    for (path, status) in [
+        ("/v1/policies/2", 404),
+        ("/v1/policies/x", 400),
+        ("/v1/policies?limit=0", 400),
+        ("/v1/policies?after=1", 400),
+    ] {
+        assert_eq!(running.get(path).await.0, status, "{path}");
+    }
 }

@@ -1,10 +1,12 @@
 //! What the API needs of a node.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::consensus::ConsensusView;
-use crate::ledger::{AdminOperation, Block, Certificate, ClientSettings, Genesis, Header};
+use crate::ledger::{AdminOperation, Block, Certificate, ClientSettings, Genesis, Header, Policies};
 use crate::store::evidence::{EvidenceKey, EvidencePage};
 use crate::store::ledger::{RecordPage, RecordQuery};
 use crate::types::{
@@ -191,6 +193,9 @@ pub trait NodeView: Send + Sync + 'static {
 
     /// One client.
     async fn client(&self, client: &ClientId) -> Result<Option<ClientView>, ViewError>;
+
+    /// The write policies in force, and where each version was set.
+    fn policies(&self) -> Arc<Policies>;
 
     /// Has an operation ordered, and waits until its block is certified.
     async fn submit(&self, operation: AdminOperation) -> Result<Submitted, SubmitError>;

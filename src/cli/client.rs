@@ -85,8 +85,9 @@ pub(super) struct RevokeArgs {
     admin: AdminArgs,
 }
 
+/// Who signs an operation, and which node orders it
 #[derive(Debug, Args)]
-struct AdminArgs {
+pub(super) struct AdminArgs {
     #[command(flatten)]
     network: NetworkArgs,
     /// The genesis document of the network
@@ -98,6 +99,13 @@ struct AdminArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+impl AdminArgs {
+    /// Which network it is for.
+    pub(super) const fn network(&self) -> &NetworkArgs {
+        &self.network
+    }
 }
 
 pub(super) fn run(command: ClientCommand) -> anyhow::Result<()> {
@@ -173,7 +181,13 @@ async fn register(args: RegisterArgs) -> anyhow::Result<()> {
 }
 
 /// Says where an operation is on the ledger; `already` if it was there before.
-fn told(args: &AdminArgs, done: &str, height: Height, operation: u32, already: bool) -> anyhow::Result<()> {
+pub(super) fn told(
+    args: &AdminArgs,
+    done: &str,
+    height: Height,
+    operation: u32,
+    already: bool,
+) -> anyhow::Result<()> {
     if args.json {
         return output::json(&json!({ "height": height, "operation": operation, "already": already }));
     }
@@ -197,7 +211,7 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
 }
 
 /// Signs an action and has a node order it; says why it waits while it does.
-async fn submit(args: &AdminArgs, action: AdminAction) -> anyhow::Result<Submitted> {
+pub(super) async fn submit(args: &AdminArgs, action: AdminAction) -> anyhow::Result<Submitted> {
     let network = &args.network;
     let genesis = read_genesis(&network.file(args.genesis.as_ref(), "--genesis", "genesis.json")?)?;
     let admin = keyfile::read(&network.file(args.admin_key.as_ref(), "--admin-key", "admin.key")?)?;

@@ -17,6 +17,7 @@ pub mod local;
 mod network_dir;
 mod node;
 mod output;
+mod policy;
 mod publish;
 mod publish_watch;
 pub mod readings;
@@ -62,6 +63,8 @@ enum Command {
     Node(node::NodeArgs),
     #[command(subcommand)]
     Client(client::ClientCommand),
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     Publish(publish::PublishArgs),
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
@@ -107,6 +110,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Init(args) => init::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Client(command) => client::run(command),
+        Command::Policy(command) => policy::run(command),
         Command::Publish(args) => publish::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Evidence(command) => evidence::run(command),

@@ -9,12 +9,14 @@
 //!
 //! Both are iterators: a file of any length is read row by row. An error names the line.
 
+mod args;
 mod csv_rows;
 mod json_lines;
 mod mapping;
 
 use std::path::PathBuf;
 
+pub use args::ColumnArgs;
 pub use csv_rows::CsvReadings;
 pub use json_lines::{JsonLines, MAX_LINE_BYTES};
 pub use mapping::{CsvOptions, ItemSpec, Mapping, TimeUnit};

@@ -262,6 +262,9 @@ proptest! {
         let mut content = composed(BODY, Encoding::Zstd).content;
         let at = at.index(content.len());
         content[at] ^= flip;
-        prop_assert!(open(&sealed(&content)).is_err());
+        // Some bits of a zstd frame mean nothing. Whatever is taken is what was signed.
+        if let Ok(message) = open(&sealed(&content)) {
+            prop_assert_eq!(message.body(), BODY);
+        }
     }
 }

@@ -19,8 +19,8 @@ use crate::api::{
 };
 use crate::clock::SharedClock;
 use crate::ledger::{
-    AdminOperation, Block, Certificate, Genesis, Header, Inclusion, Operation, ProofBundle, Request,
-    VerifiedRequest,
+    AdminOperation, Block, Certificate, Genesis, Header, Inclusion, Operation, Policies, ProofBundle,
+    Request, VerifiedRequest,
 };
 use crate::metrics::ConsensusMetrics;
 use crate::network::{NetworkHandle, PeerStatus};
@@ -294,6 +294,10 @@ impl NodeView for ApiView {
 
     async fn client(&self, client: &ClientId) -> Result<Option<ClientView>, ViewError> {
         Ok(self.ledger.client(client).map(|registered| client_view(client.clone(), &registered)))
+    }
+
+    fn policies(&self) -> Arc<Policies> {
+        self.ledger.policies()
     }
 
     async fn submit(&self, operation: AdminOperation) -> Result<Submitted, SubmitError> {

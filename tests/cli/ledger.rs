@@ -17,8 +17,8 @@ use ledgermq::device::{self, Item, Value};
 use ledgermq::ledger::Outcome;
 use ledgermq::ledger::request::AdmittedMessage;
 use ledgermq::ledger::{
-    AdminOperation, Block, Certificate, CheckpointContent, Genesis, Header, Inclusion, ProofBundle, Request,
-    State, VerifiedRequest,
+    AdminOperation, Block, Certificate, CheckpointContent, Genesis, Header, Inclusion, Policies, ProofBundle,
+    Request, State, VerifiedRequest,
 };
 use ledgermq::metrics::Metrics;
 use ledgermq::pbft::message::{Batch, Content, Prepare};
@@ -232,6 +232,10 @@ impl NodeView for Ledger {
         Ok(Self::view(&self.chain().state, client))
     }
 
+    fn policies(&self) -> Arc<Policies> {
+        Arc::new(self.chain().state.policies().clone())
+    }
+
     async fn submit(&self, operation: AdminOperation) -> Result<Submitted, SubmitError> {
         let request = Request::Admin { node: self.replicas[0].node_id(), operation };
         let request = VerifiedRequest::verify(&self.genesis.network_id(), request)
@@ -251,8 +255,9 @@ impl NodeView for Ledger {
         Ok(None)
     }
 
-    fn block(&self, _height: Height) -> Result<Option<Block>, ViewError> {
-        Ok(None)
+    fn block(&self, height: Height) -> Result<Option<Block>, ViewError> {
+        let chain = self.chain();
+        Ok(chain.blocks.iter().map(|(block, _)| block).find(|block| block.header.height == height).cloned())
     }
 
     fn certificate(&self, _height: Height) -> Result<Option<Certificate>, ViewError> {

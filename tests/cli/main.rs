@@ -4,6 +4,7 @@
 
 mod evidence;
 mod ledger;
+mod policy;
 mod status;
 
 use std::fs;
@@ -82,6 +83,13 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["bench", "--kill-at", "3"], "--kill <N>"),
         (&["bench", "--kill", "1", "--kill-primary-at", "3"], "cannot be used with"),
         (&["verify", "--genesis", "genesis.json"], "BUNDLE"),
+        (&["policy"], "Usage: ledgermq policy"),
+        (&["policy", "set", "--network", "net"], "<FILE>"),
+        (&["policy", "test", "--csv", "x"], "<FILE>"),
+        (&["policy", "test", "rules.toml"], "--csv <FILE>"),
+        (&["policy", "test", "rules.toml", "--csv", "x", "--try", "always"], "cannot be used with"),
+        (&["policy", "test", "--csv", "x", "--try", "sometimes"], "is no policy"),
+        (&["policy", "list", "--toml", "--json"], "cannot be used with"),
         (&["evidence"], "Usage: ledgermq evidence"),
         (&["evidence", "fetch", "-o", "file"], "<ID>"),
         (&["evidence", "fetch", "07", "-o", "file"], "64 hex digits"),
@@ -97,13 +105,16 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
 #[test]
 fn help_teaches_every_command() {
     let dir = tempfile::tempdir().unwrap();
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 15] = [
         &["bench"],
         &["init"],
         &["client", "new"],
         &["client", "register"],
         &["client", "list"],
         &["client", "revoke"],
+        &["policy", "set"],
+        &["policy", "list"],
+        &["policy", "test"],
         &["publish"],
         &["status"],
         &["verify"],

@@ -128,7 +128,8 @@ async fn a_message_near_the_size_limit_is_written_and_proven(network: &TestNetwo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn policy_never_acknowledges_and_writes_nothing() {
-    let mut network = TestNetwork::start_with(1, &[("policy.default", "never")]).await;
+    let mut network = TestNetwork::start(1).await;
+    network.set_policies(0, json!({ "rules": [{ "name": "none", "write": "never" }] })).await;
     let key = network.register("devices/iot").await;
     let height = network.certified_height(0).await;
     let body = reading(now().0, 1.0, 1);

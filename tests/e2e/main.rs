@@ -26,6 +26,7 @@ mod interop;
 mod mqtt;
 mod network;
 mod operations;
+mod policies;
 mod starting;
 mod status;
 mod transfer;

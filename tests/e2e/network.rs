@@ -298,6 +298,12 @@ impl TestNetwork {
         self.execute(AdminAction::RevokeClient { client, last_seq: MessageSeq(0), reason }).await;
     }
 
+    /// Puts these rules in force, in place of version `replaces`.
+    pub async fn set_policies(&mut self, replaces: u64, rules: Value) {
+        let policies = serde_json::from_value(rules).unwrap();
+        self.execute(AdminAction::SetPolicies { replaces, policies }).await;
+    }
+
     /// Executes an operation; returns when all running nodes know it.
     async fn execute(&mut self, action: AdminAction) {
         let at = self.local.running().unwrap()[0];

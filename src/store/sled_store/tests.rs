@@ -13,6 +13,7 @@ use crate::types::{
 };
 
 mod crash;
+mod last_written;
 mod queries;
 
 const NETWORK: NetworkId = NetworkId([7; 32]);
