@@ -175,10 +175,8 @@ impl Judge {
 
     async fn bundle(&self, from: NodeId, bundle: SignedBundle) -> PeerResponse {
         // Before any work: whoever may connect could make this node verify signatures for nothing.
-        if !self.keys.replicas().contains(&from) {
-            return PeerResponse::Busy;
-        }
-        if bundle.node != from || bundle.verify(&self.network_id).is_err() {
+        let Some(key) = self.keys.get(&from) else { return PeerResponse::Busy };
+        if bundle.node != from || bundle.verify_with(&self.network_id, key).is_err() {
             tracing::warn!(%from, "a bundle that its sender did not sign");
             return PeerResponse::Busy;
         }
