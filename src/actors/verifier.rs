@@ -5,9 +5,10 @@
 //!               ─▶ admission (new?) ─▶ log ─▶ Policy ─▶ synced ─▶ Accepted (PUBACK)
 //! ```
 //!
-//! Signature checks are what a node's processor time goes into (about 40 µs each), so they run on
-//! the blocking pool, as many at once as there are cores and one. Requests of other nodes are
-//! checked by the same workers ([`RequestVerifier`]).
+//! Signature checks are what a node's processor time goes into (about 40 µs each), so as many run at
+//! once as there are cores and one. What takes a fraction of a millisecond runs where the runtime has
+//! room, since to wake another thread for it costs as much again; what may take longer runs on the
+//! blocking pool. Requests of other nodes are checked by the same workers ([`RequestVerifier`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -190,6 +191,13 @@ impl Drop for Share {
     }
 }
 
+/// Bytes that are hashed, unpacked and parsed while other tasks of the thread wait: a tenth of a
+/// millisecond.
+const LIGHT_BYTES: usize = 16 * 1024;
+
+/// Signature checks for which they wait: half a millisecond.
+const LIGHT_CHECKS: usize = 12;
+
 /// A bounded pool of workers for signature checks.
 #[derive(Debug, Clone)]
 pub struct Workers(Arc<Semaphore>);
@@ -210,6 +218,21 @@ impl Workers {
             result
         });
         done.await.ok()
+    }
+
+    /// Runs `work` that takes a fraction of a millisecond, such as [`LIGHT_CHECKS`] checks of
+    /// [`LIGHT_BYTES`] in all, on the calling task, with a place among the workers.
+    async fn run_light<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
+        let _place = self.0.acquire().await.ok()?;
+        Some(work())
+    }
+
+    async fn run_here_or_there<T: Send + 'static>(
+        &self,
+        is_light: bool,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        if is_light { self.run_light(work).await } else { self.run(work).await }
     }
 }
 
@@ -264,6 +287,8 @@ impl RequestVerifier {
     /// The valid ones of `requests`, in order.
     pub async fn verify(&self, requests: Vec<Request>) -> Vec<Arc<VerifiedRequest>> {
         let (network, keys) = (self.network, self.keys.clone());
+        let bytes = || requests.iter().map(codec::encoded_len).sum::<usize>();
+        let is_light = requests.len() <= LIGHT_CHECKS && bytes() <= LIGHT_BYTES;
         let check = move || {
             let verified = requests.into_iter().filter_map(|request| {
                 let node = request.node();
@@ -273,7 +298,7 @@ impl RequestVerifier {
             });
             verified.map(Arc::new).collect()
         };
-        self.workers.run(check).await.unwrap_or_default()
+        self.workers.run_here_or_there(is_light, check).await.unwrap_or_default()
     }
 }
 
@@ -333,7 +358,8 @@ impl VerifierParts {
         let (parts, now) = (self.clone(), self.clock.now());
         // A client that was disconnected comes back with the same message: who waits too long for
         // a worker must leave the queue, or it would grow with every try.
-        let judged = self.workers.run(move || parts.judge(verify, now));
+        let is_light = verify.content.unpacked_len().is_some_and(|bytes| bytes <= LIGHT_BYTES);
+        let judged = self.workers.run_here_or_there(is_light, move || parts.judge(verify, now));
         let Ok(Some(judged)) = tokio::time::timeout(self.patience, judged).await else {
             return Verification::Unavailable;
         };
@@ -415,11 +441,9 @@ impl VerifierParts {
                 .repeat(standing, FinalMessage { client, stream, seq, header: hash, items, verdict })
                 .await;
         }
-        // From here on the message is this node's to finish, even if its client goes away: the
-        // rest is not dropped with the future that waits for it. Bounded by the places.
+        // From here on the message is this node's to finish, even if its client goes away.
         let admitted = Arc::new(Admitted { message, _share: Some(share) });
-        let rest = tokio::spawn(async move { self.log_and_hand_on(&admission, admitted, &record).await });
-        rest.await.unwrap_or(Verification::Unavailable)
+        self.log_and_hand_on(&admission, admitted, &record).await
     }
 
     /// Waits for a place among the messages that are not final, and for room ahead.
@@ -547,7 +571,10 @@ impl Handler<VerifyMessage> for Verifier {
     type Result = ResponseFuture<Verification>;
 
     fn handle(&mut self, message: VerifyMessage, _: &mut Self::Context) -> Self::Result {
-        Box::pin(self.parts.clone().verify(message))
+        // A task of its own: on any thread, and not dropped with the future that waits for it. Bounded by
+        // the patience until the message is accepted, and by the places from then on.
+        let verified = tokio::spawn(self.parts.clone().verify(message));
+        Box::pin(async move { verified.await.unwrap_or(Verification::Unavailable) })
     }
 }
 
