@@ -25,7 +25,7 @@ use super::finals::Finals;
 use super::verifier::Admitted;
 use super::{FinalMessage, FinalVerdict};
 use crate::ledger::{AdmittedMessage, RequestError, VerifiedRequest};
-use crate::metrics::IngressMetrics;
+use crate::metrics::{IngressMetrics, StageTime};
 use crate::policy::{WritePolicy, pick};
 use crate::types::NodeId;
 
@@ -56,6 +56,7 @@ pub struct Policy {
     queue: mpsc::Sender<Picked>,
     finals: Finals,
     metrics: IngressMetrics,
+    time: StageTime,
 }
 
 impl Policy {
@@ -74,7 +75,13 @@ impl Policy {
         let (queue, picked) = mpsc::channel(QUEUE);
         let (one, many) = consensus;
         tokio::spawn(Submitter { one, many, room, finals: finals.clone(), picked, _vital: vital }.run());
-        Self { node, policy, queue, finals, metrics }
+        Self { node, policy, queue, finals, metrics, time: StageTime::default() }
+    }
+
+    /// Counts the time of deciding, and of making requests.
+    #[must_use]
+    pub fn timed(self, time: StageTime) -> Self {
+        Self { time, ..self }
     }
 
     /// The request to write what the policy picks; none if it picks nothing.
@@ -111,7 +118,7 @@ impl Handler<ApplyPolicy> for Policy {
     type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, ApplyPolicy(admitted): ApplyPolicy, _: &mut Self::Context) -> Self::Result {
-        let request = self.request(&admitted);
+        let request = self.time.of(|| self.request(&admitted));
         let message = final_unwritten(&admitted);
         let (queue, finals) = (self.queue.clone(), self.finals.clone());
         let work = async move {

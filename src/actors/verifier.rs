@@ -29,7 +29,7 @@ use crate::crypto::{CryptoError, VerifyingKey};
 use crate::device::codes::ErrorCode;
 use crate::device::telemetry::{Content, Limits, Message as Telemetry, Reference, TelemetryError};
 use crate::ledger::{MAX_REQUEST_BYTES, Request, VerifiedRequest};
-use crate::metrics::QueueGauge;
+use crate::metrics::{QueueGauge, StageTime};
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{Entry, EntryKind, MAX_ENTRY_BYTES, Position};
 use crate::store::{Log, LogError};
@@ -276,17 +276,24 @@ pub struct RequestVerifier {
     network: NetworkId,
     workers: Workers,
     keys: ParsedKeys,
+    time: StageTime,
 }
 
 impl RequestVerifier {
     /// A verifier for one ledger.
     pub fn new(network: NetworkId, workers: Workers) -> Self {
-        Self { network, workers, keys: ParsedKeys::default() }
+        Self { network, workers, keys: ParsedKeys::default(), time: StageTime::default() }
+    }
+
+    /// Counts the time of checks.
+    #[must_use]
+    pub fn timed(self, time: StageTime) -> Self {
+        Self { time, ..self }
     }
 
     /// The valid ones of `requests`, in order.
     pub async fn verify(&self, requests: Vec<Request>) -> Vec<Arc<VerifiedRequest>> {
-        let (network, keys) = (self.network, self.keys.clone());
+        let (network, keys, time) = (self.network, self.keys.clone(), self.time.clone());
         let bytes = || requests.iter().map(codec::encoded_len).sum::<usize>();
         let is_light = requests.len() <= LIGHT_CHECKS && bytes() <= LIGHT_BYTES;
         let check = move || {
@@ -298,7 +305,7 @@ impl RequestVerifier {
             });
             verified.map(Arc::new).collect()
         };
-        self.workers.run_here_or_there(is_light, check).await.unwrap_or_default()
+        self.workers.run_here_or_there(is_light, move || time.of(check)).await.unwrap_or_default()
     }
 }
 
@@ -327,6 +334,8 @@ pub struct VerifierParts {
     pub patience: Duration,
     /// The clock.
     pub clock: SharedClock,
+    /// Counts the time of checks.
+    pub time: StageTime,
     /// Stops the node.
     pub fatal: Fatal,
 }
@@ -359,7 +368,9 @@ impl VerifierParts {
         // A client that was disconnected comes back with the same message: who waits too long for
         // a worker must leave the queue, or it would grow with every try.
         let is_light = verify.content.unpacked_len().is_some_and(|bytes| bytes <= LIGHT_BYTES);
-        let judged = self.workers.run_here_or_there(is_light, move || parts.judge(verify, now));
+        let judged = self
+            .workers
+            .run_here_or_there(is_light, move || parts.time.clone().of(|| parts.judge(verify, now)));
         let Ok(Some(judged)) = tokio::time::timeout(self.patience, judged).await else {
             return Verification::Unavailable;
         };

@@ -165,6 +165,7 @@ impl Shared {
             mqtt: self.config.mqtt.announce.clone(),
             api: self.config.api.announce.clone(),
             max_connections: p2p.max_connections,
+            time: self.metrics.stages.network.clone(),
             ..NetworkSettings::default()
         };
         let clock = Arc::clone(&self.clock);
@@ -243,12 +244,14 @@ impl Node {
         let shared = Arc::new(shared);
         let opener = Arc::clone(&shared);
         let opened = tokio::task::spawn_blocking(move || {
-            open::open(&opener.config, &opener.genesis, Arc::clone(&opener.clock), &opener.metrics.storage)
+            let (clock, metrics) = (Arc::clone(&opener.clock), &opener.metrics);
+            open::open(&opener.config, &opener.genesis, clock, &metrics.storage, metrics.stages.log.clone())
         });
         let opened = opened.await??;
         let mut core = start_core(&shared, opened).await?;
         let accepted = std::mem::take(&mut core.opened.accepted);
         let downlink = Downlink::new(shared.network_id, shared.key.clone(), shared.metrics.ingress.clone());
+        let downlink = downlink.timed(shared.metrics.stages.acks.clone());
         let (log, network) = (core.opened.log.clone(), core.network.clone());
         let (stopping, upkeep) = start_upkeep(&shared, &core);
         let (storage, consensus, store) =
@@ -385,7 +388,8 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
             shared.key.node_id(),
             shared.metrics.consensus.clone(),
             shared.metrics.queues.queue("outputs"),
-        ),
+        )
+        .timed(shared.metrics.stages.consensus.clone()),
         Notices::new(shared.metrics.consensus.clone()),
         shared.fatal.vital("Consensus"),
     );
@@ -419,7 +423,8 @@ fn start_effects(
     let (messages, messages_mouth) = shared.feeder("fetched proofs of views", FETCHED);
     batches_mouth.connect(consensus.clone());
     messages_mouth.connect(consensus.clone());
-    let verifier = RequestVerifier::new(shared.network_id, shared.workers.clone());
+    let verifier = RequestVerifier::new(shared.network_id, shared.workers.clone())
+        .timed(shared.metrics.stages.requests.clone());
     let transfer = transfer::start(TransferParts {
         network_id: shared.network_id,
         node: shared.key.node_id(),
@@ -476,6 +481,8 @@ fn judge(
         verifier,
         workers: shared.workers.clone(),
         store: Arc::clone(&opened.store),
+        votes: shared.metrics.stages.votes.clone(),
+        requests: shared.metrics.stages.requests.clone(),
         serving: Serving::new(
             &shared.config.transfer,
             &shared.genesis.replicas,
@@ -507,7 +514,8 @@ fn start_storage(
         view: Arc::clone(&shared.view),
         outlets,
         clock: Arc::clone(&shared.clock),
-        tally: StorageTally::new(&shared.metrics.consensus, &shared.metrics.storage),
+        tally: StorageTally::new(&shared.metrics.consensus, &shared.metrics.storage)
+            .timed(&shared.metrics.stages),
         fatal: shared.fatal.clone(),
     };
     let storage = Storage::new(parts, opened.state.take().context("the ledger's state is used once")?);
@@ -535,6 +543,7 @@ fn start_device_side(
         shared.metrics.ingress.clone(),
         shared.fatal.vital("Policy"),
     )
+    .timed(shared.metrics.stages.policy.clone())
     .start();
     let limits = shared.message_limits();
     let verifier = Verifier::new(VerifierParts {
@@ -549,6 +558,7 @@ fn start_device_side(
         ahead: Ahead::new(shared.metrics.queues.queue("ahead_kib")),
         patience: shared.config.mqtt.submit_timeout,
         clock: Arc::clone(&shared.clock),
+        time: shared.metrics.stages.verify.clone(),
         fatal: shared.fatal.clone(),
     })
     .start();
@@ -574,6 +584,7 @@ fn start_device_side(
             submit_timeout: mqtt.submit_timeout,
         },
         metrics: shared.metrics.ingress.clone(),
+        time: shared.metrics.stages.decode.clone(),
         fatal: shared.fatal.clone(),
     })
     .start();
@@ -603,6 +614,7 @@ fn start_upkeep(shared: &Arc<Shared>, core: &Core) -> (watch::Sender<bool>, Vec<
         view: Arc::clone(&shared.view),
         interval: shared.config.storage.checkpoint_interval,
         bytes: shared.config.storage.checkpoint_bytes,
+        time: shared.metrics.stages.index.clone(),
         clock: Arc::clone(&shared.clock),
         metrics: shared.metrics.storage.clone(),
         accepted: shared.metrics.queues.queue("accepted"),

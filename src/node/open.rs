@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::device;
 use crate::device::telemetry::Content;
 use crate::ledger::{Genesis, State};
-use crate::metrics::StorageMetrics;
+use crate::metrics::{StageTime, StorageMetrics};
 use crate::pbft::{Restored, WalEntry};
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{EntryKind, LogSettings, Position, SyncReport};
@@ -58,6 +58,7 @@ pub(super) fn open(
     genesis: &Genesis,
     clock: SharedClock,
     metrics: &StorageMetrics,
+    log_time: StageTime,
 ) -> anyhow::Result<Opened> {
     let network = genesis.network_id();
     let settings = StoreSettings { network, cache_bytes: config.storage.cache_bytes };
@@ -66,7 +67,7 @@ pub(super) fn open(
     let admission = Admission::restore(store.admissions()?);
     let evidence = EvidenceStore::open(&config.data_dir.join("evidence"), evidence_limits(config)?)?;
 
-    let settings = log_settings(config, network, clock, metrics)?;
+    let settings = log_settings(config, network, clock, metrics, log_time)?;
     let (log, replay) = Log::open(&config.data_dir.join("log"), settings)?;
     let marks = WalMarks::default();
     let (mut entries, mut accepted) = (Vec::new(), Accepted::default());
@@ -158,6 +159,7 @@ fn log_settings(
     network: NetworkId,
     clock: SharedClock,
     metrics: &StorageMetrics,
+    time: StageTime,
 ) -> anyhow::Result<LogSettings> {
     let mut settings = LogSettings::new(network, clock);
     settings.segment_bytes = config.storage.log_segment_bytes;
@@ -166,6 +168,7 @@ fn log_settings(
     settings.observer = Some(Box::new(move |report: &SyncReport| {
         bytes.inc_by(report.bytes);
         sync_ms.observe(report.took.as_secs_f64() * 1000.0);
+        time.whole_thread();
     }));
     Ok(settings)
 }
