@@ -81,7 +81,7 @@ pub trait LedgerStore: Send + Sync + 'static {
     /// [`StoreError`].
     fn records(&self, query: &RecordQuery) -> Result<RecordPage, StoreError>;
 
-    /// Adds blocks to the record index. They must go on where [`LedgerStore::indexed_height`]
+    /// Adds blocks of this store to the record index. They must go on where [`LedgerStore::indexed_height`]
     /// ends; those below it are skipped.
     ///
     /// # Errors
