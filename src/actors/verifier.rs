@@ -10,13 +10,17 @@
 //! room, since to wake another thread for it costs as much again; what may take longer runs on the
 //! blocking pool. Requests of other nodes are checked by the same workers ([`RequestVerifier`]).
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod requests;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
 use bincode::{Decode, Encode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use requests::LIGHT_BYTES;
+pub use requests::{RequestVerifier, Workers};
 
 use super::admission::{Admission, Place, Standing};
 use super::fatal::Vital;
@@ -25,10 +29,10 @@ use super::storage::{LookUpMessage, TakeUp};
 use super::{Fatal, FinalMessage, FinalVerdict};
 use crate::clock::SharedClock;
 use crate::codec;
-use crate::crypto::{CryptoError, VerifyingKey};
+use crate::crypto::VerifyingKey;
 use crate::device::codes::ErrorCode;
 use crate::device::telemetry::{Content, Limits, Message as Telemetry, Reference, TelemetryError};
-use crate::ledger::{MAX_REQUEST_BYTES, Request, VerifiedRequest};
+use crate::ledger::MAX_REQUEST_BYTES;
 use crate::metrics::{QueueGauge, StageTime};
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{Entry, EntryKind, MAX_ENTRY_BYTES, Position};
@@ -188,124 +192,6 @@ impl Ahead {
 impl Drop for Share {
     fn drop(&mut self) {
         self.gauge.length.sub(self.taken);
-    }
-}
-
-/// Bytes that are hashed, unpacked and parsed while other tasks of the thread wait: a tenth of a
-/// millisecond.
-const LIGHT_BYTES: usize = 16 * 1024;
-
-/// Signature checks for which they wait: half a millisecond.
-const LIGHT_CHECKS: usize = 12;
-
-/// A bounded pool of workers for signature checks.
-#[derive(Debug, Clone)]
-pub struct Workers(Arc<Semaphore>);
-
-impl Workers {
-    /// As many as there are cores, and one to fill the gaps.
-    pub fn new() -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self(Arc::new(Semaphore::new(cores + 1)))
-    }
-
-    /// Runs `work` on a worker, waiting for one; nothing if the node is stopping.
-    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let place = Arc::clone(&self.0).acquire_owned().await.ok()?;
-        let done = tokio::task::spawn_blocking(move || {
-            let result = work();
-            drop(place);
-            result
-        });
-        done.await.ok()
-    }
-
-    /// Runs `work` that takes a fraction of a millisecond, such as [`LIGHT_CHECKS`] checks of
-    /// [`LIGHT_BYTES`] in all, on the calling task, with a place among the workers.
-    async fn run_light<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
-        let _place = self.0.acquire().await.ok()?;
-        Some(work())
-    }
-
-    async fn run_here_or_there<T: Send + 'static>(
-        &self,
-        is_light: bool,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Option<T> {
-        if is_light { self.run_light(work).await } else { self.run(work).await }
-    }
-}
-
-impl Default for Workers {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Keys of clients that are remembered, about 250 bytes each. A node that names keys without end
-/// empties the memory, which costs what parsing costs, a tenth of a signature check.
-const MAX_KEYS: usize = 16_384;
-
-/// Keys that were parsed for requests.
-#[derive(Debug, Clone, Default)]
-struct ParsedKeys(Arc<Mutex<HashMap<PublicKey, VerifyingKey>>>);
-
-impl ParsedKeys {
-    fn parse(&self, key: &PublicKey) -> Result<VerifyingKey, CryptoError> {
-        if let Some(known) = self.locked().get(key) {
-            return Ok(*known);
-        }
-        let parsed = VerifyingKey::parse_any_order(key)?;
-        let mut keys = self.locked();
-        if keys.len() >= MAX_KEYS {
-            keys.clear();
-        }
-        keys.insert(*key, parsed);
-        Ok(parsed)
-    }
-
-    fn locked(&self) -> MutexGuard<'_, HashMap<PublicKey, VerifyingKey>> {
-        // A map is whole between any two calls.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Checks requests of other nodes.
-#[derive(Debug, Clone)]
-pub struct RequestVerifier {
-    network: NetworkId,
-    workers: Workers,
-    keys: ParsedKeys,
-    time: StageTime,
-}
-
-impl RequestVerifier {
-    /// A verifier for one ledger.
-    pub fn new(network: NetworkId, workers: Workers) -> Self {
-        Self { network, workers, keys: ParsedKeys::default(), time: StageTime::default() }
-    }
-
-    /// Counts the time of checks.
-    #[must_use]
-    pub fn timed(self, time: StageTime) -> Self {
-        Self { time, ..self }
-    }
-
-    /// The valid ones of `requests`, in order.
-    pub async fn verify(&self, requests: Vec<Request>) -> Vec<Arc<VerifiedRequest>> {
-        let (network, keys, time) = (self.network, self.keys.clone(), self.time.clone());
-        let bytes = || requests.iter().map(codec::encoded_len).sum::<usize>();
-        let is_light = requests.len() <= LIGHT_CHECKS && bytes() <= LIGHT_BYTES;
-        let check = move || {
-            let verified = requests.into_iter().filter_map(|request| {
-                let node = request.node();
-                VerifiedRequest::verify_with(&network, request, |key| keys.parse(key))
-                    .inspect_err(|error| tracing::warn!(%node, %error, "invalid request"))
-                    .ok()
-            });
-            verified.map(Arc::new).collect()
-        };
-        self.workers.run_here_or_there(is_light, move || time.of(check)).await.unwrap_or_default()
     }
 }
 
