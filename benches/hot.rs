@@ -12,6 +12,7 @@ use ledgermq::codec;
 use ledgermq::crypto::{SecretKey, VerifyingKey};
 use ledgermq::device::Item;
 use ledgermq::device::compose::{Composed, Draft, compose};
+use ledgermq::device::control::{self, Ack, SignedControl};
 use ledgermq::device::encoding::Encoding;
 use ledgermq::device::telemetry::{Content, Limits, Message};
 use ledgermq::ledger::genesis::GENESIS_VERSION;
@@ -22,7 +23,7 @@ use ledgermq::ledger::{
 use ledgermq::merkle::{self, Tree};
 use ledgermq::pbft::message::{Batch, Commit, Content as Phase, PrePrepare, Prepare};
 use ledgermq::pbft::{Input, Now, Replica, Restored, Settings, Source, Verified};
-use ledgermq::types::{ClientId, Hash, MessageSeq, NetworkId, SeqNum, Stream, Timestamp, View};
+use ledgermq::types::{ClientId, Hash, Height, MessageSeq, NetworkId, SeqNum, Stream, Timestamp, View};
 
 const TIME: Timestamp = Timestamp(1_767_225_600_000);
 
@@ -113,6 +114,20 @@ impl Net {
         (1..=BATCH).map(|seq| Arc::new(self.request(10, seq))).collect()
     }
 
+    /// What a client is told of a message of ten items that is final.
+    fn ack(&self) -> Ack {
+        Ack {
+            stream: self.stream.clone(),
+            seq: MessageSeq(1),
+            header: Hash([1; 32]),
+            items: 10,
+            written: (0..10).collect(),
+            height: Some(Height(1)),
+            block: Some(Hash([2; 32])),
+            server_time: TIME,
+        }
+    }
+
     /// The state in which the client is registered.
     fn state(&self) -> State {
         let mut state = State::genesis(&self.genesis);
@@ -160,6 +175,21 @@ fn messages(criterion: &mut Criterion) {
     let signature = net.key.sign_raw(b"content");
     criterion.bench_function("verify a signature", |bencher| {
         bencher.iter(|| key.verify_raw(black_box(b"content"), &signature).unwrap());
+    });
+    criterion.bench_function("make a signature", |bencher| {
+        bencher.iter(|| net.key.sign_raw(black_box(b"content")));
+    });
+    let ack = net.ack();
+    criterion.bench_function("sign an ack", |bencher| {
+        bencher.iter(|| control::sign(&net.network, &net.client, &net.replicas[0], black_box(&ack)));
+    });
+    let signed = control::sign(&net.network, &net.client, &net.replicas[0], &ack);
+    let node = VerifyingKey::parse(&net.replicas[0].public()).unwrap();
+    criterion.bench_function("read and verify an ack", |bencher| {
+        bencher.iter(|| {
+            let read = SignedControl::decode(black_box(&signed), 4096).unwrap();
+            read.verify::<Ack>(&net.network, &net.client, &node).unwrap()
+        });
     });
     criterion.bench_function("parse a public key", |bencher| {
         bencher.iter(|| VerifyingKey::parse_any_order(black_box(&net.key.public())).unwrap());
@@ -229,7 +259,7 @@ fn backup(net: &Net) -> Replica {
     let settings = Settings::new(net.network, net.genesis.replicas.clone(), net.replicas[1].clone());
     let genesis = CheckpointContent {
         sequence: SeqNum(0),
-        height: ledgermq::types::Height(0),
+        height: Height(0),
         block: Hash(net.network.0),
         state: Hash([0; 32]),
     };

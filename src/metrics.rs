@@ -9,7 +9,11 @@
 //! for; a test holds that page and this module together. The network module registers what belongs
 //! to libp2p in the same registry.
 
+mod stages;
+
 use std::sync::Arc;
+
+pub use stages::{STAGES, StageTime, Stages};
 
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -277,6 +281,14 @@ metrics! {
 }
 
 metrics! {
+    /// Where processor time goes.
+    StageMetrics {
+        cpu_ns: IntCounterVec("ledgermq_stage_cpu_ns_total", ["stage"])
+            "Nanoseconds of processor time spent on a stage of the work on messages, by stage: see the table below.";
+    }
+}
+
+metrics! {
     /// The HTTP API.
     HttpMetrics {
         requests: IntCounterVec("ledgermq_http_requests_total", ["route", "status"])
@@ -302,6 +314,8 @@ pub struct Metrics {
     pub transfer: TransferMetrics,
     /// The HTTP API.
     pub http: HttpMetrics,
+    /// Where processor time goes.
+    pub stages: Stages,
 }
 
 impl Metrics {
@@ -324,6 +338,7 @@ impl Metrics {
             storage: StorageMetrics::register(&registry)?,
             transfer: TransferMetrics::register(&registry)?,
             http: HttpMetrics::register(&registry)?,
+            stages: Stages::of(&StageMetrics::register(&registry)?.cpu_ns),
             registry,
         }))
     }

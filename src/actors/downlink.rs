@@ -8,7 +8,7 @@ use crate::broker::{Broker, DownlinkQos};
 use crate::crypto::SecretKey;
 use crate::device::control::{self, Fields};
 use crate::device::topics;
-use crate::metrics::IngressMetrics;
+use crate::metrics::{IngressMetrics, StageTime};
 use crate::types::{ClientId, NetworkId};
 
 /// Signs and publishes. Cheap to clone.
@@ -19,12 +19,19 @@ pub struct Downlink {
     /// Set once the broker runs; before that nobody is connected.
     broker: Arc<OnceLock<Arc<dyn Broker>>>,
     metrics: IngressMetrics,
+    time: StageTime,
 }
 
 impl Downlink {
     /// A downlink without a broker yet.
     pub fn new(network: NetworkId, key: SecretKey, metrics: IngressMetrics) -> Self {
-        Self { network, key, broker: Arc::new(OnceLock::new()), metrics }
+        Self { network, key, broker: Arc::new(OnceLock::new()), metrics, time: StageTime::default() }
+    }
+
+    /// Counts the time of signatures.
+    #[must_use]
+    pub fn timed(self, time: StageTime) -> Self {
+        Self { time, ..self }
     }
 
     /// Connects it.
@@ -39,7 +46,7 @@ impl Downlink {
 
     /// Signs `fields` and publishes them on `topic` to their client.
     pub async fn send<F: Fields>(&self, client: &ClientId, topic: &topics::Downlink, fields: &F) {
-        let payload = control::sign(&self.network, client, &self.key, fields);
+        let payload = self.time.of(|| control::sign(&self.network, client, &self.key, fields));
         self.metrics.replies.with_label_values(&[F::KIND.as_str()]).inc();
         self.publish(client, topic, payload.into()).await;
     }

@@ -35,7 +35,7 @@ use crate::device::handshake::KeyUplink;
 use crate::device::ids::Nonce;
 use crate::device::telemetry::{Content, Envelope, Limits, Reference, TelemetryError, Wire};
 use crate::device::topics::{self, Downlink as Topic};
-use crate::metrics::IngressMetrics;
+use crate::metrics::{IngressMetrics, StageTime};
 use crate::store::Log;
 use crate::types::{ClientId, MessageSeq, NetworkId, NodeId, Stream, Timestamp};
 
@@ -94,6 +94,8 @@ pub struct IngressParts {
     pub limits: IngressLimits,
     /// Counters.
     pub metrics: IngressMetrics,
+    /// Counts the time of taking messages apart.
+    pub time: StageTime,
     /// Stops the node.
     pub fatal: Fatal,
 }
@@ -386,7 +388,8 @@ impl Handler<HandleUplink> for Ingress {
             topics::Uplink::Telemetry(stream) => stream,
         };
         self.parts.metrics.message_bytes.inc_by(uplink.payload.len() as u64);
-        match self.on_telemetry(&client, &registered, &stream, &uplink.payload) {
+        let time = self.parts.time.clone();
+        match time.of(|| self.on_telemetry(&client, &registered, &stream, &uplink.payload)) {
             Ok(verify) => self.hand_on(verify, ctx),
             Err(reply) => self.answer(client, reply),
         }

@@ -155,6 +155,7 @@ fn ingress(log: &Log, broker: Arc<Told>) -> Ingress {
             submit_timeout: day,
         },
         metrics: metrics.ingress.clone(),
+        time: metrics.stages.decode.clone(),
         fatal: super::super::fatal().0,
     })
 }
@@ -209,6 +210,7 @@ async fn a_copy_of_a_final_message_is_acknowledged_only_when_that_is_on_disk() {
         ahead: Ahead::new(metrics.queues.queue("ahead_kib")),
         patience: A_WHILE,
         clock: SystemClock::shared(),
+        time: metrics.stages.verify.clone(),
         fatal: super::super::fatal().0,
     };
     let verdict = FinalVerdict::NotWritten;

@@ -19,6 +19,7 @@ use super::verifier::{RequestVerifier, Workers};
 use crate::clock::SharedClock;
 use crate::codec;
 use crate::ledger::{Block, Certificate, ReplicaSetKeys};
+use crate::metrics::StageTime;
 use crate::network::{
     GossipId, NetworkEvent, NetworkHandle, PeerRequest, PeerResponse, Responder, SignedBundle, Topic, Verdict,
 };
@@ -58,6 +59,10 @@ pub struct Judge {
     pub serving: Serving,
     /// Time, for that and for the gate.
     pub clock: SharedClock,
+    /// Counts the time of checks of PBFT messages.
+    pub votes: StageTime,
+    /// Counts that of bundles' signatures.
+    pub requests: StageTime,
 }
 
 /// The actor; see the module.
@@ -115,7 +120,7 @@ impl Judge {
     async fn gossip(self, id: GossipId, data: Vec<u8>, from: NodeId) {
         let large = data.len() > MAX_SLOT_ENVELOPE_BYTES / 4;
         let judge = self.clone();
-        let check = move || judge.verify(&data);
+        let check = move || judge.votes.of(|| judge.verify(&data));
         // A VIEW-CHANGE may hold hundreds of signatures.
         let message = if large { self.workers.run(check).await } else { Some(check()) };
         let Some(message) = message else { return };
@@ -180,10 +185,8 @@ impl Judge {
 
     async fn bundle(&self, from: NodeId, bundle: SignedBundle, source: Source) -> PeerResponse {
         // Before any work: whoever may connect could make this node verify signatures for nothing.
-        if !self.keys.replicas().contains(&from) {
-            return PeerResponse::Busy;
-        }
-        if bundle.node != from || bundle.verify(&self.network_id).is_err() {
+        let Some(key) = self.keys.get(&from) else { return PeerResponse::Busy };
+        if bundle.node != from || self.requests.of(|| bundle.verify_with(&self.network_id, key)).is_err() {
             tracing::warn!(%from, "a bundle that its sender did not sign");
             return PeerResponse::Busy;
         }

@@ -33,7 +33,7 @@ use super::verifier::{Admitted, LogRecord, LoggedMessage};
 use super::view::LedgerView;
 use super::{Fatal, FinalMessage, FinalVerdict};
 use crate::ledger::{AdmittedMessage, RequestError, VerifiedRequest};
-use crate::metrics::IngressMetrics;
+use crate::metrics::{IngressMetrics, StageTime};
 use crate::policy::Decision;
 use crate::store::Log;
 use crate::store::log::Position;
@@ -96,6 +96,8 @@ pub struct PolicyParts {
     pub finals: Finals,
     /// Counters.
     pub metrics: IngressMetrics,
+    /// Counts the time of deciding, and of making requests.
+    pub time: StageTime,
     /// Stops the node.
     pub fatal: Fatal,
 }
@@ -134,7 +136,8 @@ impl PolicyParts {
         let message = &admitted.message;
         let header = message.header();
         let policies = self.view.policies();
-        let decision = self.bases.judge(&policies, header.stream.as_str(), header.seq, message.items())?;
+        let judge = || self.bases.judge(&policies, header.stream.as_str(), header.seq, message.items());
+        let decision = self.time.of(judge)?;
         for item in &decision.items {
             self.metrics.decisions.with_label_values(&[item.verdict.name()]).inc();
         }
@@ -177,7 +180,7 @@ impl PolicyParts {
         position: Position,
     ) {
         let message = final_unwritten(&admitted);
-        match self.request(&admitted, decision) {
+        match self.time.of(|| self.request(&admitted, decision)) {
             Ok(Some(request)) => {
                 let picked = Picked { request: Arc::new(request), message, position, _admitted: admitted };
                 let _stopping_if_closed = queue.send(picked).await;

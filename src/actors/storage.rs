@@ -146,7 +146,7 @@ impl Storage {
     }
 
     fn execute(&mut self, sequence: SeqNum, batch: &Batch, requests: &[Arc<VerifiedRequest>]) {
-        let executed = self.state.execute(sequence, batch, requests);
+        let executed = self.parts.tally.execute.of(|| self.state.execute(sequence, batch, requests));
         if !self.keep(&executed) {
             return;
         }
@@ -162,7 +162,8 @@ impl Storage {
     fn keep(&mut self, executed: &Executed) -> bool {
         let started = self.parts.clock.monotonic();
         let head = self.state.head();
-        if let Err(error) = self.parts.store.commit(head, executed.block.as_ref(), &executed.changes) {
+        let commit = || self.parts.store.commit(head, executed.block.as_ref(), &executed.changes);
+        if let Err(error) = self.parts.tally.store.of(commit) {
             self.fail(error, "writing a block");
             return false;
         }
@@ -255,7 +256,7 @@ impl Storage {
 
     fn certify(&mut self, certificate: &Certificate) {
         let sequence = certificate.content.sequence;
-        if let Err(error) = self.parts.store.put_certificate(certificate) {
+        if let Err(error) = self.parts.tally.store.of(|| self.parts.store.put_certificate(certificate)) {
             return self.fail(error, "writing a certificate");
         }
         self.certified(sequence);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use prometheus::{Histogram, IntCounter, IntGauge};
 
 use crate::ledger::Outcome;
-use crate::metrics::{ConsensusMetrics, QueueGauge, StorageMetrics};
+use crate::metrics::{ConsensusMetrics, QueueGauge, StageTime, Stages, StorageMetrics};
 use crate::pbft::message::Content;
 use crate::pbft::{Effect, Output, Rejected, Status};
 use crate::types::{Hash, NodeId};
@@ -46,6 +46,7 @@ pub struct ConsensusTally {
     outputs: QueueGauge,
     /// When own requests entered the pool.
     entered: HashMap<Hash, Duration>,
+    time: StageTime,
 }
 
 impl ConsensusTally {
@@ -63,8 +64,15 @@ impl ConsensusTally {
             node,
             outputs,
             entered: HashMap::new(),
+            time: StageTime::default(),
             metrics,
         }
+    }
+
+    /// Counts the time of the thread, too, which Consensus has for itself.
+    #[must_use]
+    pub fn timed(self, time: StageTime) -> Self {
+        Self { time, ..self }
     }
 
     fn kind(&self, content: &Content) -> &MessageTally {
@@ -147,6 +155,7 @@ impl ConsensusTally {
 
     /// Where the replica stands.
     pub fn status(&self, status: &Status) {
+        self.time.whole_thread();
         self.metrics.view.set(number(status.view.0));
         self.metrics.view_change_running.set(i64::from(status.changing));
         self.metrics.silent.set(i64::from(status.silent));
@@ -195,6 +204,10 @@ pub struct StorageTally {
     commit_ms: Histogram,
     blocks: IntCounter,
     certified_height: IntGauge,
+    /// The time of execution.
+    pub execute: StageTime,
+    /// The time of writing to the store.
+    pub store: StageTime,
 }
 
 impl StorageTally {
@@ -211,7 +224,15 @@ impl StorageTally {
             commit_ms: storage.commit_ms.clone(),
             blocks: storage.blocks.clone(),
             certified_height: storage.certified_height.clone(),
+            execute: StageTime::default(),
+            store: StageTime::default(),
         }
+    }
+
+    /// Counts the time of execution and of the store, too.
+    #[must_use]
+    pub fn timed(self, stages: &Stages) -> Self {
+        Self { execute: stages.execute.clone(), store: stages.store.clone(), ..self }
     }
 
     /// A batch was executed, with these outcomes.

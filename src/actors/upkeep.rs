@@ -17,7 +17,7 @@ use super::bases::Bases;
 use super::effects::WalMarks;
 use super::view::LedgerView;
 use crate::clock::SharedClock;
-use crate::metrics::{QueueGauge, StorageMetrics};
+use crate::metrics::{QueueGauge, StageTime, StorageMetrics};
 use crate::store::log::{Holder, Position};
 use crate::store::{LedgerStore, Log, StoreError};
 
@@ -43,6 +43,8 @@ pub struct Upkeep {
     pub interval: Duration,
     /// The same, after so many bytes of log.
     pub bytes: u64,
+    /// Counts the time of indexing.
+    pub time: StageTime,
     /// Measures checkpoints.
     pub clock: SharedClock,
     /// Counters.
@@ -72,7 +74,8 @@ impl Upkeep {
                 _ = stop.wait_for(|stop| *stop) => return,
             }
             let (parts, stop) = (self.clone(), stop.clone());
-            match tokio::task::spawn_blocking(move || parts.index_behind(&stop)).await {
+            let index = move || parts.time.of(|| parts.index_behind(&stop));
+            match tokio::task::spawn_blocking(index).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     return self.fatal.stop(anyhow::Error::new(error).context("writing the record index"));

@@ -29,6 +29,7 @@ fn upkeep(dir: &std::path::Path) -> Upkeep {
         view: Arc::default(),
         interval: Duration::from_secs(10),
         bytes: 1 << 20,
+        time: metrics.stages.index.clone(),
         clock,
         metrics: metrics.storage.clone(),
         accepted: metrics.queues.queue("accepted"),

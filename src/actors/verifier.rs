@@ -5,17 +5,22 @@
 //!               ─▶ quota ─▶ admission (new?) ─▶ Policy, which logs it ─▶ synced ─▶ Accepted (PUBACK)
 //! ```
 //!
-//! Signature checks are what a node's processor time goes into (about 40 µs each), so they run on
-//! the blocking pool, as many at once as there are cores and one. Requests of other nodes are
-//! checked by the same workers ([`RequestVerifier`]).
+//! Signature checks are what a node's processor time goes into (about 40 µs each), so as many run at
+//! once as there are cores and one. What takes a fraction of a millisecond runs where the runtime has
+//! room, since to wake another thread for it costs as much again; what may take longer runs on the
+//! blocking pool. Requests of other nodes are checked by the same workers ([`RequestVerifier`]).
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod requests;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
 use bincode::{Decode, Encode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use requests::LIGHT_BYTES;
+pub use requests::{RequestVerifier, Workers};
 
 use super::admission::{Admission, Place, Standing};
 use super::bases::Bases;
@@ -26,11 +31,11 @@ use super::view::LedgerView;
 use super::{Fatal, FinalMessage, FinalVerdict};
 use crate::clock::SharedClock;
 use crate::codec;
-use crate::crypto::{CryptoError, VerifyingKey};
+use crate::crypto::VerifyingKey;
 use crate::device::codes::ErrorCode;
 use crate::device::telemetry::{Content, Limits, Message as Telemetry, Reference, TelemetryError};
-use crate::ledger::{MAX_REQUEST_BYTES, Request, VerifiedRequest};
-use crate::metrics::QueueGauge;
+use crate::ledger::MAX_REQUEST_BYTES;
+use crate::metrics::{QueueGauge, StageTime};
 use crate::policy::Decision;
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{Entry, EntryKind, MAX_ENTRY_BYTES, Position};
@@ -211,93 +216,6 @@ impl Drop for Share {
     }
 }
 
-/// A bounded pool of workers for signature checks.
-#[derive(Debug, Clone)]
-pub struct Workers(Arc<Semaphore>);
-
-impl Workers {
-    /// As many as there are cores, and one to fill the gaps.
-    pub fn new() -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self(Arc::new(Semaphore::new(cores + 1)))
-    }
-
-    /// Runs `work` on a worker, waiting for one; nothing if the node is stopping.
-    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let place = Arc::clone(&self.0).acquire_owned().await.ok()?;
-        let done = tokio::task::spawn_blocking(move || {
-            let result = work();
-            drop(place);
-            result
-        });
-        done.await.ok()
-    }
-}
-
-impl Default for Workers {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Keys of clients that are remembered, about 250 bytes each. A node that names keys without end
-/// empties the memory, which costs what parsing costs, a tenth of a signature check.
-const MAX_KEYS: usize = 16_384;
-
-/// Keys that were parsed for requests.
-#[derive(Debug, Clone, Default)]
-struct ParsedKeys(Arc<Mutex<HashMap<PublicKey, VerifyingKey>>>);
-
-impl ParsedKeys {
-    fn parse(&self, key: &PublicKey) -> Result<VerifyingKey, CryptoError> {
-        if let Some(known) = self.locked().get(key) {
-            return Ok(*known);
-        }
-        let parsed = VerifyingKey::parse_any_order(key)?;
-        let mut keys = self.locked();
-        if keys.len() >= MAX_KEYS {
-            keys.clear();
-        }
-        keys.insert(*key, parsed);
-        Ok(parsed)
-    }
-
-    fn locked(&self) -> MutexGuard<'_, HashMap<PublicKey, VerifyingKey>> {
-        // A map is whole between any two calls.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Checks requests of other nodes.
-#[derive(Debug, Clone)]
-pub struct RequestVerifier {
-    network: NetworkId,
-    workers: Workers,
-    keys: ParsedKeys,
-}
-
-impl RequestVerifier {
-    /// A verifier for one ledger.
-    pub fn new(network: NetworkId, workers: Workers) -> Self {
-        Self { network, workers, keys: ParsedKeys::default() }
-    }
-
-    /// The valid ones of `requests`, in order.
-    pub async fn verify(&self, requests: Vec<Request>) -> Vec<Arc<VerifiedRequest>> {
-        let (network, keys) = (self.network, self.keys.clone());
-        let check = move || {
-            let verified = requests.into_iter().filter_map(|request| {
-                let node = request.node();
-                VerifiedRequest::verify_with(&network, request, |key| keys.parse(key))
-                    .inspect_err(|error| tracing::warn!(%node, %error, "invalid request"))
-                    .ok()
-            });
-            verified.map(Arc::new).collect()
-        };
-        self.workers.run(check).await.unwrap_or_default()
-    }
-}
-
 /// What the Verifier works with.
 #[derive(Clone)]
 pub struct VerifierParts {
@@ -327,6 +245,8 @@ pub struct VerifierParts {
     pub patience: Duration,
     /// The clock.
     pub clock: SharedClock,
+    /// Counts the time of checks.
+    pub time: StageTime,
     /// Stops the node.
     pub fatal: Fatal,
 }
@@ -358,7 +278,10 @@ impl VerifierParts {
         let (parts, now) = (self.clone(), self.clock.now());
         // A client that was disconnected comes back with the same message: who waits too long for
         // a worker must leave the queue, or it would grow with every try.
-        let judged = self.workers.run(move || parts.judge(verify, now));
+        let is_light = verify.content.unpacked_len().is_some_and(|bytes| bytes <= LIGHT_BYTES);
+        let judged = self
+            .workers
+            .run_here_or_there(is_light, move || parts.time.clone().of(|| parts.judge(verify, now)));
         let Ok(Some(judged)) = tokio::time::timeout(self.patience, judged).await else {
             return Verification::Unavailable;
         };
@@ -455,11 +378,9 @@ impl VerifierParts {
                 .repeat(standing, FinalMessage { client, stream, seq, header: hash, items, verdict })
                 .await;
         }
-        // From here on the message is this node's to finish, even if its client goes away: the
-        // rest is not dropped with the future that waits for it. Bounded by the places.
+        // From here on the message is this node's to finish, even if its client goes away.
         let admitted = Arc::new(Admitted { message, _share: Some(share) });
-        let rest = tokio::spawn(async move { self.log_and_hand_on(admitted, logged).await });
-        rest.await.unwrap_or(Verification::Unavailable)
+        self.log_and_hand_on(admitted, logged).await
     }
 
     /// Waits for a place among the messages that are not final, for room ahead, and for room among the
@@ -570,7 +491,10 @@ impl Handler<VerifyMessage> for Verifier {
     type Result = ResponseFuture<Verification>;
 
     fn handle(&mut self, message: VerifyMessage, _: &mut Self::Context) -> Self::Result {
-        Box::pin(self.parts.clone().verify(message))
+        // A task of its own: on any thread, and not dropped with the future that waits for it. Bounded by
+        // the patience until the message is accepted, and by the places from then on.
+        let verified = tokio::spawn(self.parts.clone().verify(message));
+        Box::pin(async move { verified.await.unwrap_or(Verification::Unavailable) })
     }
 }
 

@@ -10,8 +10,11 @@
 //! small message cannot make a node hold much more memory than it allows one message.
 
 use std::io::Read as _;
+use std::sync::{Mutex, PoisonError};
 
 use flate2::{Decompress, FlushDecompress, Status};
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
 /// The largest window that a zstd frame may ask for.
 const MAX_ZSTD_WINDOW_BYTES: u64 = 8 << 20;
@@ -19,7 +22,9 @@ const MAX_ZSTD_WINDOW_BYTES: u64 = 8 << 20;
 const MAX_ZSTD_WINDOW_LOG: u32 = 23;
 const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const ZSTD_LEVEL: i32 = 3;
-/// How much the output of an inflate step grows by.
+/// The most that is taken from the system because a frame says that it has so much.
+const MAX_CLAIM_BYTES: usize = 1 << 20;
+/// How much the output of a step grows by.
 const STEP_BYTES: usize = 64 << 10;
 
 /// Why a body was not decompressed.
@@ -81,13 +86,23 @@ impl Encoding {
     pub fn compress(self, body: &[u8]) -> Result<Vec<u8>, EncodingError> {
         match self {
             Self::Identity => Ok(body.to_vec()),
-            Self::Zstd => zstd::bulk::compress(body, ZSTD_LEVEL).map_err(|_| CORRUPT_ZSTD),
+            Self::Zstd => compress_zstd(body),
             Self::Deflate => {
                 let mut encoder = flate2::read::DeflateEncoder::new(body, flate2::Compression::default());
                 let mut out = Vec::new();
                 encoder.read_to_end(&mut out).map_err(|_| CORRUPT_DEFLATE)?;
                 Ok(out)
             }
+        }
+    }
+
+    /// How long a body says that it is, decompressed; [`Self::decompress`] makes no more of it. None if it
+    /// does not say.
+    pub fn unpacked_len(self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Self::Identity => Some(bytes.len()),
+            Self::Zstd => usize::try_from(ZstdFrame::read(bytes)?.content_bytes?).ok(),
+            Self::Deflate => None,
         }
     }
 
@@ -108,6 +123,17 @@ impl Encoding {
 const CORRUPT_ZSTD: EncodingError = EncodingError::Corrupt("zstd frame");
 const CORRUPT_DEFLATE: EncodingError = EncodingError::Corrupt("DEFLATE stream");
 
+fn compress_zstd(body: &[u8]) -> Result<Vec<u8>, EncodingError> {
+    if body.len() > MAX_KEPT_BYTES / 4 {
+        return zstd::bulk::compress(body, ZSTD_LEVEL).map_err(|_| CORRUPT_ZSTD);
+    }
+    let mut encoder =
+        ENCODERS.take().map_or_else(|| Compressor::new(ZSTD_LEVEL), Ok).map_err(|_| CORRUPT_ZSTD)?;
+    let bytes = encoder.compress(body).map_err(|_| CORRUPT_ZSTD)?;
+    ENCODERS.put(encoder);
+    Ok(bytes)
+}
+
 fn unzstd(bytes: &[u8], limit: usize) -> Result<Vec<u8>, EncodingError> {
     let frame = ZstdFrame::read(bytes).ok_or(CORRUPT_ZSTD)?;
     if frame.content_bytes.is_some_and(|content| content > limit as u64) {
@@ -116,17 +142,79 @@ fn unzstd(bytes: &[u8], limit: usize) -> Result<Vec<u8>, EncodingError> {
     if frame.window_bytes > MAX_ZSTD_WINDOW_BYTES {
         return Err(CORRUPT_ZSTD);
     }
-    let mut rest = bytes;
-    let mut decoder =
-        zstd::stream::read::Decoder::with_buffer(&mut rest).map_err(|_| CORRUPT_ZSTD)?.single_frame();
-    decoder.window_log_max(MAX_ZSTD_WINDOW_LOG).map_err(|_| CORRUPT_ZSTD)?;
-    let mut out = Vec::new();
-    decoder.by_ref().take(limit as u64 + 1).read_to_end(&mut out).map_err(|_| CORRUPT_ZSTD)?;
-    if out.len() > limit {
-        return Err(EncodingError::TooLarge { limit });
+    let content = frame.content_bytes.and_then(|content| usize::try_from(content).ok());
+    let mut decoder = DECODERS.take().or_else(new_decoder).ok_or(CORRUPT_ZSTD)?;
+    // What is said is also the limit, so that nobody can understate the work.
+    let result = match content {
+        Some(content) => unzstd_with(&mut decoder, bytes, content, content).map_err(|_| CORRUPT_ZSTD),
+        None => unzstd_with(&mut decoder, bytes, STEP_BYTES, limit),
+    };
+    if decoder.sizeof() <= MAX_KEPT_BYTES {
+        DECODERS.put(decoder);
     }
-    drop(decoder);
-    if rest.is_empty() { Ok(out) } else { Err(CORRUPT_ZSTD) }
+    result
+}
+
+/// With the whole frame and room for all of its content at hand, zstd decodes in one pass and needs no
+/// buffers of its own.
+fn unzstd_with(
+    decoder: &mut DCtx<'static>,
+    bytes: &[u8],
+    content: usize,
+    limit: usize,
+) -> Result<Vec<u8>, EncodingError> {
+    decoder.reset(ResetDirective::SessionOnly).map_err(|_| CORRUPT_ZSTD)?;
+    let mut input = InBuffer::around(bytes);
+    // A frame may claim what it does not have.
+    let mut out = Vec::with_capacity(content.min(limit).clamp(1, MAX_CLAIM_BYTES));
+    loop {
+        let filled = out.len();
+        let mut output = OutBuffer::around_pos(&mut out, filled);
+        let missing = decoder.decompress_stream(&mut output, &mut input).map_err(|_| CORRUPT_ZSTD)?;
+        if out.len() > limit {
+            return Err(EncodingError::TooLarge { limit });
+        }
+        let all_read = input.pos() == bytes.len();
+        if missing == 0 {
+            return if all_read { Ok(out) } else { Err(CORRUPT_ZSTD) };
+        }
+        if out.len() < out.capacity() && (all_read || out.len() == filled) {
+            return Err(CORRUPT_ZSTD); // the input ended before the frame did
+        }
+        if out.len() == out.capacity() {
+            out.reserve(STEP_BYTES.min(limit + 1 - out.len()));
+        }
+    }
+}
+
+fn new_decoder() -> Option<DCtx<'static>> {
+    let mut decoder = DCtx::try_create()?;
+    decoder.set_parameter(DParameter::WindowLogMax(MAX_ZSTD_WINDOW_LOG)).ok()?;
+    Some(decoder)
+}
+
+/// Contexts of zstd, kept for the next message: making one costs as much as a signature check.
+struct Kept<T>(Mutex<Vec<T>>);
+
+static DECODERS: Kept<DCtx<'static>> = Kept(Mutex::new(Vec::new()));
+static ENCODERS: Kept<Compressor<'static>> = Kept(Mutex::new(Vec::new()));
+
+/// More of them than threads that work at once are not needed.
+const MAX_KEPT: usize = 8;
+/// One that had a large message is let go.
+const MAX_KEPT_BYTES: usize = 1 << 20;
+
+impl<T> Kept<T> {
+    fn take(&self) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn put(&self, context: T) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < MAX_KEPT {
+            kept.push(context);
+        }
+    }
 }
 
 /// What a zstd frame's header claims (RFC 8878 section 3.1.1.1). Read here because the library
@@ -255,6 +343,23 @@ mod tests {
         with_dictionary[4] |= 1;
         with_dictionary.insert(5, 9);
         assert_eq!(Encoding::Zstd.decompress(&with_dictionary, LIMIT), Err(CORRUPT_ZSTD));
+    }
+
+    #[test]
+    fn one_context_serves_good_and_bad_messages_in_turn() {
+        let good = Encoding::Zstd.compress(&[b'x'; 5000]).unwrap();
+        let unsized_frame = zstd::stream::encode_all(&[b'y'; 300_000][..], 3).unwrap();
+        let mut damaged = good.clone();
+        damaged[7] ^= 0xff;
+        for _ in 0..3 {
+            assert_eq!(Encoding::Zstd.decompress(&good, LIMIT).unwrap(), [b'x'; 5000]);
+            assert_eq!(Encoding::Zstd.decompress(&unsized_frame, LIMIT).unwrap(), [b'y'; 300_000]);
+            for len in 0..good.len() {
+                assert!(Encoding::Zstd.decompress(&good[..len], LIMIT).is_err());
+            }
+            assert!(Encoding::Zstd.decompress(&[&good[..], &good].concat(), LIMIT).is_err());
+            assert_ne!(Encoding::Zstd.decompress(&damaged, LIMIT), Ok(vec![b'x'; 5000]));
+        }
     }
 
     #[test]

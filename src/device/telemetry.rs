@@ -263,6 +263,13 @@ impl Content {
         &self.header
     }
 
+    /// How many bytes there are to hash and parse, header and unpacked body: of a frame that says it, which is
+    /// then held to it; none if it does not say.
+    pub fn unpacked_len(&self) -> Option<usize> {
+        let body = Encoding::from_number(self.encoding).map_or(Some(0), |of| of.unpacked_len(&self.body));
+        Some(self.header.len() + self.body.len() + body?)
+    }
+
     /// Verifies the signature under the client's registered key, and that the header is for the
     /// topic it came on and for the envelope it came in.
     ///

@@ -39,5 +39,7 @@ pub use operation::{
 pub use outcome::{ApplyError, Executed, Outcome, Rejection};
 pub use proof::{Inclusion, MAX_BUNDLE_BYTES, ProofBundle, ProofError, Proven, ProvenBlock, Verifier};
 pub use record::{Record, RecordError};
-pub use request::{AdmittedMessage, Asked, MAX_REQUEST_BYTES, RequestError, Telemetry, VerifiedRequest};
+pub use request::{
+    AdmittedMessage, Asked, MAX_REQUEST_BYTES, RequestError, Telemetry, UncheckedRequest, VerifiedRequest,
+};
 pub use state::{Policies, RestoreError, SEQ_WINDOW, State};

@@ -96,6 +96,58 @@ pub struct VerifiedRequest {
     telemetry: Option<Telemetry>,
 }
 
+/// A request with its canonical bytes and their digest, of which nothing else is known: who has seen it
+/// verified under this digest need not verify it again.
+#[derive(Debug)]
+pub struct UncheckedRequest {
+    digest: Hash,
+    bytes: Vec<u8>,
+    request: Request,
+}
+
+impl UncheckedRequest {
+    /// A request as it came.
+    pub fn new(request: Request) -> Self {
+        let bytes = codec::encode(&request);
+        Self::of(request, bytes)
+    }
+
+    fn of(request: Request, bytes: Vec<u8>) -> Self {
+        Self { digest: HashKind::Request.hash(&bytes), bytes, request }
+    }
+
+    /// The digest that it has once it is verified.
+    pub const fn digest(&self) -> Hash {
+        self.digest
+    }
+
+    /// The node that admitted it, as it says.
+    pub const fn node(&self) -> NodeId {
+        self.request.node()
+    }
+
+    /// Checks it: [`VerifiedRequest::verify_with`].
+    ///
+    /// # Errors
+    /// [`RequestError`]: the first rule that it breaks.
+    pub fn verify_with(
+        self,
+        network: &NetworkId,
+        parse: impl FnOnce(&PublicKey) -> Result<VerifyingKey, CryptoError>,
+    ) -> Result<VerifiedRequest, RequestError> {
+        let Self { digest, bytes, request } = self;
+        check_size(bytes.len())?;
+        let telemetry = match &request {
+            Request::Write(write) => Some(check_write(network, write, parse)?),
+            Request::Admin { operation, .. } => {
+                operation.verify(network)?;
+                None
+            }
+        };
+        Ok(VerifiedRequest { digest, bytes, request, telemetry })
+    }
+}
+
 /// What a verified request asks for.
 #[derive(Debug, Clone, Copy)]
 pub enum Asked<'a> {
@@ -124,8 +176,7 @@ impl VerifiedRequest {
         request: Request,
         parse: impl FnOnce(&PublicKey) -> Result<VerifyingKey, CryptoError>,
     ) -> Result<Self, RequestError> {
-        let bytes = codec::encode(&request);
-        Self::check(network, request, bytes, parse)
+        UncheckedRequest::new(request).verify_with(network, parse)
     }
 
     /// Checks a request given as its canonical bytes.
@@ -134,24 +185,7 @@ impl VerifiedRequest {
     /// [`RequestError`]: the first rule that it breaks.
     pub fn verify_bytes(network: &NetworkId, bytes: &[u8]) -> Result<Self, RequestError> {
         let request = codec::decode::<MAX_REQUEST_BYTES, _>(bytes)?;
-        Self::check(network, request, bytes.to_vec(), VerifyingKey::parse_any_order)
-    }
-
-    fn check(
-        network: &NetworkId,
-        request: Request,
-        bytes: Vec<u8>,
-        parse: impl FnOnce(&PublicKey) -> Result<VerifyingKey, CryptoError>,
-    ) -> Result<Self, RequestError> {
-        check_size(bytes.len())?;
-        let telemetry = match &request {
-            Request::Write(write) => Some(check_write(network, write, parse)?),
-            Request::Admin { operation, .. } => {
-                operation.verify(network)?;
-                None
-            }
-        };
-        Ok(Self::of_checked(request, bytes, telemetry))
+        UncheckedRequest::of(request, bytes.to_vec()).verify_with(network, VerifyingKey::parse_any_order)
     }
 
     /// The request of node `node` to write the items at `picked` (ascending) of a message that it
@@ -192,11 +226,8 @@ impl VerifiedRequest {
         check_size(bytes.len())?;
         let hash = device::Header::hash_of(message.header_bytes);
         let telemetry = Telemetry { header: message.header.clone(), hash };
-        Ok(Self::of_checked(request, bytes, Some(telemetry)))
-    }
-
-    fn of_checked(request: Request, bytes: Vec<u8>, telemetry: Option<Telemetry>) -> Self {
-        Self { digest: HashKind::Request.hash(&bytes), bytes, request, telemetry }
+        let UncheckedRequest { digest, bytes, request } = UncheckedRequest::of(request, bytes);
+        Ok(Self { digest, bytes, request, telemetry: Some(telemetry) })
     }
 
     /// PBFT's request digest: the hash of the canonical bytes.

@@ -13,7 +13,7 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::network::announce::Announcement;
-use crate::network::identity::peer_of;
+use crate::network::identity::peer_named;
 use crate::network::protocol::{PeerRequest, PeerResponse};
 use crate::network::settings::MAX_GOSSIP_BYTES;
 use crate::types::{NodeId, Timestamp};
@@ -267,7 +267,7 @@ impl NetworkHandle {
         if !request.is_within_limits() {
             return Err(RequestError::OutOfLimits);
         }
-        let peer = peer_of(&node).ok_or(RequestError::NotConnected)?;
+        let peer = peer_named(&node).ok_or(RequestError::NotConnected)?;
         let (answer, answered) = oneshot::channel();
         self.send(Command::Request { peer, request, answer }).await?;
         answered.await.map_err(|_| Stopped)?

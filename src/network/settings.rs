@@ -23,6 +23,7 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use zeroize::Zeroize;
 
+use crate::metrics::StageTime;
 use crate::network::names::{Resolve, SystemResolver};
 use crate::types::NodeId;
 
@@ -119,6 +120,8 @@ pub struct NetworkSettings {
     /// How often each connection is probed. One whose peer misses two probes in a row (each may take
     /// as long again) is closed: TCP alone would not notice for hours that a machine is gone.
     pub probe_interval: Duration,
+    /// Counts the processor time of connections, and of what is behind them.
+    pub time: StageTime,
 }
 
 impl Default for NetworkSettings {
@@ -135,6 +138,7 @@ impl Default for NetworkSettings {
             mqtt: None,
             api: None,
             max_connections: 128,
+            time: StageTime::default(),
             request_timeout: Duration::from_secs(20),
             max_inbound_bytes: 128 * 1024 * 1024,
             announce_interval: Duration::from_secs(30),

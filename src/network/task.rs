@@ -83,7 +83,8 @@ impl Network {
         let listen_addresses = task.listen().await?;
         let handle =
             NetworkHandle { commands, node: key.node_id(), listen_addresses: listen_addresses.into() };
-        tokio::spawn(task.run());
+        let time = task.settings.time.clone();
+        tokio::spawn(time.polls(task.run()));
         Ok((handle, event_queue))
     }
 }
@@ -142,7 +143,11 @@ impl Task {
         let local = keypair.public().to_peer_id();
         let transport = transport::build(&keypair, &network, settings.swarm_key.as_ref())?;
         let behaviour = Behaviour::new(&keypair, &network, &settings)?;
-        let config = libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_FOR);
+        let time = settings.time.clone();
+        let config = libp2p::swarm::Config::with_executor(move |connection: BoxFuture<'static, ()>| {
+            tokio::spawn(time.polls(connection));
+        })
+        .with_idle_connection_timeout(IDLE_FOR);
         let mut swarm = Swarm::new(transport, behaviour, local, config);
         for address in &settings.external {
             swarm.add_external_address(address.clone());

@@ -182,6 +182,7 @@ impl Shared {
             mqtt: self.config.mqtt.announce.clone(),
             api: self.config.api.announce.clone(),
             max_connections: p2p.max_connections,
+            time: self.metrics.stages.network.clone(),
             ..NetworkSettings::default()
         };
         let clock = Arc::clone(&self.clock);
@@ -266,6 +267,7 @@ impl Node {
         let mut core = start_core(&shared, opened).await?;
         let accepted = std::mem::take(&mut core.opened.accepted);
         let downlink = Downlink::new(shared.network_id, shared.key.clone(), shared.metrics.ingress.clone());
+        let downlink = downlink.timed(shared.metrics.stages.acks.clone());
         let (log, network) = (core.opened.log.clone(), core.network.clone());
         let (stopping, upkeep) = start_upkeep(&shared, &core);
         let (storage, consensus, store) =
@@ -404,7 +406,8 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
             shared.key.node_id(),
             shared.metrics.consensus.clone(),
             shared.metrics.queues.queue("outputs"),
-        ),
+        )
+        .timed(shared.metrics.stages.consensus.clone()),
         Notices::new(shared.metrics.consensus.clone()),
         shared.fatal.vital("Consensus"),
     );
@@ -438,7 +441,8 @@ fn start_effects(
     let (messages, messages_mouth) = shared.feeder("fetched proofs of views", FETCHED);
     batches_mouth.connect(consensus.clone());
     messages_mouth.connect(consensus.clone());
-    let verifier = RequestVerifier::new(shared.network_id, shared.workers.clone());
+    let verifier = RequestVerifier::new(shared.network_id, shared.workers.clone())
+        .timed(shared.metrics.stages.requests.clone());
     let transfer = transfer::start(TransferParts {
         network_id: shared.network_id,
         node: shared.key.node_id(),
@@ -495,6 +499,8 @@ fn judge(
         verifier,
         workers: shared.workers.clone(),
         store: Arc::clone(&opened.store),
+        votes: shared.metrics.stages.votes.clone(),
+        requests: shared.metrics.stages.requests.clone(),
         serving: Serving::new(
             &shared.config.transfer,
             &shared.genesis.replicas,
@@ -526,7 +532,8 @@ fn start_storage(
         view: Arc::clone(&shared.view),
         outlets,
         clock: Arc::clone(&shared.clock),
-        tally: StorageTally::new(&shared.metrics.consensus, &shared.metrics.storage),
+        tally: StorageTally::new(&shared.metrics.consensus, &shared.metrics.storage)
+            .timed(&shared.metrics.stages),
         fatal: shared.fatal.clone(),
     };
     let storage = Storage::new(parts, opened.state.take().context("the ledger's state is used once")?);
@@ -551,6 +558,7 @@ fn start_device_side(
         room: Arc::clone(&shared.room),
         finals,
         metrics: shared.metrics.ingress.clone(),
+        time: shared.metrics.stages.policy.clone(),
         fatal: shared.fatal.clone(),
     })
     .start();
@@ -569,6 +577,7 @@ fn start_device_side(
         ahead: Ahead::new(shared.metrics.queues.queue("ahead_kib")),
         patience: shared.config.mqtt.submit_timeout,
         clock: Arc::clone(&shared.clock),
+        time: shared.metrics.stages.verify.clone(),
         fatal: shared.fatal.clone(),
     })
     .start();
@@ -594,6 +603,7 @@ fn start_device_side(
             submit_timeout: mqtt.submit_timeout,
         },
         metrics: shared.metrics.ingress.clone(),
+        time: shared.metrics.stages.decode.clone(),
         fatal: shared.fatal.clone(),
     })
     .start();
@@ -624,6 +634,7 @@ fn start_upkeep(shared: &Arc<Shared>, core: &Core) -> (watch::Sender<bool>, Vec<
         view: Arc::clone(&shared.view),
         interval: shared.config.storage.checkpoint_interval,
         bytes: shared.config.storage.checkpoint_bytes,
+        time: shared.metrics.stages.index.clone(),
         clock: Arc::clone(&shared.clock),
         metrics: shared.metrics.storage.clone(),
         accepted: shared.metrics.queues.queue("accepted"),

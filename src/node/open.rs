@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::device;
 use crate::device::telemetry::Content;
 use crate::ledger::{Genesis, SEQ_WINDOW, State};
-use crate::metrics::{Metrics, QueueGauge, StorageMetrics};
+use crate::metrics::{Metrics, QueueGauge, StageTime, StorageMetrics};
 use crate::pbft::{Restored, WalEntry};
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{EntryKind, LogSettings, Position, SyncReport};
@@ -71,7 +71,7 @@ pub(super) fn open(
 
     catch_up_index(&store)?;
 
-    let settings = log_settings(config, network, clock, &metrics.storage)?;
+    let settings = log_settings(config, network, clock, &metrics.storage, metrics.stages.log.clone())?;
     let (log, replay) = Log::open(&config.data_dir.join("log"), settings)?;
     let marks = WalMarks::default();
     let (mut entries, mut accepted) = (Vec::new(), Accepted::new(&state, store.indexed_height()));
@@ -195,6 +195,7 @@ fn log_settings(
     network: NetworkId,
     clock: SharedClock,
     metrics: &StorageMetrics,
+    time: StageTime,
 ) -> anyhow::Result<LogSettings> {
     let mut settings = LogSettings::new(network, clock);
     settings.segment_bytes = config.storage.log_segment_bytes;
@@ -203,6 +204,7 @@ fn log_settings(
     settings.observer = Some(Box::new(move |report: &SyncReport| {
         bytes.inc_by(report.bytes);
         sync_ms.observe(report.took.as_secs_f64() * 1000.0);
+        time.whole_thread();
     }));
     Ok(settings)
 }

@@ -94,7 +94,7 @@ pub trait LedgerStore: Send + Sync + 'static {
     /// [`StoreError`].
     fn item_count(&self, client: &ClientId) -> Result<u64, StoreError>;
 
-    /// Adds blocks to the record index and the last written values. They must go on where [`LedgerStore::indexed_height`]
+    /// Adds blocks of this store to the record index and the last written values. They must go on where [`LedgerStore::indexed_height`]
     /// ends; those below it are skipped.
     ///
     /// # Errors

@@ -14,6 +14,7 @@
 //! Ctrl-C; with `--network`, the load goes to one that runs already.
 
 mod body;
+mod explain;
 mod load;
 mod outage;
 mod report;
@@ -34,6 +35,7 @@ use super::{output, publish};
 use crate::clock::SystemClock;
 use crate::types::{ClientId, Timestamp};
 use body::Bodies;
+use explain::{Explain, Floor};
 use load::{DRAIN, Plan, Tally};
 use outage::{Happened, Planned, Victims};
 use report::{Asked, Report};
@@ -88,6 +90,9 @@ pub(super) struct BenchArgs {
     /// When --kill does it, in seconds after the load began [default: after a third of it]
     #[arg(long, value_name = "SECONDS", requires = "kill")]
     kill_at: Option<u32>,
+    /// Tell what each stage costs each replica for each message, beside the signatures that nobody can save
+    #[arg(long)]
+    explain: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -219,6 +224,10 @@ async fn measure(
     target.start().await?;
     eprintln!("registering and connecting {} clients ...", args.clients);
     let clients = target.connect(args.clients, registered).await?;
+    let explaining = match args.explain {
+        true => Some((Floor::measure(target.replicas())?, explain::stages(target.apis()).await?)),
+        false => None,
+    };
     eprintln!("load for {} s ...", args.duration);
     let pids = pids(target);
     let before: Vec<Usage> = pids.iter().map(|pid| pid.map(Usage::of).unwrap_or_default()).collect();
@@ -245,8 +254,16 @@ async fn measure(
         rate: args.rate,
         duration: args.duration(),
     };
-    let used = after.into_iter().zip(before).map(|(after, before)| after.since(before)).collect();
+    let used: Vec<_> = after.into_iter().zip(before).map(|(after, before)| after.since(before)).collect();
+    let explained = match explaining {
+        Some((floor, told)) => {
+            let now = explain::stages(target.apis()).await?;
+            Explain::new(floor, &told, &now, &used, tally.finals_in_the_end)
+        }
+        None => None,
+    };
     let mut report = Report::new(&asked, tally, used, clients);
+    report.explain = explained;
     report.outage = happened.map(|happened| happened.report(&plan));
     Ok(report)
 }

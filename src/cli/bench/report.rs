@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::explain::Explain;
 use super::load::Tally;
 use super::outage::{OutageReport, tenths};
 use super::usage::Usage;
@@ -41,6 +42,9 @@ pub(super) struct Report {
     client_cpu_s: Option<f64>,
     /// Processor time of all replicas for each final message.
     nodes_cpu_us_per_message: Option<f64>,
+    /// With `--explain`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) explain: Option<Explain>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) outage: Option<OutageReport>,
 }
@@ -99,6 +103,7 @@ impl Report {
             client_cpu_s: clients.cpu_s.map(hundredths),
             nodes_cpu_us_per_message: cpu_us
                 .map(|cpu| tenths(cpu * 1e6 / number_of(tally.finals_in_the_end))),
+            explain: None,
             outage: None,
         }
     }
@@ -122,6 +127,7 @@ impl Report {
             output::line(format_args!("  {what:30} {p50:10.1} {p95:10.1} {p99:10.1} {max:10.1}"))?;
         }
         self.print_usage()?;
+        self.explain.iter().try_for_each(Explain::print)?;
         for line in self.outage.iter().flat_map(OutageReport::lines) {
             output::line(line)?;
         }

@@ -35,6 +35,7 @@ pub(super) struct Target {
     endpoints: Vec<(String, u16)>,
     admin: SecretKey,
     api: Nodes,
+    apis: Vec<Url>,
     /// The replicas, if they live as long as the run.
     pub(super) own: Option<LocalNetwork>,
 }
@@ -48,12 +49,14 @@ impl Target {
         let files = own.files();
         let endpoint = |port| ("127.0.0.1".to_owned(), port);
         let apis = (0..own.replicas()).map(|replica| Ok(Url::parse(&own.api_url(replica))?));
+        let apis = apis.collect::<anyhow::Result<Vec<_>>>()?;
         Ok(Self {
             network: files.network,
             nodes: files.nodes.iter().map(|node| node.node).collect(),
             endpoints: files.nodes.iter().map(|node| endpoint(node.ports.mqtt)).collect(),
             admin: keyfile::read(&files.admin_key)?,
-            api: Nodes::new(apis.collect::<anyhow::Result<_>>()?)?,
+            api: Nodes::new(apis.clone())?,
+            apis,
             own: Some(own),
         })
     }
@@ -66,13 +69,15 @@ impl Target {
             .context("the admin's key is needed to register the clients of the load")?;
         let nodes = network_dir::node_settings(dir)?;
         let apis = nodes.iter().map(|node| Ok(Url::parse(&format!("http://{}", node.api.listen))?));
+        let apis = apis.collect::<anyhow::Result<Vec<_>>>()?;
         let listening = nodes.iter().map(|of| (of.mqtt.listen.ip().to_string(), of.mqtt.listen.port()));
         Ok(Self {
             network: genesis.network_id(),
             nodes: genesis.replicas.members().to_vec(),
             endpoints: if endpoints.is_empty() { listening.collect() } else { endpoints.to_vec() },
             admin,
-            api: Nodes::new(apis.collect::<anyhow::Result<_>>()?)?,
+            api: Nodes::new(apis.clone())?,
+            apis,
             own: None,
         })
     }
@@ -84,6 +89,11 @@ impl Target {
             own.spawn(replica)?;
         }
         own.all_ready().await
+    }
+
+    /// The replicas' APIs.
+    pub(super) fn apis(&self) -> &[Url] {
+        &self.apis
     }
 
     /// How many replicas the network has.

@@ -1,8 +1,8 @@
 //! The record index: which records a client, a device or a time has.
 //!
-//! Derived from the blocks alone. The records of a message lie in runs of some kilobytes, each
-//! under event time and place of its first record; a key without value for the client and one for
-//! each device in the run find it by those. So a message of ten items costs three or four keys
+//! Derived from the blocks alone, and of use with them only. The records of a message make runs of some
+//! kilobytes, each under event time and place of its first record, with the place of its items in
+//! the block's bytes; a key without value for the client and one for each device in the run find it by those. So a message of ten items costs three or four keys
 //! rather than thirty, which would be most of what a node does. All keys end in the same
 //! [`RecordKey`], so one cursor serves every query. The scan takes the narrowest prefix that the
 //! query names, and checks the rest on each record.
@@ -17,7 +17,7 @@ use crate::codec;
 use crate::device::{self, Item};
 use crate::ledger::{Block, Operation, WriteRequest, WrittenItem};
 use crate::store::ledger::{MAX_PAGE_RECORDS, RecordKey, RecordPage, RecordQuery, StoreError, StoredRecord};
-use crate::types::{ClientId, Height, MessageSeq, Stream, Timestamp};
+use crate::types::{Height, MessageSeq, Stream, Timestamp};
 
 /// Records that one page looks at: a query that matches little goes on with the next page.
 const MAX_SCANNED: usize = 10_000;
@@ -26,64 +26,110 @@ const RUN_BYTES: usize = 4096;
 /// An item has at most 1,536 bytes; stream and seq are small, and so are lengths and indexes.
 const MAX_RUN_BYTES: usize = 64 * 1024;
 
-/// Records of one message that follow each other.
+/// Records of one message that follow each other, and where the block's bytes have them: the store holds
+/// those already, and a page of small values is cheap to write again.
 #[derive(Encode, Decode)]
 struct Run {
     stream: Stream,
     seq: MessageSeq,
-    items: Vec<WrittenItem>,
+    /// Offset of the first item in the block's canonical bytes.
+    from: u64,
+    bytes: u32,
+    count: u32,
 }
+
+/// Canonical bytes have 8 bytes of length before a list, and 4 that tell one variant from another.
+const LIST_BYTES: usize = 8;
+const VARIANT_BYTES: usize = 4;
 
 /// Adds a block's records, each key by itself: a batch would hold up commits for long, and nothing
 /// is gained by it. sled recovers a prefix of what was inserted, the height is raised last, and
 /// every key is derived from the block: what a crash leaves half done is done again.
 pub(super) fn add(db: &sled::Db, block: &Block) -> Result<(), StoreError> {
     let height = block.header.height;
+    let mut at = codec::encoded_len(&block.header) + LIST_BYTES;
     for (operation, content) in (0_u32..).zip(&block.operations) {
         if let Operation::Write { request, written } = content {
-            add_write(db, height, operation, request, written)?;
+            add_write(db, height, operation, at, request, written)?;
         }
+        at += codec::encoded_len(content);
     }
     insert(db, keys::INDEXED, codec::encode(&height))
 }
 
+/// The records of the operation that begins at byte `at` of the block.
 fn add_write(
     db: &sled::Db,
     height: Height,
     operation: u32,
+    at: usize,
     request: &WriteRequest,
     written: &[u32],
 ) -> Result<(), StoreError> {
     let corrupt = || StoreError::Corrupt(format!("operation {operation} of block {height}"));
     let header = device::Header::decode(&request.header).map_err(|_| corrupt())?;
-    let mut items = request.items.iter().filter(|item| written.binary_search(&item.index).is_ok()).peekable();
+    let WriteRequest { node, client_key, header: header_bytes, signature, .. } = request;
+    let before = codec::encoded_len(&(node, client_key, header_bytes, signature));
+    let mut from = (at + VARIANT_BYTES + before + LIST_BYTES) as u64;
+    let mut items = request.items.iter().peekable();
+    let is_written = |item: &WrittenItem| written.binary_search(&item.index).is_ok();
     while let Some(first) = items.next() {
-        let key = RecordKey { event_time: header.event_time, height, operation, item: first.index };
-        let (stream, seq) = (header.stream.clone(), header.seq);
-        let mut run = Run { stream, seq, items: vec![first.clone()] };
-        let mut bytes = first.bytes.len();
-        while let Some(item) = items.next_if(|_| bytes < RUN_BYTES) {
-            bytes += item.bytes.len();
-            run.items.push(item.clone());
+        let mut bytes = codec::encoded_len(first);
+        if is_written(first) {
+            let key = RecordKey { event_time: header.event_time, height, operation, item: first.index };
+            let mut run = vec![first];
+            while let Some(item) = items.next_if(|item| bytes < RUN_BYTES && is_written(item)) {
+                bytes += codec::encoded_len(item);
+                run.push(item);
+            }
+            let place = (from, u32::try_from(bytes).map_err(|_| corrupt())?);
+            add_run(db, &header, key, &run, place).map_err(|error| error.unwrap_or_else(corrupt))?;
         }
-        add_run(db, &header.client, key, &run).map_err(|error| error.unwrap_or_else(corrupt))?;
+        from += bytes as u64;
     }
     Ok(())
 }
 
 /// The run before the keys that name it, so that whoever finds them finds it. An error of `None`
 /// is an item that cannot be read.
-fn add_run(db: &sled::Db, client: &ClientId, key: RecordKey, run: &Run) -> Result<(), Option<StoreError>> {
-    insert(db, &keys::record(&keys::all_records(), key), codec::encode(run))?;
+fn add_run(
+    db: &sled::Db,
+    header: &device::Header,
+    key: RecordKey,
+    items: &[&WrittenItem],
+    (from, bytes): (u64, u32),
+) -> Result<(), Option<StoreError>> {
+    let (client, count) = (&header.client, u32::try_from(items.len()).map_err(|_| None)?);
+    let run = Run { stream: header.stream.clone(), seq: header.seq, from, bytes, count };
+    insert(db, &keys::record(&keys::all_records(), key), codec::encode(&run))?;
     insert(db, &keys::record(&keys::client_records(client), key), Vec::new())?;
     let mut devices = BTreeSet::new();
-    for item in &run.items {
+    for item in items {
         devices.insert(Item::decode(&item.bytes).map_err(|_| None)?.device);
     }
     for device in devices {
         insert(db, &keys::record(&keys::device_records(client, &device), key), Vec::new())?;
     }
     Ok(())
+}
+
+/// The items of a run, out of the parts of its block.
+fn items(db: &sled::Db, height: Height, run: &Run) -> Result<Option<Vec<WrittenItem>>, StoreError> {
+    let (Ok(from), bytes) = (usize::try_from(run.from), run.bytes as usize) else { return Ok(None) };
+    let (first, last) = (from / keys::PART_BYTES, (from + bytes) / keys::PART_BYTES);
+    if bytes > MAX_RUN_BYTES {
+        return Ok(None);
+    }
+    let mut parts = Vec::with_capacity((last - first + 1) * keys::PART_BYTES);
+    for part in first..=last {
+        // The last one may not be there: the run ended with the one before.
+        let Some(part) = db.get(keys::block_part(height, part)).map_err(failed)? else { break };
+        parts.extend_from_slice(&part);
+    }
+    let start = from - first * keys::PART_BYTES;
+    let Some(found) = parts.get(start..start + bytes) else { return Ok(None) };
+    let list = [u64::from(run.count).to_be_bytes().as_slice(), found].concat();
+    Ok(codec::decode::<{ MAX_RUN_BYTES + LIST_BYTES }, _>(&list).ok())
 }
 
 fn insert(db: &sled::Db, key: &[u8], value: Vec<u8>) -> Result<(), StoreError> {
@@ -102,7 +148,8 @@ pub(super) fn query(db: &sled::Db, query: &RecordQuery) -> Result<RecordPage, St
         let first = record_key(&key, prefix.len())?;
         let value = if prefix == keys::all_records() { value } else { run_value(db, first)? };
         let run: Run = codec::decode::<MAX_RUN_BYTES, _>(&value).map_err(|_| corrupt_record(first))?;
-        for WrittenItem { index, bytes } in &run.items {
+        let items = items(db, first.height, &run)?.ok_or_else(|| corrupt_record(first))?;
+        for WrittenItem { index, bytes } in &items {
             let key = RecordKey { item: *index, ..first };
             if query.cursor.is_some_and(|cursor| key <= cursor) {
                 continue;

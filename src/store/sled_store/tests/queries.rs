@@ -25,7 +25,7 @@ fn only_what_an_operation_wrote_is_a_record() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let items = [0, 1, 2].map(|num| item(&client("iot"), "th-01", num, 5));
-    store.index(&[next(&genesis(), vec![write(4, &items, &[1])]).1]).unwrap();
+    store_and_index(&store, &next(&genesis(), vec![write(4, &items, &[1])]));
     let page = store.records(&RecordQuery { limit: 10, ..RecordQuery::default() }).unwrap();
     let key = |item| RecordKey { event_time: Timestamp(5), height: Height(1), operation: 0, item };
     let found: Vec<_> = page.records.iter().map(|record| (record.key, record.seq, &record.item)).collect();
@@ -38,7 +38,7 @@ fn a_query_that_matches_little_goes_on_page_by_page() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let items: Vec<_> = (0..25_000).map(|num| item(&client("iot"), "th-01", num, 5)).collect();
-    store.index(&[next(&genesis(), vec![write(1, &items, &[])]).1]).unwrap();
+    store_and_index(&store, &next(&genesis(), vec![write(1, &items, &[])]));
     let query = RecordQuery { num: Some(24_999), limit: 10, ..RecordQuery::default() };
     let first = store.records(&query).unwrap();
     assert!(first.records.is_empty() && first.next.is_some());
@@ -52,7 +52,7 @@ fn a_message_that_takes_many_runs_is_listed_whole_whatever_the_page() {
     let device = |num: u32| ["a", "b"][usize::from(num.is_multiple_of(3))];
     let items: Vec<_> = (0..300).map(|num| item(&client("iot"), device(num), num, 5)).collect();
     let operations = vec![write(1, &items, &[0, 17]), write(2, &items, &[])];
-    store.index(&[next(&genesis(), operations).1]).unwrap();
+    store_and_index(&store, &next(&genesis(), operations));
     let runs = store.db.scan_prefix(keys::all_records()).count();
     assert!((4..60).contains(&runs), "{runs} runs of 598 records");
     for limit in [1, 7, 1000] {
@@ -86,6 +86,11 @@ fn a_cursor_survives_as_text() {
     for bad in ["", "00", "zz", &"0".repeat(50)] {
         assert!(bad.parse::<RecordKey>().is_err());
     }
+}
+
+fn store_and_index(store: &SledStore, (head, block): &(Head, Block)) {
+    store.commit(head, Some(block), &[]).unwrap();
+    store.index(std::slice::from_ref(block)).unwrap();
 }
 
 /// Follows the cursors to the end.
@@ -153,9 +158,9 @@ proptest! {
                 .map(|(name, device, num, time)| item(&client(&format!("c{name}")), &format!("d{device}"), *num, *time))
                 .collect();
             let writes = items.iter().map(|item| write(seq, std::slice::from_ref(item), &[])).collect();
-            let (new, block) = next(&head, writes);
-            head = new;
-            store.index(&[block]).unwrap();
+            let made = next(&head, writes);
+            store_and_index(&store, &made);
+            head = made.0;
             model.extend((0..).zip(items).map(|(operation, item)| StoredRecord {
                 key: RecordKey { event_time: item.event_time, height: head.height, operation, item: 0 },
                 stream: Stream::new("env").unwrap(),
