@@ -23,7 +23,9 @@ pub enum HistoryError {
         source: std::io::Error,
     },
     /// The database cannot be reached, is locked, or has no room. It may be back later.
-    #[error("the history {location} is not available: {detail}; start it, free it or make room, nothing is lost")]
+    #[error(
+        "the history {location} is not available: {detail}; start it, free it or make room, nothing is lost"
+    )]
     Unavailable {
         /// Where it is.
         location: String,

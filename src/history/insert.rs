@@ -10,9 +10,9 @@ use sqlx::any::AnyArguments;
 use sqlx::error::BoxDynError;
 use sqlx::{AnyConnection, Arguments as _, AssertSqlSafe, Connection as _, Row as _};
 
+use super::open::begin;
 use super::row::{HistoryRow, MessageKey, RowFate};
 use super::schema::Dialect;
-use super::open::begin;
 use crate::codec;
 use crate::device::{Item, Value};
 use crate::ledger::index_set::IndexSet;
@@ -149,7 +149,8 @@ pub(super) async fn append(
         }
         numbers.push(is_new.then(|| u64::try_from(next).unwrap_or_default()));
     }
-    insert(&mut transaction, &MESSAGES, &new, |(number, row), to| bind_message(node, *number, row, to)).await?;
+    insert(&mut transaction, &MESSAGES, &new, |(number, row), to| bind_message(node, *number, row, to))
+        .await?;
     let items: Vec<(i64, i64, &Item)> = new
         .iter()
         .flat_map(|(number, row)| (0..).zip(row.message.items()).map(|(at, item)| (*number, at, item)))
@@ -211,8 +212,7 @@ pub(super) async fn put_fates(
 ) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin_with(begin(dialect)).await?;
     let numbers = numbers_of(&mut transaction, node, fates.iter().map(|(key, _)| key)).await?;
-    let known: Vec<_> =
-        fates.iter().filter_map(|(key, fate)| Some((*numbers.get(key)?, fate))).collect();
+    let known: Vec<_> = fates.iter().filter_map(|(key, fate)| Some((*numbers.get(key)?, fate))).collect();
     insert(&mut transaction, &FATES, &known, |(number, fate), to| {
         to.add(node)?;
         to.add(*number)?;

@@ -42,7 +42,8 @@ pub(super) async fn open(
 ) -> Result<AnyConnection, HistoryError> {
     DRIVERS.call_once(|| {
         // Fails only if somebody in this process did so before, with the same drivers.
-        let _done_before = sqlx::any::install_drivers(&[sqlx::sqlite::any::DRIVER, sqlx::postgres::any::DRIVER]);
+        let _done_before =
+            sqlx::any::install_drivers(&[sqlx::sqlite::any::DRIVER, sqlx::postgres::any::DRIVER]);
     });
     if access == Access::Write {
         location.create_file()?;
@@ -127,7 +128,8 @@ fn check(found: Found, location: &Location, network: &NetworkId) -> Result<Optio
 /// node's own log forgets what is in the history.
 async fn prepare(connection: &mut AnyConnection, dialect: Dialect) -> Result<(), sqlx::Error> {
     if dialect == Dialect::Sqlite {
-        for pragma in ["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA wal_autocheckpoint = 4000"]
+        for pragma in
+            ["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA wal_autocheckpoint = 4000"]
         {
             sqlx::query(pragma).fetch_all(&mut *connection).await?;
         }

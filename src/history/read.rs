@@ -196,7 +196,8 @@ pub(super) async fn digests(
 }
 
 fn stored_digest(node: NodeId, row: &AnyRow) -> Result<StoredDigest, sqlx::Error> {
-    let number = |at: usize| Ok::<_, sqlx::Error>(u64::try_from(row.try_get::<i64, _>(at)?).unwrap_or_default());
+    let number =
+        |at: usize| Ok::<_, sqlx::Error>(u64::try_from(row.try_get::<i64, _>(at)?).unwrap_or_default());
     let hashes: Vec<u8> = row.try_get(3)?;
     let (hashes, _rest) = hashes.as_chunks::<32>();
     let height: Option<i64> = row.try_get(4)?;

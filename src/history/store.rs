@@ -216,10 +216,8 @@ impl SqlReader {
         let mut connection = open(&location, network, Access::Read).await?;
         let failed = |error: sqlx::Error| HistoryError::of(&location.to_string(), &error);
         let found = bounded(read::nodes(&mut connection)).await.map_err(failed)?;
-        let altered = || HistoryError::Altered {
-            location: location.to_string(),
-            what: "a name of a node".to_owned(),
-        };
+        let altered =
+            || HistoryError::Altered { location: location.to_string(), what: "a name of a node".to_owned() };
         let nodes: Result<Vec<_>, _> =
             found.into_iter().map(|(id, node)| Ok((id, node.parse().map_err(|_| altered())?))).collect();
         Ok(Self { nodes: nodes?, connection: Mutex::new(connection), location })

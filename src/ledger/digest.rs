@@ -68,8 +68,7 @@ impl HistoryDigest {
         ranges: Vec<(ClientId, Ranges)>,
     ) -> Self {
         let signature = Signature([0; 64]);
-        let mut digest =
-            Self { node: key.node_id(), number, previous, first, rows, root, ranges, signature };
+        let mut digest = Self { node: key.node_id(), number, previous, first, rows, root, ranges, signature };
         digest.signature = key.sign(SignatureKind::HistoryDigest, network, &digest.content());
         digest
     }
