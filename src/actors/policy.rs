@@ -26,7 +26,7 @@ use super::verifier::Admitted;
 use super::{FinalMessage, FinalVerdict};
 use crate::ledger::{AdmittedMessage, RequestError, VerifiedRequest};
 use crate::metrics::IngressMetrics;
-use crate::policy::{WritePolicy, pick};
+use crate::policy::WritePolicy;
 use crate::types::NodeId;
 
 /// Messages in the mailbox: a fraction of a second of ingest; the Verifier waits beyond it.
@@ -80,7 +80,11 @@ impl Policy {
     /// The request to write what the policy picks; none if it picks nothing.
     fn request(&self, admitted: &Admitted) -> Result<Option<VerifiedRequest>, RequestError> {
         let message = &admitted.message;
-        let picked = pick(message.items(), |_| self.policy);
+        let picked: Vec<u32> = (0_u32..)
+            .zip(message.items())
+            .filter(|(_, item)| self.policy.judge(None, item.event_time, &item.value).writes())
+            .map(|(index, _)| index)
+            .collect();
         self.metrics.items.inc_by(message.items().len() as u64);
         self.metrics.items_picked.inc_by(picked.len() as u64);
         if picked.is_empty() {

@@ -37,7 +37,7 @@ use super::{Fatal, Feeder, FinalMessage, FinalVerdict};
 use crate::clock::SharedClock;
 use crate::crypto::VerifyingKey;
 use crate::ledger::request::{Asked, VerifiedRequest};
-use crate::ledger::{self, Certificate, CheckpointContent, Executed, Outcome, State};
+use crate::ledger::{self, AdminAction, Certificate, CheckpointContent, Executed, Outcome, State};
 use crate::pbft::message::Batch;
 use crate::store::LedgerStore;
 use crate::types::{ClientId, Hash, Height, NodeId, SeqNum};
@@ -127,6 +127,7 @@ impl Storage {
         for (client, _) in state.clients() {
             publish_client(&parts.view, &state, client);
         }
+        parts.view.put_policies(state.policies());
         let executed = state.checkpoint();
         let certified_height = parts.store.certified_height();
         parts.view.update_progress(|progress| {
@@ -233,10 +234,17 @@ impl Storage {
                     }
                 }
                 Asked::Admin(operation) if matches!(outcome, Outcome::AdminExecuted { .. }) => {
-                    self.note_client(operation.action.client());
+                    self.note_admin(&operation.action);
                 }
                 Asked::Admin(_) => {}
             }
+        }
+    }
+
+    pub(super) fn note_admin(&self, action: &AdminAction) {
+        match action.client() {
+            Some(client) => self.note_client(client),
+            None => self.parts.view.put_policies(self.state.policies()),
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::crypto::VerifyingKey;
-use crate::ledger::{CheckpointContent, ClientSettings};
+use crate::ledger::{CheckpointContent, ClientSettings, Policies};
 use crate::types::{ClientId, Hash, Height, MessageSeq, SeqNum};
 
 /// A client as the ledger has it.
@@ -82,12 +82,17 @@ impl Progress {
 #[derive(Debug)]
 pub struct LedgerView {
     clients: RwLock<BTreeMap<ClientId, Arc<RegisteredClient>>>,
+    policies: RwLock<Arc<Policies>>,
     progress: RwLock<Progress>,
 }
 
 impl Default for LedgerView {
     fn default() -> Self {
-        Self { clients: RwLock::default(), progress: RwLock::new(Progress::start()) }
+        Self {
+            clients: RwLock::default(),
+            policies: RwLock::default(),
+            progress: RwLock::new(Progress::start()),
+        }
     }
 }
 
@@ -114,6 +119,16 @@ impl LedgerView {
     /// How many clients are registered.
     pub fn client_count(&self) -> usize {
         self.clients.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// The write policies in force.
+    pub fn policies(&self) -> Arc<Policies> {
+        Arc::clone(&self.policies.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes the write policies that are in force now.
+    pub fn put_policies(&self, policies: &Policies) {
+        *self.policies.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policies.clone());
     }
 
     /// How far the ledger is.

@@ -7,6 +7,8 @@
 //! 0x02 ‖ admin key                           sequence of the admin's last executed operation
 //! 0x03 ‖ client id                           (key, settings, registered, revoked)
 //! 0x04 ‖ client id ‖ 0x00 ‖ seq (8 bytes BE) (header hash, items written, height)
+//! 0x05                                       (version, write policies in force); none at genesis
+//! 0x06 ‖ version (8 bytes BE)                (height, operation) that put a version in force
 //! ```
 //!
 //! A client id has no zero byte, so keys are unambiguous, and a client's written messages lie side
@@ -19,6 +21,7 @@ use crate::codec::{self, CodecError};
 use crate::ledger::genesis::ReplicaSet;
 use crate::ledger::index_set::IndexSet;
 use crate::ledger::operation::ClientSettings;
+use crate::policy::{MAX_POLICY_BYTES, PolicySet};
 use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, PublicKey};
 
 /// What the ledger says about a client.
@@ -45,8 +48,9 @@ pub struct WindowEntry {
     pub height: Height,
 }
 
-/// The most bytes that an entry's value has: a replica set of 100, or a bitmap of 65,536 items.
-const MAX_VALUE_BYTES: usize = 9000;
+/// The most bytes that an entry's value has: the write policies; a replica set of 100, or a bitmap of
+/// 65,536 items, has less.
+const MAX_VALUE_BYTES: usize = MAX_POLICY_BYTES + 8;
 
 /// An entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +60,8 @@ pub(super) enum Entry {
     Admin(PublicKey, u64),
     Client(ClientId, ClientRecord),
     Written(ClientId, MessageSeq, WindowEntry),
+    Policies(u64, PolicySet),
+    PoliciesAt(u64, (Height, u32)),
 }
 
 /// Why bytes are not an entry.
@@ -86,6 +92,10 @@ pub(super) fn written_key(client: &ClientId, seq: MessageSeq) -> Vec<u8> {
     [&[4], client.as_str().as_bytes(), &[0], &seq.0.to_be_bytes()].concat()
 }
 
+pub(super) fn policies_at_key(version: u64) -> Vec<u8> {
+    [&[6], version.to_be_bytes().as_slice()].concat()
+}
+
 impl Entry {
     pub(super) fn encode(&self) -> (Vec<u8>, Vec<u8>) {
         match self {
@@ -94,6 +104,8 @@ impl Entry {
             Self::Admin(admin, sequence) => (admin_key(admin), codec::encode(sequence)),
             Self::Client(client, record) => (client_key(client), codec::encode(record)),
             Self::Written(client, seq, entry) => (written_key(client, *seq), codec::encode(entry)),
+            Self::Policies(version, policies) => (vec![5], codec::encode(&(*version, policies))),
+            Self::PoliciesAt(version, place) => (policies_at_key(*version), codec::encode(place)),
         }
     }
 
@@ -118,6 +130,14 @@ impl Entry {
                     return Err(no_key());
                 }
                 Self::Written(client(id)?, MessageSeq(u64::from_be_bytes(*seq)), entry)
+            }
+            [5] => {
+                let (version, policies) = decode_value(key, value)?;
+                Self::Policies(version, policies)
+            }
+            [6, version @ ..] => {
+                let version = u64::from_be_bytes(version.try_into().map_err(|_| no_key())?);
+                Self::PoliciesAt(version, decode_value(key, value)?)
             }
             _ => return Err(no_key()),
         })
@@ -153,6 +173,8 @@ mod tests {
             Entry::Admin(PublicKey([2; 32]), 7),
             Entry::Client(client.clone(), record),
             Entry::Written(client, MessageSeq(5), entry),
+            Entry::Policies(2, PolicySet::default()),
+            Entry::PoliciesAt(2, (Height(7), 3)),
         ] {
             let (key, value) = entry.encode();
             assert_eq!(Entry::decode(&key, &value), Ok(entry));
@@ -161,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hostile_bytes_never_panic(key in proptest::collection::vec(0_u8..6, 0..50), value in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn hostile_bytes_never_panic(key in proptest::collection::vec(0_u8..8, 0..50), value in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = Entry::decode(&key, &value);
         }
     }

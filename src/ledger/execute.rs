@@ -25,6 +25,7 @@ use crate::ledger::state::{Client, SEQ_WINDOW, State};
 use crate::merkle::{MAX_LEAVES, Tree};
 use crate::pbft::message::Batch;
 use crate::planted::{Bug, planted};
+use crate::policy::PolicySet;
 use crate::types::{ClientId, Hash, Height, MessageSeq, NodeId, SeqNum, Timestamp, View};
 
 /// The part of a batch that goes into the header.
@@ -116,6 +117,12 @@ enum Verdict {
     Rejected(Rejection),
 }
 
+/// What an admin's operation changes.
+enum Change<'a> {
+    Client(&'a ClientId, ClientRecord),
+    Policies(&'a PolicySet),
+}
+
 /// A batch in execution.
 struct Execution<'a> {
     state: &'a mut State,
@@ -198,33 +205,44 @@ impl<'a> Execution<'a> {
         if operation.sequence <= last {
             return Err(Rejection::StaleAdminSequence { last });
         }
-        let (id, record) = self.changed_record(&operation.action)?;
+        let change = self.changed(&operation.action)?;
         let executed = Operation::Admin(operation.clone());
         let leaf = codec::encode(&executed);
         self.check_room(leaf.len())?;
 
-        self.put_record(id, record);
+        match change {
+            Change::Client(id, record) => self.put_record(id, record),
+            Change::Policies(set) => self.put_policies(set.clone()),
+        }
         self.put_admin(operation, last);
         let operation = self.push(executed, leaf);
         Ok(Verdict::AdminExecuted { operation })
     }
 
-    /// What an admin's action makes of a client's record.
-    fn changed_record<'b>(&self, action: &'b AdminAction) -> Result<(&'b ClientId, ClientRecord), Rejection> {
+    /// What an admin's action changes.
+    fn changed<'b>(&self, action: &'b AdminAction) -> Result<Change<'b>, Rejection> {
         match action {
             AdminAction::RegisterClient { client, key, settings } => match self.state.client(client) {
                 Some(record) if record.revoked.is_some() => Err(Rejection::AlreadyRevoked),
                 Some(_) => Err(Rejection::AlreadyRegistered),
                 None => {
                     let registered = (self.height, self.next_operation());
-                    Ok((client, ClientRecord { key: *key, settings: *settings, registered, revoked: None }))
+                    let record = ClientRecord { key: *key, settings: *settings, registered, revoked: None };
+                    Ok(Change::Client(client, record))
                 }
             },
             AdminAction::RevokeClient { client, last_seq, .. } => match self.state.client(client) {
                 Some(record) if record.revoked.is_some() => Err(Rejection::AlreadyRevoked),
-                Some(record) => Ok((client, ClientRecord { revoked: Some(*last_seq), ..*record })),
+                Some(record) => {
+                    Ok(Change::Client(client, ClientRecord { revoked: Some(*last_seq), ..*record }))
+                }
                 None => Err(Rejection::UnknownClient),
             },
+            AdminAction::SetPolicies { replaces, policies } => {
+                let current = self.state.policies.version;
+                let fits = *replaces == current;
+                if fits { Ok(Change::Policies(policies)) } else { Err(Rejection::StalePolicies { current }) }
+            }
         }
     }
 
@@ -273,6 +291,19 @@ impl<'a> Execution<'a> {
             self.state.clients.insert(id.clone(), Client { record, window });
         }
         self.change(old, Some(encode(record)));
+    }
+
+    fn put_policies(&mut self, set: PolicySet) {
+        let place = (self.height, self.next_operation());
+        let policies = &mut self.state.policies;
+        let old = (policies.version > 0)
+            .then(|| Entry::Policies(policies.version, std::mem::take(&mut policies.set)).encode());
+        policies.version += 1;
+        policies.set.clone_from(&set);
+        policies.places.insert(policies.version, place);
+        let version = policies.version;
+        self.change(old, Some(Entry::Policies(version, set).encode()));
+        self.change(None, Some(Entry::PoliciesAt(version, place).encode()));
     }
 
     fn put_admin(&mut self, operation: &AdminOperation, last: u64) {

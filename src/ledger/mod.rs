@@ -42,4 +42,4 @@ pub use outcome::{ApplyError, Executed, Outcome, Rejection};
 pub use proof::{Inclusion, MAX_BUNDLE_BYTES, ProofBundle, ProofError, Proven, ProvenBlock, Verifier};
 pub use record::{Record, RecordError};
 pub use request::{AdmittedMessage, Asked, MAX_REQUEST_BYTES, RequestError, Telemetry, VerifiedRequest};
-pub use state::{RestoreError, SEQ_WINDOW, State};
+pub use state::{Policies, RestoreError, SEQ_WINDOW, State};

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec;
 use crate::crypto::{CryptoError, SecretKey, SignatureKind, VerifyingKey};
+use crate::policy::PolicySet;
 use crate::types::{ClientId, Hash, MessageSeq, NetworkId, NodeId, PublicKey, Signature};
 
 /// The longest reason for a revocation, in bytes of UTF-8.
@@ -77,13 +78,22 @@ pub enum AdminAction {
         /// Why, for the auditor; at most 256 bytes.
         reason: String,
     },
+    /// Puts other write policies in force, all at once.
+    SetPolicies {
+        /// The version in force that the admin has seen, 0 at genesis: of two admins who change the
+        /// same version, one is refused and does not undo what the other did.
+        replaces: u64,
+        /// The rules from here on.
+        policies: PolicySet,
+    },
 }
 
 impl AdminAction {
-    /// The client that it changes.
-    pub const fn client(&self) -> &ClientId {
+    /// The client that it changes, if it changes one.
+    pub const fn client(&self) -> Option<&ClientId> {
         match self {
-            Self::RegisterClient { client, .. } | Self::RevokeClient { client, .. } => client,
+            Self::RegisterClient { client, .. } | Self::RevokeClient { client, .. } => Some(client),
+            Self::SetPolicies { .. } => None,
         }
     }
 }
@@ -151,7 +161,7 @@ impl AdminOperation {
             AdminAction::RevokeClient { reason, .. } if reason.len() > MAX_REASON_BYTES => {
                 return Err(AdminOperationError::Reason);
             }
-            AdminAction::RevokeClient { .. } => {}
+            AdminAction::RevokeClient { .. } | AdminAction::SetPolicies { .. } => {}
         }
         let content = codec::encode(&(self.admin, self.sequence, &self.action));
         let key = VerifyingKey::parse(&self.admin)?;

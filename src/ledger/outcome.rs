@@ -42,6 +42,14 @@ pub enum Rejection {
         /// The sequence of the admin's last executed operation.
         last: u64,
     },
+    /// Policies that replace a version that is not in force.
+    #[error(
+        "version {current} of the policies is in force, not the one that these replace: read them again, then set them"
+    )]
+    StalePolicies {
+        /// The version in force.
+        current: u64,
+    },
     /// The client to be registered is registered.
     #[error("the client is registered already")]
     AlreadyRegistered,
@@ -63,6 +71,7 @@ impl Rejection {
             | Self::Revoked { .. }
             | Self::NotAnAdmin
             | Self::StaleAdminSequence { .. }
+            | Self::StalePolicies { .. }
             | Self::AlreadyRegistered
             | Self::AlreadyRevoked => None,
         }

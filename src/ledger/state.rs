@@ -17,6 +17,7 @@ use crate::ledger::change::{Head, StateChange};
 use crate::ledger::entry::{ClientRecord, Entry, EntryError, WindowEntry};
 use crate::ledger::genesis::{Genesis, ReplicaSet};
 use crate::ledger::lattice::Lattice;
+use crate::policy::PolicySet;
 use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, PublicKey, SeqNum};
 
 /// How far below a client's highest seq on the ledger a message may still be written. A client's
@@ -55,6 +56,18 @@ impl Client {
     }
 }
 
+/// The write policies in force, and where each version came into force; empty and version 0 at
+/// genesis, where all is written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policies {
+    /// The version in force: 0 at genesis, and one more with each change.
+    pub version: u64,
+    /// The rules in force.
+    pub set: PolicySet,
+    /// The height and the operation that put each version from 1 on in force.
+    pub places: BTreeMap<u64, (Height, u32)>,
+}
+
 /// The state of the ledger after some batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
@@ -65,6 +78,7 @@ pub struct State {
     /// Each admin's last executed sequence.
     pub(super) admins: BTreeMap<PublicKey, u64>,
     pub(super) clients: BTreeMap<ClientId, Client>,
+    pub(super) policies: Policies,
     pub(super) lattice: Lattice,
     pub(super) digest: Hash,
 }
@@ -80,7 +94,7 @@ impl State {
             timestamp: genesis.created,
         };
         let admins = genesis.admins.iter().map(|admin| (*admin, 0)).collect();
-        Self::new(network, head, genesis.replicas.clone(), admins, BTreeMap::new())
+        Self::new(network, head, genesis.replicas.clone(), admins, BTreeMap::new(), Policies::default())
     }
 
     /// The state that [`State::entries`] gave, with the head that storage kept beside it.
@@ -93,6 +107,7 @@ impl State {
     {
         let (mut found, mut replicas) = (None, None);
         let (mut admins, mut clients, mut written) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let mut policies = Policies::default();
         for (key, value) in entries {
             let is_new = match Entry::decode(&key, &value)? {
                 Entry::Network(id) => found.replace(id).is_none(),
@@ -105,6 +120,12 @@ impl State {
                     written.push((id, seq, entry));
                     true
                 }
+                Entry::Policies(version, set) => {
+                    let is_new = policies.version == 0;
+                    (policies.version, policies.set) = (version, set);
+                    is_new
+                }
+                Entry::PoliciesAt(version, place) => policies.places.insert(version, place).is_none(),
             };
             if !is_new {
                 return Err(RestoreError::Incomplete);
@@ -120,7 +141,10 @@ impl State {
                 return Err(RestoreError::Incomplete);
             }
         }
-        Ok(Self::new(network, head, replicas.ok_or(RestoreError::Incomplete)?, admins, clients))
+        if !policies.places.keys().copied().eq(1..=policies.version) {
+            return Err(RestoreError::Incomplete);
+        }
+        Ok(Self::new(network, head, replicas.ok_or(RestoreError::Incomplete)?, admins, clients, policies))
     }
 
     fn new(
@@ -129,10 +153,12 @@ impl State {
         replicas: ReplicaSet,
         admins: BTreeMap<PublicKey, u64>,
         clients: BTreeMap<ClientId, Client>,
+        policies: Policies,
     ) -> Self {
         let (lattice, replicas_hash) = (Lattice::new(), replicas.hash());
         let digest = lattice.digest();
-        let mut state = Self { network, head, replicas, replicas_hash, admins, clients, lattice, digest };
+        let mut state =
+            Self { network, head, replicas, replicas_hash, admins, clients, policies, lattice, digest };
         state.lattice = state.computed_lattice();
         state.digest = state.lattice.digest();
         state
@@ -154,7 +180,11 @@ impl State {
             let written = written.map(|(seq, entry)| Entry::Written(id.clone(), *seq, entry.clone()));
             std::iter::once(Entry::Client(id.clone(), client.record)).chain(written)
         });
-        fixed.into_iter().chain(admins).chain(clients).map(|entry| entry.encode())
+        let Policies { version, set, places } = &self.policies;
+        let policies = (*version > 0).then(|| Entry::Policies(*version, set.clone()));
+        let places = places.iter().map(|(version, place)| Entry::PoliciesAt(*version, *place));
+        let entries = fixed.into_iter().chain(admins).chain(clients).chain(policies).chain(places);
+        entries.map(|entry| entry.encode())
     }
 
     /// All entries, as the changes that make them out of nothing: what storage is given at genesis.
@@ -192,6 +222,11 @@ impl State {
     /// be greater.
     pub fn admin_sequence(&self, admin: &PublicKey) -> Option<u64> {
         self.admins.get(admin).copied()
+    }
+
+    /// The write policies in force.
+    pub const fn policies(&self) -> &Policies {
+        &self.policies
     }
 
     /// What the ledger says about a client.

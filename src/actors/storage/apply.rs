@@ -93,7 +93,7 @@ impl Storage {
         for (operation, index) in block.operations.iter().zip(0_u32..) {
             match operation {
                 Operation::Admin(operation) => {
-                    self.note_client(operation.action.client());
+                    self.note_admin(&operation.action);
                     let digest = self.digest_of(operation);
                     let outcome = AdminOutcome::Executed { height: block.header.height, operation: index };
                     let waiting = self.admins.remove(&digest).unwrap_or_default();

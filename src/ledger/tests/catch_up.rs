@@ -23,7 +23,8 @@ fn a_follower_of_blocks_has_the_same_state() {
         vec![net.register(1, 1), net.register(2, 2)],
         vec![net.message(9, 1, 20, 1).request(node(1), &[0])],
         vec![message.request(node(1), &[1]), message.request(node(2), &[0, 1])],
-        vec![net.revoke(3, 1, 1)],
+        vec![net.revoke(3, 1, 1), net.set_policies(4, 0, "first")],
+        vec![net.set_policies(5, 1, "second")],
     ];
     for batch in batches {
         let executed = execute(&mut state, &batch);

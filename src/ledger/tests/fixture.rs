@@ -13,6 +13,7 @@ use crate::ledger::request::{AdmittedMessage, VerifiedRequest};
 use crate::ledger::state::State;
 use crate::merkle::Tree;
 use crate::pbft::message::Batch;
+use crate::policy::{Pattern, PolicySet, Rule, RuleName, WritePolicy};
 use crate::types::{ClientId, MessageSeq, NetworkId, NodeId, Signature, Stream, Timestamp, View};
 
 /// The keys and the genesis document of a ledger.
@@ -109,6 +110,20 @@ impl Net {
     pub(in crate::ledger) fn revoke(&self, sequence: u64, number: u8, last_seq: u64) -> Arc<VerifiedRequest> {
         let (client, last_seq, reason) = (client(number), MessageSeq(last_seq), "stolen".into());
         self.admin(sequence, AdminAction::RevokeClient { client, last_seq, reason })
+    }
+
+    /// Puts one rule in force, under this name, that writes nothing.
+    pub(in crate::ledger) fn set_policies(
+        &self,
+        sequence: u64,
+        replaces: u64,
+        name: &str,
+    ) -> Arc<VerifiedRequest> {
+        let any = Pattern::any;
+        let (client, stream, device, service) = (any(), any(), any(), any());
+        let (name, policy) = (RuleName::new(name).unwrap(), WritePolicy::Never);
+        let policies = PolicySet::new(vec![Rule { name, client, stream, device, service, policy }]).unwrap();
+        self.admin(sequence, AdminAction::SetPolicies { replaces, policies })
     }
 
     /// A certificate by these replicas.

@@ -4,6 +4,7 @@ pub(super) mod fixture;
 
 mod catch_up;
 mod execution;
+mod policies;
 mod proof;
 mod properties;
 mod vectors;

@@ -17,6 +17,7 @@ use crate::types::{Hash, MessageSeq};
 enum Sent {
     Register { client: u8 },
     Revoke { client: u8, last_seq: u64 },
+    SetPolicies { replaces: u64 },
     ReplayedAdmin { at: prop::sample::Index },
     Write { client: u8, seq: u64, variant: i64, by: u8, picked: Vec<u32> },
     ReplayedWrite { at: prop::sample::Index },
@@ -31,6 +32,7 @@ fn any_sent() -> impl Strategy<Value = Sent> {
     prop_oneof![
         2 => (1_u8..4).prop_map(|client| Sent::Register { client }),
         1 => (1_u8..4, 1_u64..600).prop_map(|(client, last_seq)| Sent::Revoke { client, last_seq }),
+        1 => (0_u64..4).prop_map(|replaces| Sent::SetPolicies { replaces }),
         1 => any::<prop::sample::Index>().prop_map(|at| Sent::ReplayedAdmin { at }),
         12 => (1_u8..5, seq, 0_i64..2, 1_u8..5, picked).prop_map(|(client, seq, variant, by, picked)| {
             // The second variant of a message is rare.
@@ -58,6 +60,10 @@ impl Script {
             Sent::Revoke { client, last_seq } => {
                 self.admins.push(self.net.revoke(self.admin_sequence, *client, *last_seq));
             }
+            Sent::SetPolicies { replaces } => {
+                let name = format!("rule-{}", self.admin_sequence);
+                self.admins.push(self.net.set_policies(self.admin_sequence, *replaces, &name));
+            }
             Sent::Write { client, seq, variant, by, picked } => {
                 let make = || self.net.message(*client, *seq, *variant, ITEMS);
                 let message = self.messages.entry((*client, *seq, *variant)).or_insert_with(make);
@@ -70,7 +76,7 @@ impl Script {
                 return (!self.writes.is_empty()).then(|| at.get(&self.writes).clone());
             }
         }
-        let admin = matches!(sent, Sent::Register { .. } | Sent::Revoke { .. });
+        let admin = !matches!(sent, Sent::Write { .. });
         if admin { self.admins.last().cloned() } else { self.writes.last().cloned() }
     }
 }

@@ -1,0 +1,277 @@
+//! The rules in force: an ordered list, of which the first that matches counts.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use super::amount::{Threshold, ThresholdError};
+use super::pattern::Pattern;
+use super::{Interval, IntervalError, WritePolicy};
+use crate::device::Item;
+
+/// The most rules that a network has: each item is held against them one by one.
+pub const MAX_RULES: usize = 256;
+
+/// The most bytes that the rules of a network have together, in canonical form.
+pub const MAX_POLICY_BYTES: usize = 32 * 1024;
+
+/// The longest name of a rule, in bytes.
+const MAX_NAME_BYTES: usize = 64;
+
+/// The name of a rule: 1 to 64 letters, digits, `-`, `_` and `.` of ASCII.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RuleName(String);
+
+/// The text is no name of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the name of a rule has 1 to {MAX_NAME_BYTES} letters, digits, `-`, `_` or `.`")]
+pub struct RuleNameError;
+
+impl RuleName {
+    /// A name.
+    ///
+    /// # Errors
+    /// [`RuleNameError`].
+    pub fn new(text: &str) -> Result<Self, RuleNameError> {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        let fits = (1..=MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(good);
+        if fits { Ok(Self(text.to_owned())) } else { Err(RuleNameError) }
+    }
+
+    /// The name's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for RuleName {
+    type Error = RuleNameError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::new(&text)
+    }
+}
+
+impl From<RuleName> for String {
+    fn from(name: RuleName) -> Self {
+        name.0
+    }
+}
+
+impl<Context> Decode<Context> for RuleName {
+    fn decode<D: bincode::de::Decoder<Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<Self, bincode::error::DecodeError> {
+        let text = String::decode(decoder)?;
+        Self::new(&text).map_err(|_| bincode::error::DecodeError::Other("not the name of a rule"))
+    }
+}
+
+bincode::impl_borrow_decode!(RuleName);
+
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One rule. In files and JSON: `{"name": "temperature", "service": "temp*", "write": "change",
+/// "threshold": 0.5}`; patterns that are left out match every name, `write` is one of `always`,
+/// `never`, `periodic` (with `interval_ms`), `change` (with `threshold`) and `both` (with both).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(try_from = "RuleText", into = "RuleText")]
+pub struct Rule {
+    /// Its name, for people and for the history.
+    pub name: RuleName,
+    /// Which clients it is for.
+    pub client: Pattern,
+    /// Which streams.
+    pub stream: Pattern,
+    /// Which devices (`deviceId`).
+    pub device: Pattern,
+    /// Which services (`serviceId`).
+    pub service: Pattern,
+    /// What it says.
+    pub policy: WritePolicy,
+}
+
+impl Rule {
+    fn matches(&self, stream: &str, item: &Item) -> bool {
+        self.service.matches(&item.service)
+            && self.device.matches(&item.device)
+            && self.stream.matches(stream)
+            && self.client.matches(item.client.as_str())
+    }
+}
+
+/// The rules in force, in order. An item that no rule matches is written always.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Serialize, Deserialize)]
+#[serde(try_from = "PolicySetText", into = "PolicySetText")]
+pub struct PolicySet {
+    rules: Vec<Rule>,
+}
+
+/// Why rules are not a policy set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicySetError {
+    /// Too many.
+    #[error("{0} rules, at most {MAX_RULES} are allowed: use patterns with `*`")]
+    TooMany(usize),
+    /// Too many bytes.
+    #[error(
+        "the rules have {0} bytes, at most {MAX_POLICY_BYTES} are allowed: use fewer rules or shorter patterns"
+    )]
+    TooLong(usize),
+    /// Two rules with one name.
+    #[error("two rules are named `{0}`: give each its own name")]
+    Twice(RuleName),
+}
+
+impl PolicySet {
+    /// The rules, in order.
+    ///
+    /// # Errors
+    /// [`PolicySetError`].
+    pub fn new(rules: Vec<Rule>) -> Result<Self, PolicySetError> {
+        if rules.len() > MAX_RULES {
+            return Err(PolicySetError::TooMany(rules.len()));
+        }
+        let bytes = crate::codec::encode(&rules).len();
+        if bytes > MAX_POLICY_BYTES {
+            return Err(PolicySetError::TooLong(bytes));
+        }
+        let mut names = BTreeSet::new();
+        match rules.iter().find(|rule| !names.insert(&rule.name)) {
+            Some(rule) => Err(PolicySetError::Twice(rule.name.clone())),
+            None => Ok(Self { rules }),
+        }
+    }
+
+    /// The rules, in order.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// The rule for an item that came on `stream`: the first that matches.
+    pub fn rule(&self, stream: &str, item: &Item) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.matches(stream, item))
+    }
+
+    /// What is in force for an item that came on `stream`.
+    pub fn policy(&self, stream: &str, item: &Item) -> WritePolicy {
+        self.rule(stream, item).map_or(WritePolicy::Always, |rule| rule.policy)
+    }
+}
+
+impl<Context> Decode<Context> for PolicySet {
+    fn decode<D: bincode::de::Decoder<Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<Self, bincode::error::DecodeError> {
+        Self::new(Decode::decode(decoder)?)
+            .map_err(|_| bincode::error::DecodeError::Other("rules that are no policy set"))
+    }
+}
+
+bincode::impl_borrow_decode!(PolicySet);
+
+/// How a set is written in files and JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicySetText {
+    #[serde(default)]
+    rules: Vec<Rule>,
+}
+
+impl TryFrom<PolicySetText> for PolicySet {
+    type Error = PolicySetError;
+
+    fn try_from(text: PolicySetText) -> Result<Self, Self::Error> {
+        Self::new(text.rules)
+    }
+}
+
+impl From<PolicySet> for PolicySetText {
+    fn from(set: PolicySet) -> Self {
+        Self { rules: set.rules }
+    }
+}
+
+/// How a rule is written in files and JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleText {
+    name: RuleName,
+    #[serde(default)]
+    client: Pattern,
+    #[serde(default)]
+    stream: Pattern,
+    #[serde(default)]
+    device: Pattern,
+    #[serde(default)]
+    service: Pattern,
+    write: Way,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    interval_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    threshold: Option<f64>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Way {
+    Always,
+    Never,
+    Periodic,
+    Change,
+    Both,
+}
+
+/// Why a rule's text makes no rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum RuleError {
+    #[error(
+        "`interval_ms` stands with the ways `periodic` and `both`, `threshold` with `change` and `both`, and neither with others"
+    )]
+    Fields,
+    #[error(transparent)]
+    Interval(#[from] IntervalError),
+    #[error(transparent)]
+    Threshold(#[from] ThresholdError),
+}
+
+impl TryFrom<RuleText> for Rule {
+    type Error = RuleError;
+
+    fn try_from(text: RuleText) -> Result<Self, Self::Error> {
+        let interval = text.interval_ms.map(Interval::from_ms).transpose()?;
+        let threshold = text.threshold.map(Threshold::new).transpose()?;
+        let policy = match (text.write, interval, threshold) {
+            (Way::Always, None, None) => WritePolicy::Always,
+            (Way::Never, None, None) => WritePolicy::Never,
+            (Way::Periodic, Some(interval), None) => WritePolicy::Periodic(interval),
+            (Way::Change, None, Some(threshold)) => WritePolicy::Change(threshold),
+            (Way::Both, Some(interval), Some(threshold)) => WritePolicy::Both(interval, threshold),
+            _ => return Err(RuleError::Fields),
+        };
+        let RuleText { name, client, stream, device, service, .. } = text;
+        Ok(Self { name, client, stream, device, service, policy })
+    }
+}
+
+impl From<Rule> for RuleText {
+    fn from(rule: Rule) -> Self {
+        let (write, interval, threshold) = match rule.policy {
+            WritePolicy::Always => (Way::Always, None, None),
+            WritePolicy::Never => (Way::Never, None, None),
+            WritePolicy::Periodic(interval) => (Way::Periodic, Some(interval), None),
+            WritePolicy::Change(threshold) => (Way::Change, None, Some(threshold)),
+            WritePolicy::Both(interval, threshold) => (Way::Both, Some(interval), Some(threshold)),
+        };
+        let Rule { name, client, stream, device, service, .. } = rule;
+        let (interval_ms, threshold) = (interval.map(Interval::ms), threshold.map(Threshold::get));
+        Self { name, client, stream, device, service, write, interval_ms, threshold }
+    }
+}
