@@ -156,7 +156,7 @@ metrics! {
         batch_requests: Histogram("ledgermq_consensus_batch_requests", COUNT_BUCKETS)
             "Requests in an executed batch.";
         requests: IntCounterVec("ledgermq_consensus_requests_total", ["outcome"])
-            "Requests executed, by outcome: written, already_written, admin, rejected.";
+            "Requests executed, by outcome: written, already_written, admin, digest, rejected.";
         order_ms: Histogram("ledgermq_consensus_order_ms", LATENCY_BUCKETS_MS)
             "Milliseconds from a request's entering the pool of its admitting node to its execution there.";
         messages: IntCounterVec("ledgermq_consensus_messages_total", ["kind", "direction"])

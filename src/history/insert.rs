@@ -126,12 +126,13 @@ pub(super) async fn numbers_of<'a>(
     Ok(found)
 }
 
-/// Writes the rows that are not there yet, after the last one, in order. Says for each of `rows` which
+/// Writes the rows that are not there yet, after the last one and above `above`, in order. Says for each of `rows` which
 /// number it was given; none if it was there.
 pub(super) async fn append(
     connection: &mut AnyConnection,
     dialect: Dialect,
     node: i64,
+    above: u64,
     rows: &[HistoryRow],
 ) -> Result<Vec<Option<u64>>, sqlx::Error> {
     let mut transaction = connection.begin_with(begin(dialect)).await?;
@@ -139,7 +140,7 @@ pub(super) async fn append(
     let there = numbers_of(&mut transaction, node, keys.iter()).await?;
     let last = sqlx::query("SELECT MAX(number) FROM messages WHERE node = $1").bind(node);
     let last: Option<i64> = last.fetch_one(&mut *transaction).await?.try_get(0)?;
-    let mut next = last.unwrap_or(0);
+    let mut next = last.unwrap_or(0).max(signed(above));
     let (mut new, mut numbers, mut seen) = (Vec::new(), Vec::with_capacity(rows.len()), HashSet::new());
     for (row, key) in rows.iter().zip(&keys) {
         let is_new = !there.contains_key(key) && seen.insert(key);

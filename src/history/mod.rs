@@ -49,12 +49,12 @@ pub trait HistoryStore: Send + Sync {
     /// [`HistoryError`].
     async fn open(&self) -> Result<(), HistoryError>;
 
-    /// Writes the rows that are not there, in order, after all that are. The answer says for each
-    /// the number that it got; none if it was there before.
+    /// Writes the rows that are not there, in order, after all that are and with numbers above
+    /// `above`. The answer says for each the number that it got; none if it was there before.
     ///
     /// # Errors
     /// [`HistoryError`].
-    async fn append(&self, rows: &[HistoryRow]) -> Result<Vec<Option<u64>>, HistoryError>;
+    async fn append(&self, above: u64, rows: &[HistoryRow]) -> Result<Vec<Option<u64>>, HistoryError>;
 
     /// Notes what became of messages whose rows are there; what was noted before stays.
     ///

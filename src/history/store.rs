@@ -107,12 +107,13 @@ impl HistoryStore for SqlHistory {
         self.connected().await.map(drop)
     }
 
-    async fn append(&self, rows: &[HistoryRow]) -> Result<Vec<Option<u64>>, HistoryError> {
+    async fn append(&self, above: u64, rows: &[HistoryRow]) -> Result<Vec<Option<u64>>, HistoryError> {
         let dialect = self.location.dialect();
         on_connection!(self, |connected| insert::append(
             &mut connected.connection,
             dialect,
             connected.node,
+            above,
             rows
         ))
     }

@@ -92,7 +92,7 @@ async fn what_is_written_is_read_in_order_with_its_items() {
     let dir = tempfile::tempdir().unwrap();
     let history = history(dir.path());
     let rows = [row(1, 5), row(2, 1), row(1, 3), row(1, 4)];
-    let numbers = history.append(&rows).await.unwrap();
+    let numbers = history.append(0, &rows).await.unwrap();
     assert_eq!(numbers, [Some(1), Some(2), Some(3), Some(4)]);
     let stored = read_all(&history).await;
     for ((stored, row), number) in stored.iter().zip(&rows).zip(1..) {
@@ -123,7 +123,7 @@ async fn what_is_written_is_read_in_order_with_its_items() {
 async fn only_the_owner_can_read_the_files() {
     let dir = tempfile::tempdir().unwrap();
     let history = history(dir.path());
-    history.append(&[row(1, 1)]).await.unwrap();
+    history.append(0, &[row(1, 1)]).await.unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&dir.path().join("history")), 0o700);
     let files: Vec<_> = std::fs::read_dir(dir.path().join("history")).unwrap().map(Result::unwrap).collect();
@@ -138,7 +138,7 @@ async fn fates_are_noted_once_and_only_for_messages_that_are_there() {
     let dir = tempfile::tempdir().unwrap();
     let history = history(dir.path());
     let rows = [row(1, 1), row(1, 2), row(1, 3)];
-    history.append(&rows).await.unwrap();
+    history.append(0, &rows).await.unwrap();
     let written = |height| RowFate::Written { height: Height(height), items: vec![0, 2] };
     let fates = [
         (rows[1].key(), written(7)),
@@ -165,7 +165,7 @@ async fn digests_are_kept_with_the_hashes_of_their_rows() {
     let history = history(dir.path());
     assert_eq!(history.last_digest().await.unwrap(), None);
     let rows = [row(1, 1), row(1, 2)];
-    history.append(&rows).await.unwrap();
+    history.append(0, &rows).await.unwrap();
     let hashes: Vec<_> = rows.iter().map(HistoryRow::hash).collect();
     let root = rows_root(&hashes).unwrap();
     let ranges = ranges_of(rows.iter().map(|row| (row.key().0, row.key().1)));
@@ -186,9 +186,11 @@ async fn nodes_that_share_a_database_have_rows_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let other = SecretKey::from_seed(&[2; 32]).node_id();
     let (one, other_history) = (history(dir.path()), SqlHistory::new(file(dir.path()), NETWORK, other));
-    assert_eq!(one.append(&[row(1, 1), row(1, 2)]).await.unwrap(), [Some(1), Some(2)]);
-    assert_eq!(other_history.append(&[row(1, 2), row(1, 3)]).await.unwrap(), [Some(1), Some(2)]);
-    assert_eq!(one.append(&[row(1, 3)]).await.unwrap(), [Some(3)]);
+    assert_eq!(one.append(0, &[row(1, 1), row(1, 2)]).await.unwrap(), [Some(1), Some(2)]);
+    assert_eq!(other_history.append(0, &[row(1, 2), row(1, 3)]).await.unwrap(), [Some(1), Some(2)]);
+    assert_eq!(one.append(0, &[row(1, 3)]).await.unwrap(), [Some(3)]);
+    assert_eq!(one.append(70, &[row(1, 3), row(1, 4)]).await.unwrap(), [None, Some(71)]);
+    assert_eq!(one.append(70, &[row(1, 5)]).await.unwrap(), [Some(72)]);
     let reader = SqlReader::open(file(dir.path()), &NETWORK).await.unwrap();
     assert_eq!(reader.nodes(), [node_key().node_id(), other]);
     assert_eq!(reader.rows(&other, 0, 100).await.unwrap().len(), 2);
@@ -198,7 +200,7 @@ async fn nodes_that_share_a_database_have_rows_of_their_own() {
 #[tokio::test]
 async fn a_row_of_the_wrong_kind_is_named_and_the_others_are_read() {
     let dir = tempfile::tempdir().unwrap();
-    history(dir.path()).append(&[row(1, 1), row(1, 2), row(1, 3)]).await.unwrap();
+    history(dir.path()).append(0, &[row(1, 1), row(1, 2), row(1, 3)]).await.unwrap();
     tamper(dir.path(), "UPDATE messages SET body = 7 WHERE number = 2").await;
     tamper(dir.path(), "INSERT INTO items SELECT node, 77, item, device, service, num, event_time, 1, 2.0, NULL, NULL, unit FROM items WHERE number = 1").await;
     let reader = SqlReader::open(file(dir.path()), &NETWORK).await.unwrap();
@@ -211,7 +213,7 @@ async fn a_row_of_the_wrong_kind_is_named_and_the_others_are_read() {
 #[tokio::test]
 async fn the_history_of_another_network_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    history(dir.path()).append(&[row(1, 1)]).await.unwrap();
+    history(dir.path()).append(0, &[row(1, 1)]).await.unwrap();
     let other = SqlHistory::new(file(dir.path()), NetworkId([2; 32]), node_key().node_id());
     let refused = other.open().await.unwrap_err();
     assert!(matches!(refused, HistoryError::WrongNetwork { .. }) && !refused.may_pass(), "{refused}");
@@ -221,7 +223,7 @@ async fn the_history_of_another_network_is_refused_and_left_alone() {
 #[tokio::test]
 async fn a_newer_schema_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    history(dir.path()).append(&[row(1, 1)]).await.unwrap();
+    history(dir.path()).append(0, &[row(1, 1)]).await.unwrap();
     tamper(dir.path(), "UPDATE ledgermq SET value = '2' WHERE name = 'schema'").await;
     let refused = history(dir.path()).open().await.unwrap_err();
     assert!(
@@ -276,7 +278,7 @@ async fn a_damaged_page_is_an_error_and_never_an_answer() {
     let dir = tempfile::tempdir().unwrap();
     let rows: Vec<_> = (1..200).map(|seq| row(1, seq)).collect();
     let whole = history(dir.path());
-    whole.append(&rows).await.unwrap();
+    whole.append(0, &rows).await.unwrap();
     drop(whole);
     tamper(dir.path(), "PRAGMA wal_checkpoint(TRUNCATE)").await;
     let path = dir.path().join("history/history.sqlite");
@@ -287,22 +289,22 @@ async fn a_damaged_page_is_an_error_and_never_an_answer() {
     let damaged = history(dir.path());
     let error = HistoryStore::rows(&damaged, 0, 500).await.unwrap_err();
     assert!(matches!(error, HistoryError::Damaged { .. }), "{error}");
-    assert!(damaged.append(&[row(1, 999)]).await.is_err());
+    assert!(damaged.append(0, &[row(1, 999)]).await.is_err());
 }
 
 #[tokio::test]
 async fn what_a_lock_holds_back_can_be_written_when_it_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let history = history(dir.path());
-    history.append(&[row(1, 1)]).await.unwrap();
+    history.append(0, &[row(1, 1)]).await.unwrap();
     let Location::Sqlite(path) = file(dir.path()) else { panic!("not a file") };
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
     let mut holder = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
     holder.execute("BEGIN IMMEDIATE").await.unwrap();
-    let refused = history.append(&[row(1, 2)]).await.unwrap_err();
+    let refused = history.append(0, &[row(1, 2)]).await.unwrap_err();
     assert!(refused.may_pass() && refused.to_string().contains("locked"), "{refused}");
     holder.execute("COMMIT").await.unwrap();
-    assert_eq!(history.append(&[row(1, 1), row(1, 2)]).await.unwrap(), [None, Some(2)]);
+    assert_eq!(history.append(0, &[row(1, 1), row(1, 2)]).await.unwrap(), [None, Some(2)]);
 }
 
 proptest! {
@@ -328,7 +330,7 @@ proptest! {
                     model.entry(key).or_insert(next);
                     expected.push(is_new.then_some(next));
                 }
-                prop_assert_eq!(store.append(&rows).await.unwrap(), expected);
+                prop_assert_eq!(store.append(0, &rows).await.unwrap(), expected);
             }
             let stored = read_all(&store).await;
             prop_assert_eq!(stored.len(), model.len());

@@ -32,7 +32,7 @@ pub use block::{Block, BlockError, CertifiedBlock, Header, MAX_BLOCK_BYTES};
 pub use certificate::{Certificate, CertificateError, CheckpointContent, ReplicaSetKeys};
 pub use change::{Head, StateChange};
 pub use digest::{DigestError, HistoryDigest, MAX_DIGEST_ROWS};
-pub use entry::{ClientRecord, WindowEntry};
+pub use entry::{ClientRecord, DigestRecord, WindowEntry};
 pub use genesis::{Genesis, GenesisError, ReplicaSet};
 pub use operation::{
     AdminAction, AdminOperation, AdminOperationError, ClientSettings, Operation, Request, WriteRequest,
