@@ -11,6 +11,7 @@ use actix::Message;
 use prometheus::Histogram;
 
 use super::admission::{Admission, Place};
+use super::bases::Bases;
 use super::{Feeder, FinalMessage, FinalVerdict};
 use crate::clock::SharedClock;
 
@@ -28,24 +29,27 @@ pub struct TellFinal {
 #[derive(Clone)]
 pub struct Finals {
     admission: Arc<Admission>,
+    bases: Arc<Bases>,
     to_ingress: Feeder<TellFinal>,
     clock: SharedClock,
     final_ms: Histogram,
 }
 
 impl Finals {
-    /// Notes fates in `admission` and sends those that are new on `to_ingress`.
+    /// Notes fates in `admission` and `bases`, and sends those that are new on `to_ingress`.
     pub fn new(
         admission: Arc<Admission>,
+        bases: Arc<Bases>,
         to_ingress: Feeder<TellFinal>,
         clock: SharedClock,
         final_ms: Histogram,
     ) -> Self {
-        Self { admission, to_ingress, clock, final_ms }
+        Self { admission, bases, to_ingress, clock, final_ms }
     }
 
     /// A message is final. Does nothing if it was so before, or is not this node's.
     pub fn tell(&self, message: FinalMessage) {
+        self.bases.settled(&message);
         let FinalMessage { client, seq, header, verdict, .. } = &message;
         let Some(settled) = self.admission.settle(client, *seq, header, verdict.clone()) else { return };
         if let (Some(received), false) = (settled.received, matches!(verdict, FinalVerdict::Rejected(_))) {

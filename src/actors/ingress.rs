@@ -10,6 +10,8 @@
 //! since an external one may not keep it. Replies to what proves nothing are rate limited, so that
 //! nobody can use the node to flood a client.
 
+mod tell;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +20,11 @@ use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
 
 use super::downlink::Downlink;
 use super::fatal::Vital;
-use super::finals::TellFinal;
 use super::node_keys::NodeKeys;
 use super::rate::PerMinute;
-use super::verifier::{LogRecord, Verification, VerifyMessage};
+use super::verifier::{Verification, VerifyMessage};
 use super::view::{LedgerView, RegisteredClient};
-use super::{ClientChanged, Fatal, FinalMessage, FinalVerdict};
+use super::{ClientChanged, Fatal, FinalMessage};
 use crate::broker::{Closing, Standing, Uplink, UplinkVerdict};
 use crate::clock::SharedClock;
 use crate::device::codes::{ErrorCode, ForbiddenReason, KeyFailCode, UnauthReason};
@@ -34,7 +35,6 @@ use crate::device::handshake::KeyUplink;
 use crate::device::ids::Nonce;
 use crate::device::telemetry::{Content, Envelope, Limits, Reference, TelemetryError, Wire};
 use crate::device::topics::{self, Downlink as Topic};
-use crate::ledger::Rejection;
 use crate::metrics::IngressMetrics;
 use crate::store::Log;
 use crate::types::{ClientId, MessageSeq, NetworkId, NodeId, Stream, Timestamp};
@@ -345,41 +345,6 @@ impl Ingress {
         let Reference { seq, header } = reference;
         Reply::Error(ErrorReply { stream, seq, header, code, detail, server_time: self.now() })
     }
-
-    /// The answer to a message whose fate is known.
-    fn final_reply(&mut self, message: &FinalMessage) -> Reply {
-        let FinalMessage { client, stream, seq, header, items, verdict } = message;
-        let (written, height, block) = match verdict {
-            FinalVerdict::Written { items, height, block } => (items.clone(), Some(*height), Some(*block)),
-            FinalVerdict::NotWritten => (Vec::new(), None, None),
-            FinalVerdict::Rejected(rejection) => return self.rejection(message, rejection),
-        };
-        let ack = Ack {
-            stream: stream.clone(),
-            seq: *seq,
-            header: *header,
-            items: *items,
-            written,
-            height,
-            block,
-            server_time: self.now(),
-        };
-        let is_first =
-            self.streams.len() < MAX_STREAMS && self.streams.insert((client.clone(), stream.clone()));
-        let topic = if is_first { Topic::Datas(stream.clone()) } else { Topic::Success(stream.clone()) };
-        Reply::Ack(topic, ack)
-    }
-
-    fn rejection(&self, message: &FinalMessage, rejection: &Rejection) -> Reply {
-        match rejection.error_code() {
-            Some(code) => {
-                let reference = Reference { seq: Some(message.seq), header: Some(message.header) };
-                self.error(message.stream.clone(), reference, code, rejection.to_string())
-            }
-            None if matches!(rejection, Rejection::Revoked { .. }) => self.unauth(UnauthReason::Revoked),
-            None => self.unauth(UnauthReason::NotRegistered),
-        }
-    }
 }
 
 impl Actor for Ingress {
@@ -541,34 +506,6 @@ impl Handler<Refusal> for Ingress {
                 send(&downlink, &client, *reply).await;
             }
         })
-    }
-}
-
-impl Handler<TellFinal> for Ingress {
-    type Result = ();
-
-    fn handle(&mut self, TellFinal { message, place }: TellFinal, _: &mut Self::Context) {
-        let reply = self.final_reply(&message);
-        let (downlink, log, fatal) =
-            (self.parts.downlink.clone(), self.parts.log.clone(), self.parts.fatal.clone());
-        // As many at once as there are places.
-        tokio::spawn(async move {
-            // In the log before anything that the client sends after the ack: so a restart knows
-            // that this message is done.
-            let mark = LogRecord::Final { client: message.client.clone(), seq: message.seq };
-            let logged = match log.append(vec![mark.entry()]).await {
-                // No other node has it, and its client may delete it now: the disk comes first. For
-                // what a quorum wrote or refused nobody has to wait.
-                Ok(mark) if message.verdict == FinalVerdict::NotWritten => log.synced(mark).await,
-                Ok(_) => Ok(()),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = logged {
-                return fatal.stop(anyhow::Error::new(error).context("writing the log"));
-            }
-            send(&downlink, &message.client, reply).await;
-            drop(place);
-        });
     }
 }
 

@@ -6,17 +6,21 @@ use std::sync::{Mutex, mpsc};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::super::FinalVerdict;
 use super::super::admission::{Admission, Standing};
-use super::super::policy::ApplyPolicy;
+use super::super::bases::{Bases, BasesLimits};
+use super::super::finals::TellFinal;
+use super::super::policy::{AcceptMessage, RepeatDecision};
 use super::super::storage::{LookUpMessage, TakeUp};
-use super::super::verifier::{Ahead, VerifierParts, Workers};
+use super::super::verifier::{Ahead, LogRecord, VerifierParts, Workers};
 use super::*;
 use crate::broker::{Broker, BrokerError, DownlinkQos};
 use crate::clock::SystemClock;
 use crate::crypto::SecretKey;
 use crate::device::keyring::KeyTerms;
 use crate::metrics::Metrics;
-use crate::store::log::LogSettings;
+use crate::store::log::{LogSettings, Position};
+use crate::store::{SledStore, StoreSettings};
 use crate::types::{Hash, Height};
 
 const NETWORK: NetworkId = NetworkId([1; 32]);
@@ -39,10 +43,18 @@ impl Handler<VerifyMessage> for Nobody {
     }
 }
 
-impl Handler<ApplyPolicy> for Nobody {
+impl Handler<AcceptMessage> for Nobody {
+    type Result = Option<Position>;
+
+    fn handle(&mut self, _: AcceptMessage, _: &mut Self::Context) -> Self::Result {
+        None
+    }
+}
+
+impl Handler<RepeatDecision> for Nobody {
     type Result = ();
 
-    fn handle(&mut self, _: ApplyPolicy, _: &mut Self::Context) {}
+    fn handle(&mut self, _: RepeatDecision, _: &mut Self::Context) {}
 }
 
 impl Handler<LookUpMessage> for Nobody {
@@ -172,15 +184,24 @@ async fn success_for_what_a_quorum_certified_does_not_wait() {
 #[actix::test]
 async fn a_copy_of_a_final_message_is_acknowledged_only_when_that_is_on_disk() {
     let disk = SlowDisk::new();
-    let accepted = LogRecord::Final { client: message(FinalVerdict::NotWritten).client, seq: MessageSeq(1) };
+    let accepted = LogRecord::Final {
+        client: message(FinalVerdict::NotWritten).client,
+        seq: MessageSeq(1),
+        is_written: false,
+    };
     disk.log.append(vec![accepted.entry()]).await.unwrap();
     let (metrics, nobody) = (Metrics::new().unwrap(), Nobody.start());
+    let dir = tempfile::tempdir().unwrap();
+    let store = SledStore::open(dir.path(), &StoreSettings::new(NETWORK)).unwrap();
+    let limits = BasesLimits { cached_items: 16, open_items: 16 };
     let parts = VerifierParts {
+        view: Arc::default(),
+        bases: Arc::new(Bases::new(Arc::new(store), limits, metrics.queues.queue("open_items"))),
         network: NETWORK,
         limits: Limits::default(),
         admission: Arc::new(Admission::default()),
         log: disk.log.clone(),
-        policy: nobody.clone().recipient(),
+        policy: (nobody.clone().recipient(), nobody.clone().recipient()),
         storage: nobody.clone().recipient(),
         take_up: nobody.recipient(),
         workers: Workers::new(),

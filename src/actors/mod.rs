@@ -16,6 +16,7 @@
 //! | Verifier's worker pool | signature checks that run | one per core and one | Ingress and Network wait |
 //! | `accepted` | messages accepted and not final | 32,768 | no further one is accepted: clients wait, then are disconnected |
 //! | `ahead_kib` | KiB of accepted messages without a place in the pool | 65,536 | the same |
+//! | `open_items` | data items that are submitted and not indexed | `policy.max_open_items`, and one message a worker | as with `accepted` |
 //! | mailbox of Policy | verified messages | 1,024 | Verifier waits |
 //! | Policy to Consensus | requests | 1,024 | Policy waits |
 //! | mailbox of Consensus | requests, votes, results | 4,096 | Policy waits; gossip is ignored (votes are sent again) |
@@ -34,6 +35,7 @@
 //! All of them are fail-stop ([`Fatal`], [`fatal::Vital`]): the process ends, the log restores it.
 
 pub mod admission;
+pub mod bases;
 pub mod bundles;
 pub mod changed;
 pub mod consensus;

@@ -2,6 +2,7 @@
 //! the node.
 
 use super::super::admission::Admission;
+use super::super::bases::{Bases, BasesLimits};
 use super::super::finals::TellFinal;
 use super::super::{FatalReceiver, Mouth, fatal, feeder};
 use super::*;
@@ -49,7 +50,7 @@ impl Bench {
         };
         let network = genesis.network_id();
         let dir = tempfile::tempdir().unwrap();
-        let store = SledStore::open(dir.path(), &StoreSettings::new(network)).unwrap();
+        let store = Arc::new(SledStore::open(dir.path(), &StoreSettings::new(network)).unwrap());
         let state = State::genesis(&genesis);
         store.commit(state.head(), None, &state.as_changes()).unwrap();
         let (fatal, reasons) = fatal();
@@ -59,14 +60,16 @@ impl Bench {
         let (to_ingress, finals) = feeder("finals", 16, queue("finals"), fatal.clone());
         let admission = Arc::new(Admission::default());
         let final_ms = metrics.ingress.final_ms.clone();
+        let limits = BasesLimits { cached_items: 16, open_items: 16 };
+        let bases = Arc::new(Bases::new(Arc::clone(&store) as Arc<_>, limits, queue("open_items")));
         let outlets = StorageOutlets {
             executed: to_consensus,
-            finals: Finals::new(Arc::clone(&admission), to_ingress, Arc::clone(&clock), final_ms),
+            finals: Finals::new(Arc::clone(&admission), bases, to_ingress, Arc::clone(&clock), final_ms),
             clients: ChangedClients::default(),
         };
         let parts = StorageParts {
             node: node.node_id(),
-            store: Arc::new(store),
+            store,
             view: Arc::new(LedgerView::default()),
             outlets,
             clock,

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::Fatal;
 use super::admission::Admission;
+use super::bases::Bases;
 use super::effects::WalMarks;
 use super::view::LedgerView;
 use crate::clock::SharedClock;
@@ -34,6 +35,8 @@ pub struct Upkeep {
     pub marks: Arc<WalMarks>,
     /// Which accepted messages are needed.
     pub admission: Arc<Admission>,
+    /// Is told what is indexed.
+    pub bases: Arc<Bases>,
     /// How far the ledger is.
     pub view: Arc<LedgerView>,
     /// How often the store is made durable.
@@ -86,7 +89,8 @@ impl Upkeep {
         let mut next = self.store.indexed_height().next();
         while next <= self.store.certified_height() && !*stop.borrow() {
             let Some(block) = self.store.block(next)? else { break };
-            self.store.index(&[block])?;
+            self.store.index(std::slice::from_ref(&block))?;
+            self.bases.indexed(&block);
             self.metrics.indexed_height.set(number(next.0));
             next = next.next();
         }

@@ -1,5 +1,6 @@
 //! What a checkpoint keeps of the log, and what it tells the store.
 
+use super::super::bases::BasesLimits;
 use super::super::fatal;
 use super::*;
 use crate::clock::SystemClock;
@@ -16,8 +17,12 @@ fn upkeep(dir: &std::path::Path) -> Upkeep {
     let network = NetworkId([7; 32]);
     let (metrics, clock) = (Metrics::new().unwrap(), SystemClock::shared());
     let (log, _) = Log::open(&dir.join("log"), LogSettings::new(network, Arc::clone(&clock))).unwrap();
+    let store: Arc<dyn LedgerStore> =
+        Arc::new(SledStore::open(&dir.join("ledger"), &StoreSettings::new(network)).unwrap());
+    let limits = BasesLimits { cached_items: 16, open_items: 16 };
     Upkeep {
-        store: Arc::new(SledStore::open(&dir.join("ledger"), &StoreSettings::new(network)).unwrap()),
+        bases: Arc::new(Bases::new(Arc::clone(&store), limits, metrics.queues.queue("open_items"))),
+        store,
         log,
         marks: Arc::default(),
         admission: Arc::default(),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! VerifyMessage ─▶ [worker: signature ─▶ seq ─▶ decompress, JSON, items root, clock]
-//!               ─▶ admission (new?) ─▶ log ─▶ Policy ─▶ synced ─▶ Accepted (PUBACK)
+//!               ─▶ quota ─▶ admission (new?) ─▶ Policy, which logs it ─▶ synced ─▶ Accepted (PUBACK)
 //! ```
 //!
 //! Signature checks are what a node's processor time goes into (about 40 µs each), so they run on
@@ -18,9 +18,11 @@ use bincode::{Decode, Encode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::admission::{Admission, Place, Standing};
+use super::bases::Bases;
 use super::fatal::Vital;
-use super::policy::ApplyPolicy;
+use super::policy::{AcceptMessage, RepeatDecision};
 use super::storage::{LookUpMessage, TakeUp};
+use super::view::LedgerView;
 use super::{Fatal, FinalMessage, FinalVerdict};
 use crate::clock::SharedClock;
 use crate::codec;
@@ -29,6 +31,7 @@ use crate::device::codes::ErrorCode;
 use crate::device::telemetry::{Content, Limits, Message as Telemetry, Reference, TelemetryError};
 use crate::ledger::{MAX_REQUEST_BYTES, Request, VerifiedRequest};
 use crate::metrics::QueueGauge;
+use crate::policy::Decision;
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{Entry, EntryKind, MAX_ENTRY_BYTES, Position};
 use crate::store::{Log, LogError};
@@ -70,6 +73,8 @@ pub struct ResumeMessage {
     pub position: Position,
     /// The message.
     pub message: LoggedMessage,
+    /// What was decided of it.
+    pub decision: Decision,
 }
 
 /// What became of a message that was to be verified.
@@ -109,17 +114,33 @@ pub struct LoggedMessage {
     pub content: Vec<u8>,
 }
 
+impl LoggedMessage {
+    /// The message again. It was in time and within the limits when it was accepted.
+    ///
+    /// # Errors
+    /// [`TelemetryError`]: the log is not what was written.
+    pub fn verify(&self, network: &NetworkId) -> Result<Telemetry, TelemetryError> {
+        let key = VerifyingKey::parse(&self.key).map_err(|_| TelemetryError::BadSignature)?;
+        let content = Content::decode(&self.content)?;
+        let verified = content.verify(&key, network, &self.client, &self.stream)?;
+        let limits = Limits { ahead_ms: u64::MAX, body_bytes: MAX_RECORD_BYTES, ..Limits::default() };
+        verified.check_body(&limits, Timestamp::MAX)
+    }
+}
+
 /// What [`EntryKind::AcceptedMessage`] entries hold.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum LogRecord {
-    /// A message was accepted.
-    Accepted(LoggedMessage),
+    /// A message was accepted, and this was decided of its items.
+    Accepted(LoggedMessage, Decision),
     /// The fate of a message is known and its client is being told: nothing is left to do.
     Final {
         /// Whose it is.
         client: ClientId,
         /// Its number.
         seq: MessageSeq,
+        /// Whether it is on the ledger, at least in part.
+        is_written: bool,
     },
 }
 
@@ -288,8 +309,12 @@ pub struct VerifierParts {
     pub admission: Arc<Admission>,
     /// Where accepted messages go first.
     pub log: Log,
+    /// The policies in force, for the quota of each client.
+    pub view: Arc<LedgerView>,
+    /// What data items there are.
+    pub bases: Arc<Bases>,
     /// The next in line.
-    pub policy: Recipient<ApplyPolicy>,
+    pub policy: (Recipient<AcceptMessage>, Recipient<RepeatDecision>),
     /// Knows what became of messages that were final before a restart.
     pub storage: Recipient<LookUpMessage>,
     /// Knows what became of those that were not.
@@ -322,7 +347,7 @@ impl Verifier {
 
 /// What a worker found.
 enum Judged {
-    Admit(Box<Telemetry>, LogRecord),
+    Admit(Box<Telemetry>, LoggedMessage),
     Standing(Standing, Box<FinalMessage>),
     Refused(TelemetryError, Reference, bool),
 }
@@ -338,7 +363,7 @@ impl VerifierParts {
             return Verification::Unavailable;
         };
         match judged {
-            Judged::Admit(message, record) => self.admit(*message, record, received).await,
+            Judged::Admit(message, logged) => self.admit(*message, logged, received).await,
             Judged::Standing(standing, message) => self.repeat(standing, *message).await,
             Judged::Refused(error, reference, is_signed) => {
                 Verification::Refused { code: error.code(), detail: error.to_string(), reference, is_signed }
@@ -376,13 +401,13 @@ impl VerifierParts {
             Ok(message) => {
                 let key = key.public();
                 let logged = LoggedMessage { client, stream, key, content: content_bytes };
-                Judged::Admit(Box::new(message), LogRecord::Accepted(logged))
+                Judged::Admit(Box::new(message), logged)
             }
             Err(error) => Judged::Refused(error, reference, true),
         }
     }
 
-    async fn admit(self, message: Telemetry, record: LogRecord, received: Duration) -> Verification {
+    async fn admit(self, message: Telemetry, logged: LoggedMessage, received: Duration) -> Verification {
         let request_bytes: usize = message.item_bytes().iter().map(|item| item.len() + ITEM_OVERHEAD).sum();
         if request_bytes + REQUEST_OVERHEAD > MAX_REQUEST_BYTES {
             return Verification::Refused {
@@ -393,6 +418,21 @@ impl VerifierParts {
                 reference: message.reference(),
                 is_signed: true,
             };
+        }
+        match self.bases.check_quota(&self.view.policies(), logged.stream.as_str(), message.items()) {
+            Ok(Ok(())) => {}
+            Ok(Err(too_many)) => {
+                return Verification::Refused {
+                    code: ErrorCode::TooManyItems,
+                    detail: too_many.to_string(),
+                    reference: message.reference(),
+                    is_signed: true,
+                };
+            }
+            Err(error) => {
+                self.fatal.stop(anyhow::Error::new(error).context("counting a client's data items"));
+                return Verification::Unavailable;
+            }
         }
         let Ok(Some((place, share))) = tokio::time::timeout(self.patience, self.room(request_bytes)).await
         else {
@@ -418,30 +458,22 @@ impl VerifierParts {
         // From here on the message is this node's to finish, even if its client goes away: the
         // rest is not dropped with the future that waits for it. Bounded by the places.
         let admitted = Arc::new(Admitted { message, _share: Some(share) });
-        let rest = tokio::spawn(async move { self.log_and_hand_on(&admission, admitted, &record).await });
+        let rest = tokio::spawn(async move { self.log_and_hand_on(admitted, logged).await });
         rest.await.unwrap_or(Verification::Unavailable)
     }
 
-    /// Waits for a place among the messages that are not final, and for room ahead.
+    /// Waits for a place among the messages that are not final, for room ahead, and for room among the
+    /// items that are not indexed.
     async fn room(&self, bytes: usize) -> Option<(Place, Share)> {
+        self.bases.room().await;
         let place = self.admission.place().await?;
         Some((place, self.ahead.share(bytes).await?))
     }
 
-    async fn log_and_hand_on(
-        self,
-        admission: &AdmissionRecord,
-        admitted: Arc<Admitted>,
-        record: &LogRecord,
-    ) -> Verification {
-        let position = match self.log.append(vec![record.entry()]).await {
-            Ok(position) => position,
-            Err(error) => return self.log_failed(error),
-        };
-        self.admission.logged(&admission.client, admission.seq, position);
-        if self.policy.send(ApplyPolicy(admitted)).await.is_err() {
+    async fn log_and_hand_on(self, admitted: Arc<Admitted>, logged: LoggedMessage) -> Verification {
+        let Ok(Some(position)) = self.policy.0.send(AcceptMessage { admitted, logged }).await else {
             return Verification::Unavailable;
-        }
+        };
         match self.log.synced(position).await {
             Ok(()) => Verification::Accepted,
             Err(error) => self.log_failed(error),
@@ -497,9 +529,9 @@ impl VerifierParts {
 
     /// Takes up a message of the own log, which is pending again; its client has its PUBACK.
     async fn resume(self, resume: ResumeMessage) {
-        let ResumeMessage { position, message: logged } = resume;
-        let (client, parts) = (logged.client.clone(), self.clone());
-        let verified = self.workers.run(move || parts.reverify(&logged)).await;
+        let ResumeMessage { position, message: logged, decision } = resume;
+        let (client, network) = (logged.client.clone(), self.network);
+        let verified = self.workers.run(move || logged.verify(&network)).await;
         let message = match verified {
             Some(Ok(message)) => message,
             Some(Err(error)) => {
@@ -520,18 +552,9 @@ impl VerifierParts {
         });
         if let Ok(false) = self.take_up.send(known).await {
             let bytes = message.item_bytes().iter().map(Vec::len).sum();
-            let admitted = Admitted { message, _share: self.ahead.share(bytes).await };
-            let _stopping = self.policy.send(ApplyPolicy(Arc::new(admitted))).await;
+            let admitted = Arc::new(Admitted { message, _share: self.ahead.share(bytes).await });
+            let _stopping = self.policy.1.send(RepeatDecision { admitted, decision }).await;
         }
-    }
-
-    fn reverify(&self, logged: &LoggedMessage) -> Result<Telemetry, TelemetryError> {
-        let key = VerifyingKey::parse(&logged.key).map_err(|_| TelemetryError::BadSignature)?;
-        let content = Content::decode(&logged.content)?;
-        let verified = content.verify(&key, &self.network, &logged.client, &logged.stream)?;
-        // It was in time and within the limits when it was accepted.
-        let body_bytes = self.limits.body_bytes.max(MAX_RECORD_BYTES);
-        verified.check_body(&Limits { ahead_ms: u64::MAX, body_bytes, ..self.limits }, Timestamp::MAX)
     }
 }
 

@@ -65,7 +65,7 @@ pub struct LocalNetworkOptions {
     /// The `ledgermq` program.
     pub program: PathBuf,
     /// Settings that all replicas have besides those in their files, as environment variables:
-    /// `("LEDGERMQ_POLICY__DEFAULT", "never")`.
+    /// `("LEDGERMQ_LOG__LEVEL", "debug")`.
     pub environment: Vec<(String, String)>,
     /// Where each replica lives; empty if all of them live on loopback.
     pub places: Vec<Place>,
@@ -97,7 +97,7 @@ impl LocalNetworkOptions {
         self
     }
 
-    /// Sets an environment variable of all replicas, such as `LEDGERMQ_POLICY__DEFAULT`.
+    /// Sets an environment variable of all replicas, such as `LEDGERMQ_LOG__LEVEL`.
     #[must_use]
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.environment.push((name.into(), value.into()));

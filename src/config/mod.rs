@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 pub use genesis::{GenesisFileError, read_genesis, write_genesis};
 pub use sections::{
-    ApiConfig, ConsensusConfig, DefaultPolicy, LogConfig, LogFormat, MqttConfig, P2pConfig, PolicyConfig,
-    StorageConfig, TransferConfig,
+    ApiConfig, ConsensusConfig, LogConfig, LogFormat, MqttConfig, P2pConfig, PolicyConfig, StorageConfig,
+    TransferConfig,
 };
 
 /// What the names of environment variables that are settings begin with.
@@ -84,7 +84,7 @@ pub struct Config {
     pub storage: StorageConfig,
     /// The fetching of blocks, and the giving of them.
     pub transfer: TransferConfig,
-    /// What is written to the ledger where no policy says otherwise.
+    /// The memory of what data items are judged against.
     pub policy: PolicyConfig,
 }
 

@@ -342,23 +342,21 @@ impl Default for TransferConfig {
     }
 }
 
-/// Which items are written to the ledger.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DefaultPolicy {
-    /// All.
-    #[default]
-    Always,
-    /// None.
-    Never,
-}
-
-/// `[policy]`
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// `[policy]`: the memory of what data items are judged against. The write policies themselves stand on
+/// the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyConfig {
-    /// What is written of an item that no policy on the ledger names.
-    pub default: DefaultPolicy,
+    /// Last written values in memory; others are read from the ledger's store.
+    pub cached_items: u32,
+    /// Data items that are submitted and not indexed yet; with more of them messages wait.
+    pub max_open_items: u32,
+}
+
+impl Default for PolicyConfig {
+    fn default() -> Self {
+        Self { cached_items: 65_536, max_open_items: 262_144 }
+    }
 }
 
 const fn loopback(port: u16) -> SocketAddr {

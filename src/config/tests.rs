@@ -97,7 +97,7 @@ fn a_value_of_the_wrong_kind_names_its_setting() {
         ("[mqtt]\nmax_inflight = -1", "mqtt.max_inflight"),
         ("[log]\nformat = \"xml\"", "log.format"),
         ("[p2p]\nbootstrap = [\"10.0.0.1:7000\"]", "p2p.bootstrap.0"),
-        ("[policy]\ndefault = \"sometimes\"", "policy.default"),
+        ("[policy]\ncached_items = \"many\"", "policy.cached_items"),
         ("[consensus]\nbatch_delay_ms = \"5 ms\"", "consensus.batch_delay_ms"),
     ] {
         let error = message_of(text);

@@ -29,7 +29,13 @@ impl Config {
         self.check_p2p()?;
         self.check_consensus()?;
         self.check_storage()?;
-        self.check_transfer()
+        self.check_transfer()?;
+        self.check_policy()
+    }
+
+    fn check_policy(&self) -> Result<(), Problem> {
+        within("policy.cached_items", self.policy.cached_items, 1..=16_777_216)?;
+        within("policy.max_open_items", self.policy.max_open_items, 1_024..=16_777_216)
     }
 
     fn check_log(&self) -> Result<(), Problem> {

@@ -32,22 +32,20 @@ use crate::actors::ingress::{Ingress, IngressLimits, IngressParts};
 use crate::actors::network::{Judge, Network as NetworkActor};
 use crate::actors::node_keys::NodeKeys;
 use crate::actors::notices::Notices;
-use crate::actors::policy::Policy;
+use crate::actors::policy::{Policy, PolicyParts};
 use crate::actors::storage::{Storage, StorageOutlets, StorageParts};
 use crate::actors::tally::{ConsensusTally, StorageTally};
 use crate::actors::transfer::progress::TransferBoard;
 use crate::actors::transfer::serve::Serving;
 use crate::actors::transfer::{self, TransferParts};
 use crate::actors::upkeep::Upkeep;
-use crate::actors::verifier::{
-    Ahead, LoggedMessage, RequestVerifier, ResumeMessage, Verifier, VerifierParts, Workers,
-};
+use crate::actors::verifier::{Ahead, RequestVerifier, ResumeMessage, Verifier, VerifierParts, Workers};
 use crate::actors::view::LedgerView;
 use crate::actors::{Fatal, FatalReceiver, Feeder, KeyMark, Mouth, fatal, feeder};
 use crate::api::Api;
 use crate::broker::{Broker, BrokerSettings, EmbeddedBroker};
 use crate::clock::{SharedClock, SystemClock};
-use crate::config::{self, Config, DefaultPolicy};
+use crate::config::{self, Config};
 use crate::crypto::SecretKey;
 use crate::device::keyring::KeyTerms;
 use crate::device::telemetry::Limits;
@@ -56,8 +54,6 @@ use crate::ledger::{Genesis, ReplicaSetKeys};
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkEvent, NetworkHandle, NetworkSettings, SwarmKey};
 use crate::pbft::{Output, Replica, Settings};
-use crate::policy::WritePolicy;
-use crate::store::log::Position;
 use crate::types::NetworkId;
 use open::Opened;
 
@@ -243,7 +239,7 @@ impl Node {
         let shared = Arc::new(shared);
         let opener = Arc::clone(&shared);
         let opened = tokio::task::spawn_blocking(move || {
-            open::open(&opener.config, &opener.genesis, Arc::clone(&opener.clock), &opener.metrics.storage)
+            open::open(&opener.config, &opener.genesis, Arc::clone(&opener.clock), &opener.metrics)
         });
         let opened = opened.await??;
         let mut core = start_core(&shared, opened).await?;
@@ -367,6 +363,7 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     let (to_ingress, finals_mouth) = shared.feeder("finals", FINALS);
     let finals = Finals::new(
         Arc::clone(&opened.admission),
+        Arc::clone(&opened.bases),
         to_ingress,
         Arc::clone(&shared.clock),
         shared.metrics.ingress.final_ms.clone(),
@@ -521,20 +518,19 @@ fn start_device_side(
     downlink: &Downlink,
 ) -> anyhow::Result<(Addr<Ingress>, Addr<Verifier>)> {
     let Core { opened, storage, consensus, finals, to_ingress, .. } = core;
-    let write_policy = match shared.config.policy.default {
-        DefaultPolicy::Always => WritePolicy::Always,
-        DefaultPolicy::Never => WritePolicy::Never,
-    };
     let node = shared.key.node_id();
-    let policy = Policy::new(
+    let policy = Policy::new(PolicyParts {
         node,
-        write_policy,
-        (consensus.clone().recipient(), consensus.recipient()),
-        Arc::clone(&shared.room),
+        view: Arc::clone(&shared.view),
+        bases: Arc::clone(&opened.bases),
+        log: opened.log.clone(),
+        admission: Arc::clone(&opened.admission),
+        consensus: (consensus.clone().recipient(), consensus.recipient()),
+        room: Arc::clone(&shared.room),
         finals,
-        shared.metrics.ingress.clone(),
-        shared.fatal.vital("Policy"),
-    )
+        metrics: shared.metrics.ingress.clone(),
+        fatal: shared.fatal.clone(),
+    })
     .start();
     let limits = shared.message_limits();
     let verifier = Verifier::new(VerifierParts {
@@ -542,7 +538,9 @@ fn start_device_side(
         limits,
         admission: Arc::clone(&opened.admission),
         log: opened.log.clone(),
-        policy: policy.recipient(),
+        view: Arc::clone(&shared.view),
+        bases: opened.bases,
+        policy: (policy.clone().recipient(), policy.recipient()),
         storage: storage.clone().recipient(),
         take_up: storage.recipient(),
         workers: shared.workers.clone(),
@@ -585,9 +583,9 @@ fn start_device_side(
 
 /// Finishes what was accepted before the restart, one after the other, while the node runs: the
 /// other nodes may have to come back before there is room for all of it.
-async fn resume(verifier: Addr<Verifier>, accepted: Vec<(Position, LoggedMessage)>) {
-    for (position, message) in accepted {
-        if verifier.send(ResumeMessage { position, message }).await.is_err() {
+async fn resume(verifier: Addr<Verifier>, accepted: Vec<ResumeMessage>) {
+    for message in accepted {
+        if verifier.send(message).await.is_err() {
             return;
         }
     }
@@ -600,6 +598,7 @@ fn start_upkeep(shared: &Arc<Shared>, core: &Core) -> (watch::Sender<bool>, Vec<
         log: core.opened.log.clone(),
         marks: Arc::clone(&core.opened.marks),
         admission: Arc::clone(&core.opened.admission),
+        bases: Arc::clone(&core.opened.bases),
         view: Arc::clone(&shared.view),
         interval: shared.config.storage.checkpoint_interval,
         bytes: shared.config.storage.checkpoint_bytes,

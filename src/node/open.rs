@@ -13,14 +13,15 @@ use anyhow::Context as _;
 
 use crate::actors::KeyMark;
 use crate::actors::admission::Admission;
+use crate::actors::bases::{Bases, BasesLimits};
 use crate::actors::effects::WalMarks;
-use crate::actors::verifier::{LogRecord, LoggedMessage};
+use crate::actors::verifier::{LogRecord, LoggedMessage, ResumeMessage};
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::device;
 use crate::device::telemetry::Content;
-use crate::ledger::{Genesis, State};
-use crate::metrics::StorageMetrics;
+use crate::ledger::{Genesis, SEQ_WINDOW, State};
+use crate::metrics::{Metrics, QueueGauge, StorageMetrics};
 use crate::pbft::{Restored, WalEntry};
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{EntryKind, LogSettings, Position, SyncReport};
@@ -49,7 +50,9 @@ pub(super) struct Opened {
     pub(super) restored: Option<Restored>,
     /// Accepted messages whose clients were not told their fate, oldest first; pending in
     /// `admission`.
-    pub(super) accepted: Vec<(Position, LoggedMessage)>,
+    pub(super) accepted: Vec<ResumeMessage>,
+    /// What data items are judged against; holds what `accepted` submits.
+    pub(super) bases: Arc<Bases>,
 }
 
 /// Opens store and log under the data directory. Blocks on the disk.
@@ -57,7 +60,7 @@ pub(super) fn open(
     config: &Config,
     genesis: &Genesis,
     clock: SharedClock,
-    metrics: &StorageMetrics,
+    metrics: &Metrics,
 ) -> anyhow::Result<Opened> {
     let network = genesis.network_id();
     let settings = StoreSettings { network, cache_bytes: config.storage.cache_bytes };
@@ -66,10 +69,12 @@ pub(super) fn open(
     let admission = Admission::restore(store.admissions()?);
     let evidence = EvidenceStore::open(&config.data_dir.join("evidence"), evidence_limits(config)?)?;
 
-    let settings = log_settings(config, network, clock, metrics)?;
+    catch_up_index(&store)?;
+
+    let settings = log_settings(config, network, clock, &metrics.storage)?;
     let (log, replay) = Log::open(&config.data_dir.join("log"), settings)?;
     let marks = WalMarks::default();
-    let (mut entries, mut accepted) = (Vec::new(), Accepted::default());
+    let (mut entries, mut accepted) = (Vec::new(), Accepted::new(&state, store.indexed_height()));
     for entry in replay {
         let (position, entry) = entry?;
         match entry.kind {
@@ -84,7 +89,12 @@ pub(super) fn open(
             EntryKind::AcceptedMessage => accepted.note(position, &entry.bytes)?,
         }
     }
-    let accepted = accepted.into_admission(&admission);
+    let (accepted, unindexed) = accepted.into_admission(&admission);
+    let store: Arc<dyn LedgerStore> = Arc::new(store);
+    let bases = new_bases(config, &store, metrics.queues.queue("open_items"))?;
+    for resume in unindexed.iter().chain(&accepted) {
+        take_up(&bases, &network, resume)?;
+    }
     let mark = KeyMark::beside(&config.node_key);
     let lost_log = entries.is_empty() && (state.head().sequence > SeqNum(0) || mark.is_there());
     if lost_log {
@@ -92,7 +102,7 @@ pub(super) fn open(
     }
     let certificate = store.certificate(store.certified_height())?;
     let (executed, timestamp) = (state.checkpoint(), state.head().timestamp);
-    let uncertified = uncertified(&store, executed.height)?;
+    let uncertified = uncertified(&*store, executed.height)?;
     let restored = Restored { executed, timestamp, certificate, uncertified, entries, lost_log };
     tracing::info!(
         height = %state.head().height, sequence = %state.head().sequence,
@@ -100,14 +110,41 @@ pub(super) fn open(
     );
     Ok(Opened {
         state: Some(state),
-        store: Arc::new(store),
+        store,
         log,
         marks: Arc::new(marks),
         evidence: Arc::new(evidence),
         admission: Arc::new(admission),
         restored: Some(restored),
         accepted,
+        bases: Arc::new(bases),
     })
+}
+
+/// Indexes what was certified and not indexed when the node stopped: before anything is judged, so that
+/// it is judged against that.
+fn catch_up_index(store: &SledStore) -> Result<(), StoreError> {
+    for height in (store.indexed_height().0 + 1..=store.certified_height().0).map(Height) {
+        let Some(block) = store.block(height)? else { break };
+        store.index(&[block])?;
+    }
+    Ok(())
+}
+
+fn new_bases(config: &Config, store: &Arc<dyn LedgerStore>, gauge: QueueGauge) -> anyhow::Result<Bases> {
+    let limits = BasesLimits {
+        cached_items: usize::try_from(config.policy.cached_items)?,
+        open_items: usize::try_from(config.policy.max_open_items)?,
+    };
+    Ok(Bases::new(Arc::clone(store), limits, gauge))
+}
+
+/// What was submitted before the restart and is not in the index: nothing new may be judged before that
+/// is known.
+fn take_up(bases: &Bases, network: &NetworkId, resume: &ResumeMessage) -> Result<(), StoreError> {
+    // The Verifier complains of a message that does not verify, and submits nothing of it.
+    let Ok(message) = resume.message.verify(network) else { return Ok(()) };
+    bases.resume(message.header().seq, message.items(), &resume.decision)
 }
 
 /// The ledger is here and not one consensus entry of the log: what this node promised to the other
@@ -134,7 +171,7 @@ fn lost(config: &Config, genesis: &Genesis, mark: &KeyMark) -> anyhow::Result<()
 }
 
 /// Heights whose blocks are here and whose certificates got lost, ascending.
-fn uncertified(store: &SledStore, head: Height) -> Result<Vec<Height>, StoreError> {
+fn uncertified(store: &dyn LedgerStore, head: Height) -> Result<Vec<Height>, StoreError> {
     let mut missing = Vec::new();
     for height in (1..=head.0).rev().take(CERTIFICATES_LOOKED_FOR).map(Height) {
         if store.certificate(height)?.is_none() {
@@ -171,44 +208,71 @@ fn log_settings(
 }
 
 /// The accepted messages of the log.
-#[derive(Debug, Default)]
-struct Accepted {
+struct Accepted<'a> {
+    state: &'a State,
+    indexed: Height,
     /// Those whose fate is not known.
-    unfinished: BTreeMap<(ClientId, MessageSeq), (Position, AdmissionRecord, LoggedMessage)>,
+    unfinished: BTreeMap<(ClientId, MessageSeq), (AdmissionRecord, ResumeMessage)>,
     /// Those whose clients were told.
     finished: Vec<AdmissionRecord>,
+    /// Those of them that were written, and that the index of the store does not have: it, or the block
+    /// itself, was not on disk yet when the node stopped.
+    unindexed: Vec<ResumeMessage>,
 }
 
-impl Accepted {
+impl<'a> Accepted<'a> {
+    fn new(state: &'a State, indexed: Height) -> Self {
+        let (unfinished, finished, unindexed) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Self { state, indexed, unfinished, finished, unindexed }
+    }
+
     fn note(&mut self, position: Position, bytes: &[u8]) -> anyhow::Result<()> {
         let record = LogRecord::decode(bytes).with_context(|| damaged(position))?;
         match record {
-            LogRecord::Accepted(message) => {
+            LogRecord::Accepted(message, decision) => {
                 let admission = admission_record(&message).with_context(|| damaged(position))?;
+                if decision.items.len() != admission.items as usize {
+                    anyhow::bail!("{}: a decision of another message", damaged(position));
+                }
                 let key = (admission.client.clone(), admission.seq);
-                self.unfinished.insert(key, (position, admission, message));
+                let resume = ResumeMessage { position, message, decision };
+                self.unfinished.insert(key, (admission, resume));
             }
-            LogRecord::Final { client, seq } => {
-                let finished = self.unfinished.remove(&(client, seq));
-                self.finished.extend(finished.map(|(_, admission, _)| admission));
+            LogRecord::Final { client, seq, is_written } => {
+                if let Some((admission, resume)) = self.unfinished.remove(&(client, seq)) {
+                    if is_written && !self.is_indexed(&admission) {
+                        self.unindexed.push(resume);
+                    }
+                    self.finished.push(admission);
+                }
             }
         }
         Ok(())
     }
 
+    /// Whether the index has what was written of a message.
+    fn is_indexed(&self, admission: &AdmissionRecord) -> bool {
+        match self.state.written(&admission.client, admission.seq) {
+            Some(entry) => entry.height <= self.indexed,
+            // Below the window it was written long ago; in the window its block is not here yet.
+            None => admission.seq.0.saturating_add(SEQ_WINDOW) < self.state.highest(&admission.client).0,
+        }
+    }
+
     /// Tells `admission` of all of them: the store may have been saved before they came. Gives
-    /// those that are to be finished, in the order in which they were accepted.
-    fn into_admission(self, admission: &Admission) -> Vec<(Position, LoggedMessage)> {
+    /// those that are to be finished, in the order in which they were accepted, and those that are only
+    /// to be indexed.
+    fn into_admission(self, admission: &Admission) -> (Vec<ResumeMessage>, Vec<ResumeMessage>) {
         for record in &self.finished {
             admission.note_final(record);
         }
         let mut unfinished: Vec<_> = self.unfinished.into_values().collect();
-        unfinished.sort_by_key(|(position, ..)| *position);
-        let resume = |(position, record, message)| {
-            admission.resume(&record, position);
-            (position, message)
+        unfinished.sort_by_key(|(_, resume)| resume.position);
+        let resume = |(record, resume): (AdmissionRecord, ResumeMessage)| {
+            admission.resume(&record, resume.position);
+            resume
         };
-        unfinished.into_iter().map(resume).collect()
+        (unfinished.into_iter().map(resume).collect(), self.unindexed)
     }
 }
 

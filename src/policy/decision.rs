@@ -33,6 +33,23 @@ pub struct BaseRef {
     pub index: u32,
 }
 
+/// The newest written (or submitted) value of a data item, and which item that is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LastWritten {
+    /// Which item of which message.
+    pub at: BaseRef,
+    /// Its event time and value.
+    pub base: Base,
+}
+
+impl LastWritten {
+    /// Whether it is the later of two values of one item: by event time, then by seq. The order in
+    /// which values became known makes no difference.
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        (self.base.event_time, self.at) > (other.base.event_time, other.at)
+    }
+}
+
 /// What became of one item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct ItemDecision {
@@ -56,13 +73,13 @@ impl ItemDecision {
     /// Judges a value by `policy` against the newest written (or submitted) item of its name.
     pub fn make(
         policy: WritePolicy,
-        base: Option<(BaseRef, &Base)>,
+        last: Option<&LastWritten>,
         event_time: Timestamp,
         value: &Value,
     ) -> Self {
-        let base = base.filter(|_| policy.needs_base());
-        let verdict = policy.judge(base.map(|(_, base)| base), event_time, value);
-        Self { verdict, base: base.map(|(at, _)| at) }
+        let last = last.filter(|_| policy.needs_base());
+        let verdict = policy.judge(last.map(|last| &last.base), event_time, value);
+        Self { verdict, base: last.map(|last| last.at) }
     }
 }
 
@@ -93,8 +110,8 @@ mod tests {
 
     const AT: BaseRef = BaseRef { seq: MessageSeq(7), index: 1 };
 
-    fn base() -> Base {
-        Base { event_time: Timestamp(1_000), value: Value::Integer(20) }
+    fn last() -> LastWritten {
+        LastWritten { at: AT, base: Base { event_time: Timestamp(1_000), value: Value::Integer(20) } }
     }
 
     #[test]
@@ -134,7 +151,7 @@ mod tests {
     #[test]
     fn a_policy_that_needs_no_base_names_none() {
         let judged =
-            |policy| ItemDecision::make(policy, Some((AT, &base())), Timestamp(1_001), &Value::Integer(20));
+            |policy| ItemDecision::make(policy, Some(&last()), Timestamp(1_001), &Value::Integer(20));
         let named = |verdict, base| ItemDecision { verdict, base };
         assert_eq!(judged(WritePolicy::Always), named(Verdict::Always, None));
         assert_eq!(judged(WritePolicy::Never), named(Verdict::Never, None));

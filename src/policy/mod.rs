@@ -28,9 +28,12 @@ use crate::device::{Item, Value};
 use crate::types::{ClientId, Timestamp};
 
 pub use amount::{Threshold, ThresholdError};
-pub use decision::{BaseRef, Decision, ItemDecision, MAX_DECISION_BYTES};
+pub use decision::{BaseRef, Decision, ItemDecision, LastWritten, MAX_DECISION_BYTES};
 pub use pattern::{MAX_PATTERN_BYTES, Pattern, PatternError};
-pub use rules::{MAX_POLICY_BYTES, MAX_RULES, PolicySet, PolicySetError, Rule, RuleName, RuleNameError};
+pub use rules::{
+    DEFAULT_QUOTA, MAX_POLICY_BYTES, MAX_RULES, PolicySet, PolicySetError, Quota, Rule, RuleName,
+    RuleNameError,
+};
 
 /// What decides whether a data item is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]

@@ -10,6 +10,7 @@ use super::amount::{Threshold, ThresholdError};
 use super::pattern::Pattern;
 use super::{Interval, IntervalError, WritePolicy};
 use crate::device::Item;
+use crate::types::ClientId;
 
 /// The most rules that a network has: each item is held against them one by one.
 pub const MAX_RULES: usize = 256;
@@ -107,11 +108,27 @@ impl Rule {
     }
 }
 
-/// The rules in force, in order. An item that no rule matches is written always.
+/// The most distinct data items of a client for which no quota is set: two messages of the most items.
+pub const DEFAULT_QUOTA: u32 = 131_072;
+
+/// How many distinct data items a client may have. In files and JSON:
+/// `{"client": "devices/*", "max_items": 1000}`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// Which clients it is for.
+    pub client: Pattern,
+    /// How many distinct data items each of them may have; 0 for none.
+    pub max_items: u32,
+}
+
+/// The rules and quotas in force, each in order. An item that no rule matches is written always; a
+/// client that no quota matches may have [`DEFAULT_QUOTA`] data items.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Serialize, Deserialize)]
 #[serde(try_from = "PolicySetText", into = "PolicySetText")]
 pub struct PolicySet {
     rules: Vec<Rule>,
+    quotas: Vec<Quota>,
 }
 
 /// Why rules are not a policy set.
@@ -120,9 +137,12 @@ pub enum PolicySetError {
     /// Too many.
     #[error("{0} rules, at most {MAX_RULES} are allowed: use patterns with `*`")]
     TooMany(usize),
+    /// Too many quotas.
+    #[error("{0} quotas, at most {MAX_RULES} are allowed: use patterns with `*`")]
+    TooManyQuotas(usize),
     /// Too many bytes.
     #[error(
-        "the rules have {0} bytes, at most {MAX_POLICY_BYTES} are allowed: use fewer rules or shorter patterns"
+        "the rules and quotas have {0} bytes, at most {MAX_POLICY_BYTES} are allowed: use fewer or shorter patterns"
     )]
     TooLong(usize),
     /// Two rules with one name.
@@ -131,28 +151,50 @@ pub enum PolicySetError {
 }
 
 impl PolicySet {
-    /// The rules, in order.
+    /// The rules, in order, without quotas.
     ///
     /// # Errors
     /// [`PolicySetError`].
     pub fn new(rules: Vec<Rule>) -> Result<Self, PolicySetError> {
+        Self::with_quotas(rules, Vec::new())
+    }
+
+    /// The rules and the quotas, each in order.
+    ///
+    /// # Errors
+    /// [`PolicySetError`].
+    pub fn with_quotas(rules: Vec<Rule>, quotas: Vec<Quota>) -> Result<Self, PolicySetError> {
         if rules.len() > MAX_RULES {
             return Err(PolicySetError::TooMany(rules.len()));
         }
-        let bytes = crate::codec::encode(&rules).len();
+        if quotas.len() > MAX_RULES {
+            return Err(PolicySetError::TooManyQuotas(quotas.len()));
+        }
+        let bytes = crate::codec::encoded_len(&(&rules, &quotas));
         if bytes > MAX_POLICY_BYTES {
             return Err(PolicySetError::TooLong(bytes));
         }
         let mut names = BTreeSet::new();
         match rules.iter().find(|rule| !names.insert(&rule.name)) {
             Some(rule) => Err(PolicySetError::Twice(rule.name.clone())),
-            None => Ok(Self { rules }),
+            None => Ok(Self { rules, quotas }),
         }
     }
 
     /// The rules, in order.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+
+    /// The quotas, in order.
+    pub fn quotas(&self) -> &[Quota] {
+        &self.quotas
+    }
+
+    /// How many distinct data items a client may have: what the first quota says that matches.
+    pub fn quota(&self, client: &ClientId) -> u32 {
+        let quota = self.quotas.iter().find(|quota| quota.client.matches(client.as_str()));
+        quota.map_or(DEFAULT_QUOTA, |quota| quota.max_items)
     }
 
     /// The rule for an item that came on `stream`: the first that matches.
@@ -170,7 +212,7 @@ impl<Context> Decode<Context> for PolicySet {
     fn decode<D: bincode::de::Decoder<Context = Context>>(
         decoder: &mut D,
     ) -> Result<Self, bincode::error::DecodeError> {
-        Self::new(Decode::decode(decoder)?)
+        Self::with_quotas(Decode::decode(decoder)?, Decode::decode(decoder)?)
             .map_err(|_| bincode::error::DecodeError::Other("rules that are no policy set"))
     }
 }
@@ -183,19 +225,21 @@ bincode::impl_borrow_decode!(PolicySet);
 struct PolicySetText {
     #[serde(default)]
     rules: Vec<Rule>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    quotas: Vec<Quota>,
 }
 
 impl TryFrom<PolicySetText> for PolicySet {
     type Error = PolicySetError;
 
     fn try_from(text: PolicySetText) -> Result<Self, Self::Error> {
-        Self::new(text.rules)
+        Self::with_quotas(text.rules, text.quotas)
     }
 }
 
 impl From<PolicySet> for PolicySetText {
     fn from(set: PolicySet) -> Self {
-        Self { rules: set.rules }
+        Self { rules: set.rules, quotas: set.quotas }
     }
 }
 

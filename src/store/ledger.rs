@@ -21,6 +21,7 @@ use bincode::{Decode, Encode};
 
 use crate::device::Item;
 use crate::ledger::{Block, Certificate, CertifiedBlock, Head, Header, StateChange};
+use crate::policy::{ItemKey, LastWritten};
 use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, ParseError, SeqNum, Stream, Timestamp};
 
 /// Keeps blocks, certificates, state and what is derived from them.
@@ -81,7 +82,19 @@ pub trait LedgerStore: Send + Sync + 'static {
     /// [`StoreError`].
     fn records(&self, query: &RecordQuery) -> Result<RecordPage, StoreError>;
 
-    /// Adds blocks to the record index. They must go on where [`LedgerStore::indexed_height`]
+    /// The last written value of a data item, as far as blocks are indexed: the newest by event time.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn last_written(&self, item: &ItemKey) -> Result<Option<LastWritten>, StoreError>;
+
+    /// How many distinct data items of a client were written, as far as blocks are indexed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn item_count(&self, client: &ClientId) -> Result<u64, StoreError>;
+
+    /// Adds blocks to the record index and the last written values. They must go on where [`LedgerStore::indexed_height`]
     /// ends; those below it are skipped.
     ///
     /// # Errors

@@ -12,6 +12,7 @@
 mod durable;
 mod index;
 mod keys;
+mod last_written;
 mod open;
 #[cfg(test)]
 mod tests;
@@ -24,13 +25,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bincode::{Decode, Encode};
 
+use self::last_written::LastWrittenItems;
 use super::ledger::{
     ADMISSION_WINDOW, AdmissionRecord, CertifiedCommit, LedgerStore, RecordPage, RecordQuery, Snapshot,
     StoreError,
 };
 use crate::codec;
 use crate::ledger::{Block, Certificate, Head, Header, StateChange};
-use crate::types::{Height, NetworkId};
+use crate::policy::{ItemKey, LastWritten};
+use crate::types::{ClientId, Height, NetworkId};
 
 /// No block has more bytes: a batch is closed at 8 MiB, and its last request may have 8 MiB more.
 const MAX_BLOCK_BYTES: usize = 32 * 1024 * 1024;
@@ -67,6 +70,7 @@ pub struct SledStore {
     /// Held while blocks are indexed.
     indexing: Mutex<()>,
     indexed: AtomicU64,
+    last_written: LastWrittenItems,
     certified: AtomicU64,
     /// Held for as long as the store is open.
     _lock: File,
@@ -92,6 +96,7 @@ impl SledStore {
             saves: Mutex::new(0),
             indexing: Mutex::new(()),
             indexed: AtomicU64::new(0),
+            last_written: LastWrittenItems::default(),
             certified: AtomicU64::new(0),
             _lock: lock,
         };
@@ -104,7 +109,22 @@ impl SledStore {
         store.indexed = AtomicU64::new(indexed.unwrap_or_default().0);
         store.certified = AtomicU64::new(store.last_certificate()?.0);
         store.head = Mutex::new(head);
+        store.recover_last_written()?;
         Ok(store)
+    }
+
+    /// Takes up the blocks that are in the record index and whose last written values were only in
+    /// memory, or were never made: a store of an older program has none.
+    fn recover_last_written(&mut self) -> Result<(), StoreError> {
+        let saved: Option<Height> =
+            self.read::<8, _>(keys::LAST_WRITTEN_UP_TO, || "the last written values".to_owned())?;
+        let saved = saved.unwrap_or_default();
+        self.last_written = LastWrittenItems::open(saved);
+        for height in (saved.0 + 1..=self.indexed_height().0).map(Height) {
+            let block = self.block(height)?.ok_or_else(|| StoreError::Corrupt(format!("block {height}")))?;
+            self.last_written.add(&self.db, &block)?;
+        }
+        Ok(())
     }
 
     /// Bytes on disk.
@@ -266,6 +286,7 @@ impl LedgerStore for SledStore {
             }
             if found == expected {
                 index::add(&self.db, block)?;
+                self.last_written.add(&self.db, block)?;
                 self.indexed.store(found.0, Relaxed);
             }
         }
@@ -274,6 +295,14 @@ impl LedgerStore for SledStore {
 
     fn indexed_height(&self) -> Height {
         Height(self.indexed.load(Relaxed))
+    }
+
+    fn last_written(&self, item: &ItemKey) -> Result<Option<LastWritten>, StoreError> {
+        self.last_written.get(&self.db, item)
+    }
+
+    fn item_count(&self, client: &ClientId) -> Result<u64, StoreError> {
+        self.last_written.count(&self.db, client)
     }
 
     fn put_admissions(&self, admissions: &[AdmissionRecord]) -> Result<(), StoreError> {

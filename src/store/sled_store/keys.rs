@@ -15,9 +15,13 @@
 //! t ‖ record key                         a run of records from this one on: stream, seq, items
 //! k ‖ hash of client ‖ record key        (empty) a run with records of the client
 //! i ‖ hash of device ‖ record key        (empty) a run with records of the client's device
+//! y                                      height up to which last written values are here
+//! l ‖ hash of item                       the last written value of a data item: seq, index, item
+//! q ‖ client                             number of the client's distinct data items, u64
 //! ```
 
 use crate::crypto::blake3_plain;
+use crate::policy::ItemKey;
 use crate::store::ledger::RecordKey;
 use crate::types::{ClientId, Height, MessageSeq};
 
@@ -38,6 +42,7 @@ pub(super) const STATE: &[u8] = b"s";
 pub(super) const CERTIFICATES: &[u8] = b"C";
 pub(super) const ADMISSIONS: &[u8] = b"a";
 pub(super) const INDEXED: &[u8] = b"x";
+pub(super) const LAST_WRITTEN_UP_TO: &[u8] = b"y";
 
 pub(super) fn state(key: &[u8]) -> Vec<u8> {
     [STATE, key].concat()
@@ -94,6 +99,18 @@ pub(super) fn client_records(client: &ClientId) -> Vec<u8> {
 /// The prefix of the records of a client's device.
 pub(super) fn device_records(client: &ClientId, device: &str) -> Vec<u8> {
     name_prefix(b'i', &[client.as_str().as_bytes(), device.as_bytes()])
+}
+
+/// The key of a data item's last written value.
+pub(super) fn last_written(item: &ItemKey) -> Vec<u8> {
+    let ItemKey { client, device, service, num } = item;
+    let num = num.to_be_bytes();
+    name_prefix(b'l', &[client.as_str().as_bytes(), device.as_bytes(), service.as_bytes(), &num])
+}
+
+/// The key of the number of a client's data items.
+pub(super) fn item_count(client: &ClientId) -> Vec<u8> {
+    [b"q", client.as_str().as_bytes()].concat()
 }
 
 /// Names are hashed, so that keys stay short; each with its length, so that no two lists of names
