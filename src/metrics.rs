@@ -241,6 +241,24 @@ metrics! {
 }
 
 metrics! {
+    /// The history.
+    HistoryMetrics {
+        available: IntGauge("ledgermq_history_available")
+            "1 while the history database takes what it is given, 0 while it does not.";
+        rows: IntCounter("ledgermq_history_rows_total")
+            "Messages written to the history.";
+        append_ms: Histogram("ledgermq_history_append_ms", LATENCY_BUCKETS_MS)
+            "Milliseconds that writing one batch of messages to the history took, waiting for the database included.";
+        failures: IntCounter("ledgermq_history_failures_total")
+            "Errors of the history database; what failed is tried again.";
+        digests: IntCounter("ledgermq_history_digests_total")
+            "History digests of this node that became final on the ledger.";
+        digests_open: IntGauge("ledgermq_history_digests_open")
+            "History digests of this node that are made and not final.";
+    }
+}
+
+metrics! {
     /// The HTTP API.
     HttpMetrics {
         requests: IntCounterVec("ledgermq_http_requests_total", ["route", "status"])
@@ -264,6 +282,8 @@ pub struct Metrics {
     pub storage: StorageMetrics,
     /// The fetching of blocks, and the giving of them.
     pub transfer: TransferMetrics,
+    /// The history.
+    pub history: HistoryMetrics,
     /// The HTTP API.
     pub http: HttpMetrics,
 }
@@ -287,6 +307,7 @@ impl Metrics {
             consensus: ConsensusMetrics::register(&registry)?,
             storage: StorageMetrics::register(&registry)?,
             transfer: TransferMetrics::register(&registry)?,
+            history: HistoryMetrics::register(&registry)?,
             http: HttpMetrics::register(&registry)?,
             registry,
         }))

@@ -45,17 +45,28 @@ pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// `($1, $2), ($3, $4), …`
-fn placeholders(rows: usize, columns: usize, sql: &mut String) {
+/// `($1, $2), ($3, $4), …`, and `(?, ?), (?, ?), …` for SQLite, which would look for each numbered one
+/// among all of them.
+fn placeholders(dialect: Dialect, rows: usize, columns: usize, sql: &mut String) {
     let mut at = 0;
     for row in 0..rows {
         sql.push_str(if row == 0 { "(" } else { ", (" });
         for column in 0..columns {
             at += 1;
             let comma = if column == 0 { "" } else { ", " };
-            let _into_memory = write!(sql, "{comma}${at}");
+            sql.push_str(comma);
+            placeholder(dialect, at, sql);
         }
         sql.push(')');
+    }
+}
+
+fn placeholder(dialect: Dialect, at: usize, sql: &mut String) {
+    match dialect {
+        Dialect::Sqlite => sql.push('?'),
+        Dialect::Postgres => {
+            let _into_memory = write!(sql, "${at}");
+        }
     }
 }
 
@@ -71,13 +82,14 @@ fn groups<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
 
 async fn insert<T>(
     connection: &mut AnyConnection,
+    dialect: Dialect,
     table: &Table,
     rows: &[T],
     bind: impl Fn(&T, &mut AnyArguments) -> Result<(), BoxDynError>,
 ) -> Result<(), sqlx::Error> {
     for group in groups(rows) {
         let mut sql = format!("INSERT INTO {} VALUES ", table.into);
-        placeholders(group.len(), table.columns, &mut sql);
+        placeholders(dialect, group.len(), table.columns, &mut sql);
         sql.push_str(" ON CONFLICT DO NOTHING");
         let mut arguments = AnyArguments::default();
         for row in group {
@@ -91,6 +103,7 @@ async fn insert<T>(
 /// The numbers of those of `keys` that the node has rows of.
 pub(super) async fn numbers_of<'a>(
     connection: &mut AnyConnection,
+    dialect: Dialect,
     node: i64,
     keys: impl Iterator<Item = &'a MessageKey>,
 ) -> Result<HashMap<MessageKey, i64>, sqlx::Error> {
@@ -98,13 +111,12 @@ pub(super) async fn numbers_of<'a>(
     let keys: Vec<_> = keys.collect();
     for group in groups(&keys) {
         let mut sql = String::from("WITH asked (client, seq) AS (VALUES ");
-        placeholders(group.len(), 2, &mut sql);
-        let _into_memory = write!(
-            sql,
+        placeholders(dialect, group.len(), 2, &mut sql);
+        sql.push_str(
             ") SELECT m.client, m.seq, m.header_hash, m.number FROM asked CROSS JOIN messages m WHERE \
-             m.client = asked.client AND m.seq = asked.seq AND m.node = ${}",
-            2 * group.len() + 1
+             m.client = asked.client AND m.seq = asked.seq AND m.node = ",
         );
+        placeholder(dialect, 2 * group.len() + 1, &mut sql);
         let mut arguments = AnyArguments::default();
         for (client, seq, _) in group {
             arguments.add(client.as_str().to_owned()).map_err(sqlx::Error::Encode)?;
@@ -137,7 +149,7 @@ pub(super) async fn append(
 ) -> Result<Vec<Option<u64>>, sqlx::Error> {
     let mut transaction = connection.begin_with(begin(dialect)).await?;
     let keys: Vec<MessageKey> = rows.iter().map(HistoryRow::key).collect();
-    let there = numbers_of(&mut transaction, node, keys.iter()).await?;
+    let there = numbers_of(&mut transaction, dialect, node, keys.iter()).await?;
     let last = sqlx::query("SELECT MAX(number) FROM messages WHERE node = $1").bind(node);
     let last: Option<i64> = last.fetch_one(&mut *transaction).await?.try_get(0)?;
     let mut next = last.unwrap_or(0).max(signed(above));
@@ -150,13 +162,15 @@ pub(super) async fn append(
         }
         numbers.push(is_new.then(|| u64::try_from(next).unwrap_or_default()));
     }
-    insert(&mut transaction, &MESSAGES, &new, |(number, row), to| bind_message(node, *number, row, to))
-        .await?;
+    insert(&mut transaction, dialect, &MESSAGES, &new, |(number, row), to| {
+        bind_message(node, *number, row, to)
+    })
+    .await?;
     let items: Vec<(i64, i64, &Item)> = new
         .iter()
         .flat_map(|(number, row)| (0..).zip(row.message.items()).map(|(at, item)| (*number, at, item)))
         .collect();
-    insert(&mut transaction, &ITEMS, &items, |item, to| bind_item(node, item, to)).await?;
+    insert(&mut transaction, dialect, &ITEMS, &items, |item, to| bind_item(node, item, to)).await?;
     transaction.commit().await?;
     Ok(numbers)
 }
@@ -212,9 +226,9 @@ pub(super) async fn put_fates(
     fates: &[(MessageKey, RowFate)],
 ) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin_with(begin(dialect)).await?;
-    let numbers = numbers_of(&mut transaction, node, fates.iter().map(|(key, _)| key)).await?;
+    let numbers = numbers_of(&mut transaction, dialect, node, fates.iter().map(|(key, _)| key)).await?;
     let known: Vec<_> = fates.iter().filter_map(|(key, fate)| Some((*numbers.get(key)?, fate))).collect();
-    insert(&mut transaction, &FATES, &known, |(number, fate), to| {
+    insert(&mut transaction, dialect, &FATES, &known, |(number, fate), to| {
         to.add(node)?;
         to.add(*number)?;
         let (fate, height, items) = match fate {
@@ -271,7 +285,10 @@ mod tests {
     #[test]
     fn placeholders_are_numbered_over_all_rows() {
         let mut sql = String::new();
-        placeholders(2, 3, &mut sql);
+        placeholders(Dialect::Postgres, 2, 3, &mut sql);
         assert_eq!(sql, "($1, $2, $3), ($4, $5, $6)");
+        sql.clear();
+        placeholders(Dialect::Sqlite, 2, 2, &mut sql);
+        assert_eq!(sql, "(?, ?), (?, ?)");
     }
 }

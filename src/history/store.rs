@@ -10,6 +10,7 @@ use super::location::Location;
 use super::open::{Access, bounded, open};
 use super::read::{self, ReadRow};
 use super::row::{HistoryRow, MessageKey, RowFate, RowStanding, StoredDigest};
+use super::schema::Dialect;
 use super::{HistoryReader, HistoryStore};
 use crate::codec;
 use crate::ledger::HistoryDigest;
@@ -129,7 +130,8 @@ impl HistoryStore for SqlHistory {
     }
 
     async fn standing(&self, keys: &[MessageKey]) -> Result<Vec<RowStanding>, HistoryError> {
-        on_connection!(self, |connected| standing(connected, keys))
+        let dialect = self.location.dialect();
+        on_connection!(self, |connected| standing(connected, dialect, keys))
     }
 
     async fn put_digest(&self, digest: &HistoryDigest, row_hashes: &[Hash]) -> Result<(), HistoryError> {
@@ -186,8 +188,12 @@ impl HistoryStore for SqlHistory {
     }
 }
 
-async fn standing(connected: &mut Connected, keys: &[MessageKey]) -> Result<Vec<RowStanding>, sqlx::Error> {
-    let numbers = insert::numbers_of(&mut connected.connection, connected.node, keys.iter()).await?;
+async fn standing(
+    connected: &mut Connected,
+    dialect: Dialect,
+    keys: &[MessageKey],
+) -> Result<Vec<RowStanding>, sqlx::Error> {
+    let numbers = insert::numbers_of(&mut connected.connection, dialect, connected.node, keys.iter()).await?;
     let lowest = numbers.values().min().copied().unwrap_or(i64::MAX);
     let fates = sqlx::query("SELECT number FROM fates WHERE node = $1 AND number >= $2");
     let fates = fates.bind(connected.node).bind(lowest).fetch_all(&mut connected.connection).await?;

@@ -46,7 +46,8 @@ pub struct Place {
 impl Backlog {
     /// Room for messages of so many bytes. `gauge` shows how much is taken, in KiB.
     pub fn new(max_bytes: u64, gauge: QueueGauge) -> Self {
-        let capacity_kib = usize::try_from(max_bytes / 1024).unwrap_or(usize::MAX).clamp(1, u32::MAX as usize);
+        let capacity_kib =
+            usize::try_from(max_bytes / 1024).unwrap_or(usize::MAX).clamp(1, u32::MAX as usize);
         Self(Arc::new(Shared {
             messages: Arc::new(Semaphore::new(MAX_MESSAGES)),
             kib: Arc::new(Semaphore::new(capacity_kib)),

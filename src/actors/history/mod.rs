@@ -59,6 +59,12 @@ impl HistoryFeed {
         (Self { queue, fatal }, told)
     }
 
+    /// A feed that nobody reads, for tests of other actors.
+    #[cfg(test)]
+    pub(crate) fn to_nowhere(fatal: Fatal) -> Self {
+        Self::new(fatal).0
+    }
+
     /// A message was decided. To be said before anybody can know its fate.
     pub fn decided(&self, message: Arc<Message>, decision: Vec<u8>, place: Arc<Place>) {
         self.put(Told::Row(HistoryRow { message, decision }, place));
