@@ -204,7 +204,7 @@ fn bind_item(
     to.add(item.service.clone())?;
     to.add(i64::from(item.num))?;
     to.add(signed(item.event_time.0))?;
-    let (mut integer, mut float, mut text, mut boolean) = (None, None, None, None);
+    let (mut integer, mut float, mut text, mut boolean) = (None, None::<f64>, None, None);
     match &item.value {
         Value::Integer(value) => integer = Some(*value),
         Value::Float(value) => float = Some(*value),
@@ -212,7 +212,12 @@ fn bind_item(
         Value::Boolean(value) => boolean = Some(i64::from(*value)),
     }
     to.add(integer)?;
-    to.add(float)?;
+    match float {
+        Some(float) => to.add(float)?,
+        // sqlx 0.9.0 gives PostgreSQL a NULL of f64 as one of f32, and the other way round; a parameter of
+        // a prepared statement has one type.
+        None => to.add(Option::<f32>::None)?,
+    }
     to.add(text)?;
     to.add(boolean)?;
     to.add(item.unit.clone())
