@@ -25,19 +25,27 @@ const MESSAGES: Table = Table {
     into: "messages (node, number, client, seq, stream, event_time, header_hash, header, signature, client_key, \
            body, decision)",
     columns: 12,
+    // A number that is taken is an error: the transaction is repeated with the next one.
+    on_conflict: "",
 };
 
 const ITEMS: Table = Table {
     into: "items (node, number, item, device, service, num, event_time, integer_value, float_value, text_value, \
            boolean_value, unit)",
     columns: 12,
+    on_conflict: NOTHING,
 };
 
-const FATES: Table = Table { into: "fates (node, number, fate, height, items)", columns: 5 };
+const FATES: Table =
+    Table { into: "fates (node, number, fate, height, items)", columns: 5, on_conflict: NOTHING };
+
+/// What is there stays. Items without a message, which somebody put there, keep no message out.
+const NOTHING: &str = " ON CONFLICT DO NOTHING";
 
 struct Table {
     into: &'static str,
     columns: usize,
+    on_conflict: &'static str,
 }
 
 /// A number as databases have them: with a sign.
@@ -90,7 +98,7 @@ async fn insert<T>(
     for group in groups(rows) {
         let mut sql = format!("INSERT INTO {} VALUES ", table.into);
         placeholders(dialect, group.len(), table.columns, &mut sql);
-        sql.push_str(" ON CONFLICT DO NOTHING");
+        sql.push_str(table.on_conflict);
         let mut arguments = AnyArguments::default();
         for row in group {
             bind(row, &mut arguments).map_err(sqlx::Error::Encode)?;
