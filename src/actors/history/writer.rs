@@ -328,10 +328,9 @@ impl HistoryTask {
     /// Makes a digest if it is time, and sees to those that are not final.
     async fn tend_digests(&mut self, now_or_never: bool) -> Option<()> {
         let now = self.parts.clock.monotonic();
-        if now_or_never || self.digester.is_due(self.parts.terms.interval, now) {
-            if let Some(sealed) = self.digester.seal() {
-                self.keep(sealed).await?;
-            }
+        let is_due = now_or_never || self.digester.is_due(self.parts.terms.interval, now);
+        if is_due && let Some(sealed) = self.digester.seal() {
+            self.keep(sealed).await?;
         }
         let node = self.parts.key.node_id();
         loop {
