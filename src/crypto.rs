@@ -50,6 +50,8 @@ pub enum SignatureKind {
     Announcement,
     /// An admin's operation.
     AdminOperation,
+    /// What a node says about the rows of its history.
+    HistoryDigest,
 }
 
 impl SignatureKind {
@@ -66,6 +68,7 @@ impl SignatureKind {
             Self::Bundle => "bundle",
             Self::Announcement => "announcement",
             Self::AdminOperation => "admin-operation",
+            Self::HistoryDigest => "history-digest",
         }
     }
 }
@@ -91,6 +94,10 @@ pub enum HashKind {
     Evidence,
     /// A gossip message, for its id.
     Gossip,
+    /// A row of a node's history.
+    HistoryRow,
+    /// A history digest, as the next one names it.
+    HistoryDigest,
 }
 
 impl HashKind {
@@ -105,6 +112,8 @@ impl HashKind {
             Self::StateDigest => "ledgermq v1 state digest",
             Self::Evidence => "ledgermq v1 evidence",
             Self::Gossip => "ledgermq v1 gossip",
+            Self::HistoryRow => "ledgermq v1 history row",
+            Self::HistoryDigest => "ledgermq v1 history digest",
         }
     }
 

@@ -17,6 +17,7 @@ pub mod config;
 pub mod crypto;
 pub mod device;
 pub mod gateway;
+pub mod history;
 pub mod keyfile;
 pub mod ledger;
 pub mod merkle;

@@ -194,7 +194,7 @@ metrics! {
         batch_requests: Histogram("ledgermq_consensus_batch_requests", COUNT_BUCKETS)
             "Requests in an executed batch.";
         requests: IntCounterVec("ledgermq_consensus_requests_total", ["outcome"])
-            "Requests executed, by outcome: written, already_written, admin, rejected.";
+            "Requests executed, by outcome: written, already_written, admin, digest, rejected.";
         order_ms: Histogram("ledgermq_consensus_order_ms", LATENCY_BUCKETS_MS)
             "Milliseconds from a request's entering the pool of its admitting node to its execution there.";
         messages: IntCounterVec("ledgermq_consensus_messages_total", ["kind", "direction"])
@@ -289,6 +289,24 @@ metrics! {
 }
 
 metrics! {
+    /// The history.
+    HistoryMetrics {
+        available: IntGauge("ledgermq_history_available")
+            "1 while the history database takes what it is given, 0 while it does not.";
+        rows: IntCounter("ledgermq_history_rows_total")
+            "Messages written to the history.";
+        append_ms: Histogram("ledgermq_history_append_ms", LATENCY_BUCKETS_MS)
+            "Milliseconds that writing one batch of messages to the history took, waiting for the database included.";
+        failures: IntCounter("ledgermq_history_failures_total")
+            "Errors of the history database; what failed is tried again.";
+        digests: IntCounter("ledgermq_history_digests_total")
+            "History digests of this node that became final on the ledger.";
+        digests_open: IntGauge("ledgermq_history_digests_open")
+            "History digests of this node that are made and not final.";
+    }
+}
+
+metrics! {
     /// The HTTP API.
     HttpMetrics {
         requests: IntCounterVec("ledgermq_http_requests_total", ["route", "status"])
@@ -312,6 +330,8 @@ pub struct Metrics {
     pub storage: StorageMetrics,
     /// The fetching of blocks, and the giving of them.
     pub transfer: TransferMetrics,
+    /// The history.
+    pub history: HistoryMetrics,
     /// The HTTP API.
     pub http: HttpMetrics,
     /// Where processor time goes.
@@ -337,6 +357,7 @@ impl Metrics {
             consensus: ConsensusMetrics::register(&registry)?,
             storage: StorageMetrics::register(&registry)?,
             transfer: TransferMetrics::register(&registry)?,
+            history: HistoryMetrics::register(&registry)?,
             http: HttpMetrics::register(&registry)?,
             stages: Stages::of(&StageMetrics::register(&registry)?.cpu_ns),
             registry,

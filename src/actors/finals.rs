@@ -12,6 +12,7 @@ use prometheus::Histogram;
 
 use super::admission::{Admission, Place};
 use super::bases::Bases;
+use super::history::HistoryFeed;
 use super::{Feeder, FinalMessage, FinalVerdict};
 use crate::clock::SharedClock;
 
@@ -30,6 +31,7 @@ pub struct TellFinal {
 pub struct Finals {
     admission: Arc<Admission>,
     bases: Arc<Bases>,
+    history: Option<HistoryFeed>,
     to_ingress: Feeder<TellFinal>,
     clock: SharedClock,
     final_ms: Histogram,
@@ -44,7 +46,14 @@ impl Finals {
         clock: SharedClock,
         final_ms: Histogram,
     ) -> Self {
-        Self { admission, bases, to_ingress, clock, final_ms }
+        Self { admission, bases, history: None, to_ingress, clock, final_ms }
+    }
+
+    /// The same, and the history is told, too.
+    #[must_use]
+    pub fn with_history(mut self, history: HistoryFeed) -> Self {
+        self.history = Some(history);
+        self
     }
 
     /// A message is final. Does nothing if it was so before, or is not this node's.
@@ -55,6 +64,9 @@ impl Finals {
         if let (Some(received), false) = (settled.received, matches!(verdict, FinalVerdict::Rejected(_))) {
             let took = self.clock.monotonic().saturating_sub(received);
             self.final_ms.observe(took.as_secs_f64() * 1000.0);
+        }
+        if let Some(history) = &self.history {
+            history.is_final(&message);
         }
         self.to_ingress.put_now(TellFinal { message, place: settled.place });
     }

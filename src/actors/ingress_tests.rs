@@ -1,5 +1,6 @@
 //! Acks and the disk: what no ledger keeps is acknowledged only once this node keeps it.
 
+use crate::actors::history::{Backlog, HistoryFeed};
 use std::net::SocketAddr;
 use std::sync::{Mutex, mpsc};
 
@@ -208,6 +209,10 @@ async fn a_copy_of_a_final_message_is_acknowledged_only_when_that_is_on_disk() {
         take_up: nobody.recipient(),
         workers: Workers::new(),
         ahead: Ahead::new(metrics.queues.queue("ahead_kib")),
+        history: (
+            Backlog::new(1 << 20, metrics.queues.queue("history_kib")),
+            HistoryFeed::to_nowhere(super::super::fatal().0),
+        ),
         patience: A_WHILE,
         clock: SystemClock::shared(),
         time: metrics.stages.verify.clone(),

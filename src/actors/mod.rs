@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! broker ─▶ Ingress ─▶ Verifier ─▶ Policy ─▶ Consensus ◀─▶ Network ◀─▶ other replicas
-//!              ▲                                 │ after the log
+//!              ▲                     └▶ History  │ after the log
 //!              └───────── final ◀── Storage ◀────┘
 //! ```
 //!
@@ -28,6 +28,8 @@
 //! | `fetched_*` | what other nodes sent, to Consensus | 64 each | fetching waits |
 //! | `finals` | this node's final messages, to Ingress | 32,768 | cannot be: as many may be accepted |
 //! | `transfer.rs` | fetched blocks that are not applied | `transfer.max_buffered_bytes` | nobody is asked for more |
+//! | `history_kib` | KiB of accepted messages that are not in the history | `history.max_backlog_bytes` | no further one is accepted: clients wait, then are disconnected |
+//! | queue of the history | rows and fates, two for each message above | 262,144 | cannot be: each message has a place |
 //! | changed clients | clients whose sessions are to be closed | one entry a client | a set: it is there already |
 //!
 //! Those with a name are metrics: `ledgermq_queue_length` and `ledgermq_queue_full_total`.
@@ -45,6 +47,7 @@ pub mod evidence;
 pub mod fatal;
 pub mod feeder;
 pub mod finals;
+pub mod history;
 pub mod ingress;
 pub mod key_mark;
 pub mod network;

@@ -29,6 +29,7 @@ use super::bases::Bases;
 use super::consensus::{Submission, SubmitRequest, SubmitRequests};
 use super::fatal::Vital;
 use super::finals::Finals;
+use super::history::HistoryFeed;
 use super::verifier::{Admitted, LogRecord, LoggedMessage};
 use super::view::LedgerView;
 use super::{Fatal, FinalMessage, FinalVerdict};
@@ -94,6 +95,8 @@ pub struct PolicyParts {
     pub room: Arc<Notify>,
     /// Where messages end of which nothing is written.
     pub finals: Finals,
+    /// Where all of them go.
+    pub history: HistoryFeed,
     /// Counters.
     pub metrics: IngressMetrics,
     /// Counts the time of deciding, and of making requests.
@@ -144,6 +147,7 @@ impl PolicyParts {
         let record = LogRecord::Accepted(logged, decision.clone());
         let position = self.log.append(vec![record.entry()]).await?;
         self.admission.logged(&header.client, header.seq, position);
+        self.history.decided(Arc::clone(message), decision.bytes(), Arc::clone(&admitted.history));
         Ok((position, decision))
     }
 

@@ -128,6 +128,11 @@ impl Storage {
             publish_client(&parts.view, &state, client);
         }
         parts.view.put_policies(state.policies());
+        for node in state.replicas().members() {
+            if let Some(record) = state.history_digest(node) {
+                parts.view.put_digest(*node, *record);
+            }
+        }
         let executed = state.checkpoint();
         let certified_height = parts.store.certified_height();
         parts.view.update_progress(|progress| {
@@ -193,6 +198,8 @@ impl Storage {
                     let outcome = admin_outcome(outcome);
                     awaiting.admins.extend(waiting.into_iter().zip(outcome.into_iter().cycle()));
                 }
+                // The history looks at the view.
+                Asked::Digest(_) => {}
             }
         }
         awaiting
@@ -206,7 +213,7 @@ impl Storage {
             }
             Outcome::AlreadyWritten { height, items } => self.written(items.clone(), *height),
             Outcome::Rejected(rejection) => Some(FinalVerdict::Rejected(*rejection)),
-            Outcome::AdminExecuted { .. } => None,
+            Outcome::AdminExecuted { .. } | Outcome::DigestExecuted { .. } => None,
         }
     }
 
@@ -237,6 +244,7 @@ impl Storage {
                 Asked::Admin(operation) if matches!(outcome, Outcome::AdminExecuted { .. }) => {
                     self.note_admin(&operation.action);
                 }
+                Asked::Digest(digest) => self.note_digest(&digest.node),
                 Asked::Admin(_) => {}
             }
         }
@@ -246,6 +254,12 @@ impl Storage {
         match action.client() {
             Some(client) => self.note_client(client),
             None => self.parts.view.put_policies(self.state.policies()),
+        }
+    }
+
+    pub(super) fn note_digest(&self, node: &NodeId) {
+        if let Some(record) = self.state.history_digest(node) {
+            self.parts.view.put_digest(*node, *record);
         }
     }
 

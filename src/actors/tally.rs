@@ -200,6 +200,7 @@ pub struct StorageTally {
     written: IntCounter,
     already_written: IntCounter,
     admin: IntCounter,
+    digest: IntCounter,
     rejected: IntCounter,
     commit_ms: Histogram,
     blocks: IntCounter,
@@ -220,6 +221,7 @@ impl StorageTally {
             written: outcome("written"),
             already_written: outcome("already_written"),
             admin: outcome("admin"),
+            digest: outcome("digest"),
             rejected: outcome("rejected"),
             commit_ms: storage.commit_ms.clone(),
             blocks: storage.blocks.clone(),
@@ -244,6 +246,7 @@ impl StorageTally {
                 Outcome::Written { .. } => self.written.inc(),
                 Outcome::AlreadyWritten { .. } => self.already_written.inc(),
                 Outcome::AdminExecuted { .. } => self.admin.inc(),
+                Outcome::DigestExecuted { .. } => self.digest.inc(),
                 Outcome::Rejected(_) => self.rejected.inc(),
             }
         }

@@ -15,6 +15,7 @@ use super::Fatal;
 use super::admission::Admission;
 use super::bases::Bases;
 use super::effects::WalMarks;
+use super::history::Backlog;
 use super::view::LedgerView;
 use crate::clock::SharedClock;
 use crate::metrics::{QueueGauge, StageTime, StorageMetrics};
@@ -35,6 +36,8 @@ pub struct Upkeep {
     pub marks: Arc<WalMarks>,
     /// Which accepted messages are needed.
     pub admission: Arc<Admission>,
+    /// Which of them are not in the history.
+    pub backlog: Backlog,
     /// Is told what is indexed.
     pub bases: Arc<Bases>,
     /// How far the ledger is.
@@ -60,6 +63,7 @@ pub struct Upkeep {
 struct Needed {
     consensus: Position,
     ingress: Position,
+    history: Position,
 }
 
 impl Upkeep {
@@ -153,6 +157,7 @@ impl Upkeep {
         self.metrics.checkpoint_ms.observe(took.as_secs_f64() * 1000.0);
         self.log.set_low_mark(Holder::Consensus, needed.consensus);
         self.log.set_low_mark(Holder::Ingress, needed.ingress);
+        self.log.set_low_mark(Holder::History, needed.history);
         self.log.cut(self.log.low_mark());
         Ok(())
     }
@@ -164,7 +169,9 @@ impl Upkeep {
         let settled = progress.executed.sequence.min(progress.certified);
         Needed {
             consensus: self.marks.needed_from(settled).unwrap_or(end).min(end),
+            // A message is pinned for the history while its admission pins it: so that one is looked at first.
             ingress: self.admission.needed_from().unwrap_or(end).min(end),
+            history: self.backlog.needed_from().unwrap_or(end).min(end),
         }
     }
 }

@@ -26,6 +26,7 @@ fn upkeep(dir: &std::path::Path) -> Upkeep {
         log,
         marks: Arc::default(),
         admission: Arc::default(),
+        backlog: Backlog::new(1 << 20, metrics.queues.queue("history_kib")),
         view: Arc::default(),
         interval: Duration::from_secs(10),
         bytes: 1 << 20,
@@ -52,7 +53,7 @@ async fn without_anything_open_the_log_is_needed_from_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let upkeep = upkeep(dir.path());
     let end = append(&upkeep).await.next();
-    assert_eq!(upkeep.needed(), Needed { consensus: end, ingress: end });
+    assert_eq!(upkeep.needed(), Needed { consensus: end, ingress: end, history: end });
 }
 
 #[tokio::test]
@@ -68,7 +69,9 @@ async fn the_log_is_kept_for_pending_messages_and_for_what_is_not_settled() {
         let entry = WalEntry::Committed { view, sequence: SeqNum(sequence), digest };
         upkeep.marks.note(&entry, Position(position));
     }
-    assert_eq!(upkeep.needed(), Needed { consensus: Position(1), ingress: Position(2) });
+    let (consensus, ingress) = (Position(1), Position(2));
+    let history = upkeep.log.last().next();
+    assert_eq!(upkeep.needed(), Needed { consensus, ingress, history });
     upkeep.view.update_progress(|progress| progress.executed.sequence = SeqNum(5));
     assert_eq!(upkeep.needed().consensus, Position(1), "executed, and not certified");
     upkeep.view.update_progress(|progress| progress.certified = SeqNum(5));
@@ -136,4 +139,22 @@ async fn a_block_that_is_executed_and_not_certified_is_not_listed() {
     upkeep.store.put_certificate(&Certificate { content, signatures: Vec::new() }).unwrap();
     upkeep.index_behind(&running).unwrap();
     assert_eq!(upkeep.store.indexed_height(), Height(1));
+}
+
+#[tokio::test]
+async fn the_log_is_kept_for_what_is_not_in_the_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let upkeep = upkeep(dir.path());
+    let position = append(&upkeep).await;
+    append(&upkeep).await;
+    let row = crate::history::tests::row(1, 1);
+    let place = upkeep.backlog.place(&row.message).await.unwrap();
+    place.pin(position);
+    assert_eq!(upkeep.needed().history, position);
+    upkeep.save().await.unwrap();
+    assert_eq!(upkeep.log.low_mark(), position);
+    place.is_done();
+    assert_eq!(upkeep.needed().history, upkeep.log.last().next());
+    upkeep.save().await.unwrap();
+    assert_eq!(upkeep.log.low_mark(), upkeep.log.last().next());
 }

@@ -25,6 +25,7 @@ pub use requests::{RequestVerifier, Workers};
 use super::admission::{Admission, Place, Standing};
 use super::bases::Bases;
 use super::fatal::Vital;
+use super::history::{Backlog, HistoryFeed, Place as HistoryPlace};
 use super::policy::{AcceptMessage, RepeatDecision};
 use super::storage::{LookUpMessage, TakeUp};
 use super::view::LedgerView;
@@ -168,7 +169,9 @@ impl LogRecord {
 #[derive(Debug)]
 pub struct Admitted {
     /// The message.
-    pub message: Telemetry,
+    pub message: Arc<Telemetry>,
+    /// Its place among those that are not in the history.
+    pub history: Arc<HistoryPlace>,
     /// Its part of what may be [`Ahead`]; free again when Policy is done with it.
     _share: Option<Share>,
 }
@@ -241,6 +244,8 @@ pub struct VerifierParts {
     pub workers: Workers,
     /// Room ahead.
     pub ahead: Ahead,
+    /// Room for what is not in the history, and the way there.
+    pub history: (Backlog, HistoryFeed),
     /// How long a message may wait before it is accepted; what is accepted is finished.
     pub patience: Duration,
     /// The clock.
@@ -357,8 +362,8 @@ impl VerifierParts {
                 return Verification::Unavailable;
             }
         }
-        let Ok(Some((place, share))) = tokio::time::timeout(self.patience, self.room(request_bytes)).await
-        else {
+        let room = tokio::time::timeout(self.patience, self.room(&message, request_bytes));
+        let Ok(Some((place, share, history))) = room.await else {
             return Verification::Unavailable;
         };
         let header = message.header();
@@ -369,7 +374,8 @@ impl VerifierParts {
             header: hash,
             items: header.count,
         };
-        let standing = self.admission.admit(&admission, self.log.last().next(), received, place);
+        let first_needed = self.log.last().next();
+        let standing = self.admission.admit(&admission, first_needed, received, place);
         if standing != Standing::New {
             // Another copy of it was faster.
             let AdmissionRecord { client, seq, header: hash, items } = admission;
@@ -379,16 +385,19 @@ impl VerifierParts {
                 .await;
         }
         // From here on the message is this node's to finish, even if its client goes away.
-        let admitted = Arc::new(Admitted { message, _share: Some(share) });
+        history.pin(first_needed);
+        let (message, history) = (Arc::new(message), Arc::new(history));
+        let admitted = Arc::new(Admitted { message, history, _share: Some(share) });
         self.log_and_hand_on(admitted, logged).await
     }
 
-    /// Waits for a place among the messages that are not final, for room ahead, and for room among the
-    /// items that are not indexed.
-    async fn room(&self, bytes: usize) -> Option<(Place, Share)> {
+    /// Waits for a place among the messages that are not final, and among those that are not in the
+    /// history, for room ahead, and for room among the items that are not indexed.
+    async fn room(&self, message: &Telemetry, bytes: usize) -> Option<(Place, Share, HistoryPlace)> {
         self.bases.room().await;
+        let history = self.history.0.place(message).await?;
         let place = self.admission.place().await?;
-        Some((place, self.ahead.share(bytes).await?))
+        Some((place, self.ahead.share(bytes).await?, history))
     }
 
     async fn log_and_hand_on(self, admitted: Arc<Admitted>, logged: LoggedMessage) -> Verification {
@@ -462,6 +471,10 @@ impl VerifierParts {
             }
             None => return,
         };
+        let Some(history) = self.history.0.place(&message).await else { return };
+        history.pin(position);
+        let (message, history) = (Arc::new(message), Arc::new(history));
+        self.history.1.decided(Arc::clone(&message), decision.bytes(), Arc::clone(&history));
         let header = message.header();
         let known = TakeUp(FinalMessage {
             client,
@@ -473,7 +486,7 @@ impl VerifierParts {
         });
         if let Ok(false) = self.take_up.send(known).await {
             let bytes = message.item_bytes().iter().map(Vec::len).sum();
-            let admitted = Arc::new(Admitted { message, _share: self.ahead.share(bytes).await });
+            let admitted = Arc::new(Admitted { message, history, _share: self.ahead.share(bytes).await });
             let _stopping = self.policy.1.send(RepeatDecision { admitted, decision }).await;
         }
     }

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::crypto::VerifyingKey;
-use crate::ledger::{CheckpointContent, ClientSettings, Policies};
-use crate::types::{ClientId, Hash, Height, MessageSeq, SeqNum};
+use crate::ledger::{CheckpointContent, ClientSettings, DigestRecord, Policies};
+use crate::types::{ClientId, Hash, Height, MessageSeq, NodeId, SeqNum};
 
 /// A client as the ledger has it.
 #[derive(Debug)]
@@ -83,6 +83,7 @@ impl Progress {
 pub struct LedgerView {
     clients: RwLock<BTreeMap<ClientId, Arc<RegisteredClient>>>,
     policies: RwLock<Arc<Policies>>,
+    digests: RwLock<BTreeMap<NodeId, DigestRecord>>,
     progress: RwLock<Progress>,
 }
 
@@ -91,6 +92,7 @@ impl Default for LedgerView {
         Self {
             clients: RwLock::default(),
             policies: RwLock::default(),
+            digests: RwLock::default(),
             progress: RwLock::new(Progress::start()),
         }
     }
@@ -119,6 +121,16 @@ impl LedgerView {
     /// How many clients are registered.
     pub fn client_count(&self) -> usize {
         self.clients.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// A node's last history digest, executed here and perhaps not final yet.
+    pub fn history_digest(&self, node: &NodeId) -> Option<DigestRecord> {
+        self.digests.read().unwrap_or_else(PoisonError::into_inner).get(node).copied()
+    }
+
+    /// Notes a node's last history digest.
+    pub fn put_digest(&self, node: NodeId, record: DigestRecord) {
+        self.digests.write().unwrap_or_else(PoisonError::into_inner).insert(node, record);
     }
 
     /// The write policies in force.

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::{self, Item, Value};
 use crate::ledger::{
-    AdminOperation, Block, Certificate, CheckpointContent, Header, Operation, ReplicaSet, WriteRequest,
+    AdminOperation, Block, Certificate, CheckpointContent, Header, HistoryDigest, Operation, ReplicaSet,
+    WriteRequest,
 };
 use crate::store::ledger::{RecordPage, StoredRecord};
 use crate::types::{ClientId, Hash, Height, MessageSeq, NodeId, Signature, Stream, Timestamp};
@@ -94,6 +95,27 @@ pub enum OperationJson {
     Write(Box<WriteJson>),
     /// An admin's operation was executed.
     Admin(Box<AdminOperation>),
+    /// What a node says about its history.
+    HistoryDigest(Box<DigestJson>),
+}
+
+/// A history digest.
+#[derive(Debug, Clone, Serialize)]
+pub struct DigestJson {
+    /// Whose history.
+    pub node: NodeId,
+    /// The digest's number.
+    pub number: u64,
+    /// The hash of the one before.
+    pub previous: Hash,
+    /// The number of the first row.
+    pub first: u64,
+    /// How many rows.
+    pub rows: u32,
+    /// The Merkle root over their hashes.
+    pub root: Hash,
+    /// The first and the last seq of each run, by client.
+    pub ranges: std::collections::BTreeMap<ClientId, Vec<(MessageSeq, MessageSeq)>>,
 }
 
 /// A write operation.
@@ -184,6 +206,19 @@ impl OperationJson {
                 WriteJson::new(&request, &written).map(|write| Self::Write(Box::new(write)))
             }
             Operation::Admin(operation) => Some(Self::Admin(Box::new(operation))),
+            Operation::Digest(digest) => {
+                let HistoryDigest { node, number, previous, first, rows, root, ranges, .. } = digest;
+                let ranges = ranges.into_iter().collect();
+                Some(Self::HistoryDigest(Box::new(DigestJson {
+                    node,
+                    number,
+                    previous,
+                    first,
+                    rows,
+                    root,
+                    ranges,
+                })))
+            }
         }
     }
 }

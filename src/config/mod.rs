@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 pub use genesis::{GenesisFileError, read_genesis, write_genesis};
 pub use sections::{
-    ApiConfig, ConsensusConfig, LogConfig, LogFormat, MqttConfig, P2pConfig, PolicyConfig, StorageConfig,
-    TransferConfig,
+    ApiConfig, ConsensusConfig, DatabaseUrl, HistoryConfig, LogConfig, LogFormat, MqttConfig, P2pConfig,
+    PolicyConfig, StorageConfig, TransferConfig,
 };
 
 /// What the names of environment variables that are settings begin with.
@@ -86,6 +86,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// The fetching of blocks, and the giving of them.
     pub transfer: TransferConfig,
+    /// The database of all verified messages.
+    pub history: HistoryConfig,
     /// The memory of what data items are judged against.
     pub policy: PolicyConfig,
 }
@@ -104,6 +106,7 @@ impl Default for Config {
             consensus: ConsensusConfig::default(),
             storage: StorageConfig::default(),
             transfer: TransferConfig::default(),
+            history: HistoryConfig::default(),
             policy: PolicyConfig::default(),
         }
     }

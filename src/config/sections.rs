@@ -10,6 +10,7 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 
+use crate::ledger::MAX_DIGEST_ROWS;
 use crate::pbft::settings::defaults;
 
 const KIB: u64 = 1024;
@@ -362,6 +363,43 @@ pub struct PolicyConfig {
 impl Default for PolicyConfig {
     fn default() -> Self {
         Self { cached_items: 65_536, max_open_items: 262_144 }
+    }
+}
+
+/// `[history]`: the database of all verified messages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HistoryConfig {
+    /// Where it is; none is a SQLite file in the data directory.
+    pub url: Option<DatabaseUrl>,
+    /// Bytes of accepted messages that are not in the history; above that no further one is accepted.
+    pub max_backlog_bytes: u64,
+    /// The longest that a row waits for a digest on the ledger.
+    #[serde(rename = "digest_interval_s", with = "seconds")]
+    pub digest_interval: Duration,
+    /// Rows of one digest; with so many, one is made before the time.
+    pub digest_max_rows: u32,
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            max_backlog_bytes: 256 * MIB,
+            digest_interval: Duration::from_secs(60),
+            digest_max_rows: MAX_DIGEST_ROWS,
+        }
+    }
+}
+
+/// The URL of a database; its password is not shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DatabaseUrl(pub String);
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DatabaseUrl(..)")
     }
 }
 

@@ -30,6 +30,7 @@ impl Config {
         self.check_p2p()?;
         self.check_consensus()?;
         self.check_storage()?;
+        self.check_history()?;
         self.check_transfer()?;
         self.check_policy()
     }
@@ -145,6 +146,25 @@ impl Config {
 }
 
 impl Config {
+    fn check_history(&self) -> Result<(), Problem> {
+        let history = &self.history;
+        if let Some(crate::config::DatabaseUrl(url)) = &history.url {
+            let parsed = url::Url::parse(url);
+            let is_postgres = parsed.is_ok_and(|url| {
+                matches!(url.scheme(), "postgres" | "postgresql") && url.host_str().is_some()
+            });
+            if !is_postgres {
+                return Err((
+                    "history.url",
+                    "must be postgres://user:password@host/database, or none".into(),
+                ));
+            }
+        }
+        within("history.max_backlog_bytes", history.max_backlog_bytes, 16 * MIB..=16 * GIB)?;
+        seconds("history.digest_interval_s", history.digest_interval, 1..=3600)?;
+        within("history.digest_max_rows", history.digest_max_rows, 1..=crate::ledger::MAX_DIGEST_ROWS)
+    }
+
     fn check_transfer(&self) -> Result<(), Problem> {
         let transfer = &self.transfer;
         within("transfer.fetch_bytes_per_s", transfer.fetch_bytes_per_s, MIB..=16 * GIB)?;

@@ -9,6 +9,7 @@
 //! 0x04 ‖ client id ‖ 0x00 ‖ seq (8 bytes BE) (header hash, items written, height)
 //! 0x05                                       (version, write policies in force); none at genesis
 //! 0x06 ‖ version (8 bytes BE)                (height, operation) that put a version in force
+//! 0x07 ‖ node id                             (number, hash, last row, height) of its last history digest
 //! ```
 //!
 //! A client id has no zero byte, so keys are unambiguous, and a client's written messages lie side
@@ -22,7 +23,7 @@ use crate::ledger::genesis::ReplicaSet;
 use crate::ledger::index_set::IndexSet;
 use crate::ledger::operation::ClientSettings;
 use crate::policy::{MAX_POLICY_BYTES, PolicySet};
-use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, PublicKey};
+use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, PublicKey};
 
 /// What the ledger says about a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize)]
@@ -48,6 +49,19 @@ pub struct WindowEntry {
     pub height: Height,
 }
 
+/// What the ledger says about a node's last history digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize)]
+pub struct DigestRecord {
+    /// Its number.
+    pub number: u64,
+    /// Its hash, which the next one names.
+    pub hash: Hash,
+    /// The number of the last row that it covers.
+    pub last_row: u64,
+    /// The block that it is in.
+    pub height: Height,
+}
+
 /// The most bytes that an entry's value has: the write policies; a replica set of 100, or a bitmap of
 /// 65,536 items, has less.
 const MAX_VALUE_BYTES: usize = MAX_POLICY_BYTES + 8;
@@ -62,6 +76,7 @@ pub(super) enum Entry {
     Written(ClientId, MessageSeq, WindowEntry),
     Policies(u64, PolicySet),
     PoliciesAt(u64, (Height, u32)),
+    Digest(NodeId, DigestRecord),
 }
 
 /// Why bytes are not an entry.
@@ -106,6 +121,9 @@ impl Entry {
             Self::Written(client, seq, entry) => (written_key(client, *seq), codec::encode(entry)),
             Self::Policies(version, policies) => (vec![5], codec::encode(&(*version, policies))),
             Self::PoliciesAt(version, place) => (policies_at_key(*version), codec::encode(place)),
+            Self::Digest(node, record) => {
+                ([&[7], node.as_bytes().as_slice()].concat(), codec::encode(record))
+            }
         }
     }
 
@@ -139,6 +157,9 @@ impl Entry {
                 let version = u64::from_be_bytes(version.try_into().map_err(|_| no_key())?);
                 Self::PoliciesAt(version, decode_value(key, value)?)
             }
+            [7, node @ ..] => {
+                Self::Digest(NodeId(node.try_into().map_err(|_| no_key())?), decode_value(key, value)?)
+            }
             _ => return Err(no_key()),
         })
     }
@@ -152,7 +173,6 @@ fn decode_value<T: Encode + Decode<()>>(key: &[u8], value: &[u8]) -> Result<T, E
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::NodeId;
     use proptest::prelude::*;
 
     #[test]
@@ -166,11 +186,13 @@ mod tests {
         };
         let written = (0..65_536).collect();
         let entry = WindowEntry { header: Hash([1; 32]), written, height: Height(4) };
+        let digest = DigestRecord { number: 3, hash: Hash([9; 32]), last_row: 70, height: Height(8) };
         let replicas = ReplicaSet::new((0..100).map(|at| NodeId([at; 32])).collect()).unwrap();
         for entry in [
             Entry::Network(NetworkId([1; 32])),
             Entry::Replicas(replicas),
             Entry::Admin(PublicKey([2; 32]), 7),
+            Entry::Digest(NodeId([4; 32]), digest),
             Entry::Client(client.clone(), record),
             Entry::Written(client, MessageSeq(5), entry),
             Entry::Policies(2, PolicySet::default()),

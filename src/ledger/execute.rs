@@ -16,7 +16,8 @@ use crate::device;
 use crate::ledger::block::{Block, CertifiedBlock, HEADER_VERSION, Header, MAX_BLOCK_BYTES};
 use crate::ledger::certificate::CheckpointContent;
 use crate::ledger::change::{Head, StateChange};
-use crate::ledger::entry::{ClientRecord, Entry, WindowEntry};
+use crate::ledger::digest::HistoryDigest;
+use crate::ledger::entry::{ClientRecord, DigestRecord, Entry, WindowEntry};
 use crate::ledger::index_set::IndexSet;
 use crate::ledger::operation::{AdminAction, AdminOperation, Operation, WriteRequest};
 use crate::ledger::outcome::{ApplyError, Executed, Outcome, Rejection};
@@ -64,7 +65,7 @@ impl State {
     }
 
     /// Executes the operations of a block that a quorum certified, and checks that the same block
-    /// and state come out. The outcomes name write requests only: the digest of an admin's request
+    /// and state come out. The outcomes do not name admins' requests: the digest of such a one
     /// cannot be told from its operation.
     ///
     /// # Errors
@@ -84,7 +85,7 @@ impl State {
             let leaf = codec::encode(operation);
             let bytes = request_bytes(operation, &leaf);
             let verdict = execution.repeat(operation, bytes).ok_or_else(diverged)?;
-            if matches!(operation, Operation::Write { .. }) {
+            if !matches!(operation, Operation::Admin(_)) {
                 verdicts.push((HashKind::Request.hash(bytes), verdict));
             }
         }
@@ -114,6 +115,7 @@ enum Verdict {
     Written { operation: u32, items: Vec<u32> },
     AlreadyWritten { height: Height, items: Vec<u32> },
     AdminExecuted { operation: u32 },
+    DigestExecuted { operation: u32 },
     Rejected(Rejection),
 }
 
@@ -152,6 +154,7 @@ impl<'a> Execution<'a> {
         match asked {
             Asked::Write(write, telemetry) => self.write(write, telemetry, bytes),
             Asked::Admin(operation) => self.admin(operation),
+            Asked::Digest(digest) => self.digest(digest),
         }
     }
 
@@ -165,6 +168,7 @@ impl<'a> Execution<'a> {
                 self.write(request, &telemetry, bytes).ok()
             }
             Operation::Admin(operation) => self.admin(operation).ok(),
+            Operation::Digest(digest) => self.digest(digest).ok(),
         }
     }
 
@@ -217,6 +221,29 @@ impl<'a> Execution<'a> {
         self.put_admin(operation, last);
         let operation = self.push(executed, leaf);
         Ok(Verdict::AdminExecuted { operation })
+    }
+
+    fn digest(&mut self, digest: &HistoryDigest) -> Result<Verdict, Rejection> {
+        if !self.state.replicas.contains(&digest.node) {
+            return Err(Rejection::NotAReplica);
+        }
+        let old = self.state.digests.get(&digest.node).copied();
+        let (last, hash) = old.map_or((0, Hash([0; 32])), |old| (old.number, old.hash));
+        if last.checked_add(1) != Some(digest.number) || digest.previous != hash {
+            return Err(Rejection::DigestOrder { last });
+        }
+        let executed = Operation::Digest(digest.clone());
+        let leaf = codec::encode(&executed);
+        self.check_room(leaf.len())?;
+
+        let last_row = digest.first.saturating_add(u64::from(digest.rows) - 1);
+        let record =
+            DigestRecord { number: digest.number, hash: digest.hash(), last_row, height: self.height };
+        self.state.digests.insert(digest.node, record);
+        let encode = |record| Entry::Digest(digest.node, record).encode();
+        self.change(old.map(encode), Some(encode(record)));
+        let operation = self.push(executed, leaf);
+        Ok(Verdict::DigestExecuted { operation })
     }
 
     /// What an admin's action changes.
@@ -371,6 +398,7 @@ impl Verdict {
             Self::Written { operation, items } => Outcome::Written { height, block, operation, items },
             Self::AlreadyWritten { height, items } => Outcome::AlreadyWritten { height, items },
             Self::AdminExecuted { operation } => Outcome::AdminExecuted { height, operation },
+            Self::DigestExecuted { operation } => Outcome::DigestExecuted { height, operation },
             Self::Rejected(rejection) => Outcome::Rejected(rejection),
         }
     }
@@ -395,11 +423,11 @@ fn check_sender(client: &Client, write: &WriteRequest, seq: MessageSeq) -> Resul
 
 /// The canonical bytes of the request that an operation came from, given the operation's: those of
 /// Request::Write and Operation::Write begin alike, since the variant's number is 0 in both and the
-/// request follows. Of an admin's operation, where the node is not known, all.
+/// request follows. Of a digest they are the same. Of an admin's operation, where the node is not known, all.
 fn request_bytes<'a>(operation: &Operation, leaf: &'a [u8]) -> &'a [u8] {
     let surplus = match operation {
         Operation::Write { written, .. } => written_bytes(written.len()),
-        Operation::Admin(_) => 0,
+        Operation::Admin(_) | Operation::Digest(_) => 0,
     };
     leaf.get(..leaf.len().saturating_sub(surplus)).unwrap_or(leaf)
 }

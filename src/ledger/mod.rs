@@ -13,6 +13,7 @@
 pub mod block;
 pub mod certificate;
 pub mod change;
+pub mod digest;
 pub mod entry;
 pub mod execute;
 pub mod genesis;
@@ -30,7 +31,8 @@ mod tests;
 pub use block::{Block, BlockError, CertifiedBlock, Header, MAX_BLOCK_BYTES};
 pub use certificate::{Certificate, CertificateError, CheckpointContent, ReplicaSetKeys};
 pub use change::{Head, StateChange};
-pub use entry::{ClientRecord, WindowEntry};
+pub use digest::{DigestError, HistoryDigest, MAX_DIGEST_ROWS};
+pub use entry::{ClientRecord, DigestRecord, WindowEntry};
 pub use genesis::{Genesis, GenesisError, ReplicaSet};
 pub use operation::{
     AdminAction, AdminOperation, AdminOperationError, ClientSettings, Operation, Request, WriteRequest,

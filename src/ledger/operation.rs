@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec;
 use crate::crypto::{CryptoError, SecretKey, SignatureKind, VerifyingKey};
+use crate::ledger::digest::HistoryDigest;
 use crate::policy::PolicySet;
 use crate::types::{ClientId, Hash, MessageSeq, NetworkId, NodeId, PublicKey, Signature};
 
@@ -181,6 +182,8 @@ pub enum Request {
         /// The operation.
         operation: AdminOperation,
     },
+    /// Write what a node says about its history.
+    Digest(HistoryDigest),
 }
 
 impl Request {
@@ -189,6 +192,7 @@ impl Request {
         match self {
             Self::Write(write) => write.node,
             Self::Admin { node, .. } => *node,
+            Self::Digest(digest) => digest.node,
         }
     }
 }
@@ -206,4 +210,6 @@ pub enum Operation {
     },
     /// An admin's operation was executed.
     Admin(AdminOperation),
+    /// What a node says about its history.
+    Digest(HistoryDigest),
 }

@@ -50,6 +50,15 @@ pub enum Rejection {
         /// The version in force.
         current: u64,
     },
+    /// The node whose history a digest is of is no replica.
+    #[error("the node of the history digest is no replica of this network")]
+    NotAReplica,
+    /// A history digest does not follow the node's last one.
+    #[error("the node's last history digest has number {last}, and this one does not follow it")]
+    DigestOrder {
+        /// The number of the last one.
+        last: u64,
+    },
     /// The client to be registered is registered.
     #[error("the client is registered already")]
     AlreadyRegistered,
@@ -70,6 +79,8 @@ impl Rejection {
             Self::UnknownClient
             | Self::Revoked { .. }
             | Self::NotAnAdmin
+            | Self::NotAReplica
+            | Self::DigestOrder { .. }
             | Self::StaleAdminSequence { .. }
             | Self::StalePolicies { .. }
             | Self::AlreadyRegistered
@@ -101,6 +112,13 @@ pub enum Outcome {
     },
     /// The admin's operation was executed.
     AdminExecuted {
+        /// The block's height.
+        height: Height,
+        /// The place of the operation in the block.
+        operation: u32,
+    },
+    /// The history digest stands on the ledger.
+    DigestExecuted {
         /// The block's height.
         height: Height,
         /// The place of the operation in the block.

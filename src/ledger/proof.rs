@@ -288,7 +288,7 @@ impl Verifier {
         let (client, client_key, registered_by) = self.check_registration(registration)?;
         let (request, written) = match &write.operation {
             Operation::Write { request, written } => (request, written),
-            Operation::Admin(_) => return Err(ProofError::NoWrite),
+            Operation::Admin(_) | Operation::Digest(_) => return Err(ProofError::NoWrite),
         };
         let header = self.check_message(request, written)?;
         if header.client != *client || request.client_key != *client_key {

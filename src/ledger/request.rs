@@ -12,6 +12,7 @@
 use crate::codec::{self, CodecError};
 use crate::crypto::{CryptoError, HashKind, VerifyingKey};
 use crate::device::{self, HeaderError, Item, ItemError};
+use crate::ledger::digest::{DigestError, HistoryDigest};
 use crate::ledger::operation::{AdminOperation, AdminOperationError, Request, WriteRequest, WrittenItem};
 use crate::merkle::{self, MerkleError};
 use crate::types::{Hash, NetworkId, NodeId, PublicKey, Signature};
@@ -61,6 +62,9 @@ pub enum RequestError {
     /// An admin's operation is invalid.
     #[error(transparent)]
     Admin(#[from] AdminOperationError),
+    /// A history digest is invalid.
+    #[error(transparent)]
+    Digest(#[from] DigestError),
 }
 
 /// A message that this node has verified itself, as far as a write request needs it.
@@ -143,6 +147,10 @@ impl UncheckedRequest {
                 operation.verify(network)?;
                 None
             }
+            Request::Digest(digest) => {
+                digest.verify(network)?;
+                None
+            }
         };
         Ok(VerifiedRequest { digest, bytes, request, telemetry })
     }
@@ -155,6 +163,8 @@ pub enum Asked<'a> {
     Write(&'a WriteRequest, &'a Telemetry),
     /// An admin's operation is to be executed.
     Admin(&'a AdminOperation),
+    /// A history digest is to be written.
+    Digest(&'a HistoryDigest),
 }
 
 impl VerifiedRequest {
@@ -264,6 +274,7 @@ impl VerifiedRequest {
         match (&self.request, &self.telemetry) {
             (Request::Write(write), Some(telemetry)) => Asked::Write(write, telemetry),
             (Request::Admin { operation, .. }, _) => Asked::Admin(operation),
+            (Request::Digest(digest), _) => Asked::Digest(digest),
             (Request::Write(_), None) => unreachable!("a verified write request has a header"),
         }
     }
@@ -314,7 +325,7 @@ mod tests {
     fn write_of(request: &VerifiedRequest) -> WriteRequest {
         match request.request() {
             Request::Write(write) => write.clone(),
-            Request::Admin { .. } => panic!("not a write request"),
+            Request::Admin { .. } | Request::Digest(_) => panic!("not a write request"),
         }
     }
 

@@ -14,11 +14,11 @@ use std::collections::BTreeMap;
 
 use crate::ledger::certificate::CheckpointContent;
 use crate::ledger::change::{Head, StateChange};
-use crate::ledger::entry::{ClientRecord, Entry, EntryError, WindowEntry};
+use crate::ledger::entry::{ClientRecord, DigestRecord, Entry, EntryError, WindowEntry};
 use crate::ledger::genesis::{Genesis, ReplicaSet};
 use crate::ledger::lattice::Lattice;
 use crate::policy::PolicySet;
-use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, PublicKey, SeqNum};
+use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, PublicKey, SeqNum};
 
 /// How far below a client's highest seq on the ledger a message may still be written. A client's
 /// unacknowledged messages span at most as many numbers (PROTOCOL.md section 6).
@@ -68,6 +68,15 @@ pub struct Policies {
     pub places: BTreeMap<u64, (Height, u32)>,
 }
 
+/// The parts of a state that change.
+#[derive(Debug, Default)]
+struct Parts {
+    admins: BTreeMap<PublicKey, u64>,
+    clients: BTreeMap<ClientId, Client>,
+    policies: Policies,
+    digests: BTreeMap<NodeId, DigestRecord>,
+}
+
 /// The state of the ledger after some batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
@@ -79,6 +88,8 @@ pub struct State {
     pub(super) admins: BTreeMap<PublicKey, u64>,
     pub(super) clients: BTreeMap<ClientId, Client>,
     pub(super) policies: Policies,
+    /// Each node's last history digest.
+    pub(super) digests: BTreeMap<NodeId, DigestRecord>,
     pub(super) lattice: Lattice,
     pub(super) digest: Hash,
 }
@@ -94,7 +105,7 @@ impl State {
             timestamp: genesis.created,
         };
         let admins = genesis.admins.iter().map(|admin| (*admin, 0)).collect();
-        Self::new(network, head, genesis.replicas.clone(), admins, BTreeMap::new(), Policies::default())
+        Self::new(network, head, genesis.replicas.clone(), Parts { admins, ..Parts::default() })
     }
 
     /// The state that [`State::entries`] gave, with the head that storage kept beside it.
@@ -106,8 +117,8 @@ impl State {
         I: IntoIterator<Item = (Vec<u8>, Vec<u8>)>,
     {
         let (mut found, mut replicas) = (None, None);
-        let (mut admins, mut clients, mut written) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        let mut policies = Policies::default();
+        let (mut parts, mut written) = (Parts::default(), Vec::new());
+        let Parts { admins, clients, policies, digests } = &mut parts;
         for (key, value) in entries {
             let is_new = match Entry::decode(&key, &value)? {
                 Entry::Network(id) => found.replace(id).is_none(),
@@ -126,6 +137,7 @@ impl State {
                     is_new
                 }
                 Entry::PoliciesAt(version, place) => policies.places.insert(version, place).is_none(),
+                Entry::Digest(node, record) => digests.insert(node, record).is_none(),
             };
             if !is_new {
                 return Err(RestoreError::Incomplete);
@@ -144,21 +156,25 @@ impl State {
         if !policies.places.keys().copied().eq(1..=policies.version) {
             return Err(RestoreError::Incomplete);
         }
-        Ok(Self::new(network, head, replicas.ok_or(RestoreError::Incomplete)?, admins, clients, policies))
+        Ok(Self::new(network, head, replicas.ok_or(RestoreError::Incomplete)?, parts))
     }
 
-    fn new(
-        network: NetworkId,
-        head: Head,
-        replicas: ReplicaSet,
-        admins: BTreeMap<PublicKey, u64>,
-        clients: BTreeMap<ClientId, Client>,
-        policies: Policies,
-    ) -> Self {
+    fn new(network: NetworkId, head: Head, replicas: ReplicaSet, parts: Parts) -> Self {
         let (lattice, replicas_hash) = (Lattice::new(), replicas.hash());
         let digest = lattice.digest();
-        let mut state =
-            Self { network, head, replicas, replicas_hash, admins, clients, policies, lattice, digest };
+        let Parts { admins, clients, policies, digests } = parts;
+        let mut state = Self {
+            network,
+            head,
+            replicas,
+            replicas_hash,
+            admins,
+            clients,
+            policies,
+            digests,
+            lattice,
+            digest,
+        };
         state.lattice = state.computed_lattice();
         state.digest = state.lattice.digest();
         state
@@ -183,7 +199,9 @@ impl State {
         let Policies { version, set, places } = &self.policies;
         let policies = (*version > 0).then(|| Entry::Policies(*version, set.clone()));
         let places = places.iter().map(|(version, place)| Entry::PoliciesAt(*version, *place));
-        let entries = fixed.into_iter().chain(admins).chain(clients).chain(policies).chain(places);
+        let digests = self.digests.iter().map(|(node, record)| Entry::Digest(*node, *record));
+        let entries =
+            fixed.into_iter().chain(admins).chain(clients).chain(policies).chain(places).chain(digests);
         entries.map(|entry| entry.encode())
     }
 
@@ -227,6 +245,11 @@ impl State {
     /// The write policies in force.
     pub const fn policies(&self) -> &Policies {
         &self.policies
+    }
+
+    /// What the ledger says about a node's last history digest.
+    pub fn history_digest(&self, node: &NodeId) -> Option<&DigestRecord> {
+        self.digests.get(node)
     }
 
     /// What the ledger says about a client.

@@ -3,13 +3,15 @@
 //! ```text
 //! start:  store, log ─▶ network ─▶ Storage, Consensus, effects ─▶ Policy, Verifier, Ingress
 //!         ─▶ accepted messages of the log resume ─▶ MQTT, HTTP
-//! stop:   MQTT ─▶ HTTP ─▶ network ─▶ last save of the ledger ─▶ log
+//! stop:   MQTT ─▶ HTTP ─▶ history ─▶ network ─▶ last save of the ledger ─▶ log
 //! ```
 //!
 //! One multi-thread tokio runtime carries everything; actors with state that must not wait for
 //! others (Consensus, Storage) have a thread of their own on it.
 
+mod device;
 mod gatekeeper;
+mod history;
 mod insight;
 mod open;
 mod recent;
@@ -30,18 +32,14 @@ use crate::actors::downlink::Downlink;
 use crate::actors::effects::{self, Effects};
 use crate::actors::evidence::{EvidenceKeeper, KeeperParts};
 use crate::actors::finals::{Finals, TellFinal};
-use crate::actors::ingress::{Ingress, IngressLimits, IngressParts};
 use crate::actors::network::{Judge, Network as NetworkActor};
-use crate::actors::node_keys::NodeKeys;
 use crate::actors::notices::Notices;
-use crate::actors::policy::{Policy, PolicyParts};
 use crate::actors::storage::{Storage, StorageOutlets, StorageParts};
 use crate::actors::tally::{ConsensusTally, StorageTally};
 use crate::actors::transfer::progress::TransferBoard;
 use crate::actors::transfer::serve::Serving;
 use crate::actors::transfer::{self, TransferParts};
-use crate::actors::upkeep::Upkeep;
-use crate::actors::verifier::{Ahead, RequestVerifier, ResumeMessage, Verifier, VerifierParts, Workers};
+use crate::actors::verifier::{RequestVerifier, Workers};
 use crate::actors::view::LedgerView;
 use crate::actors::{Fatal, FatalReceiver, Feeder, KeyMark, Mouth, fatal, feeder};
 use crate::api::Api;
@@ -49,7 +47,6 @@ use crate::broker::{Broker, BrokerSettings, EmbeddedBroker};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::{self, Config};
 use crate::crypto::SecretKey;
-use crate::device::keyring::KeyTerms;
 use crate::device::telemetry::Limits;
 use crate::keyfile;
 use crate::ledger::{Genesis, ReplicaSetKeys};
@@ -57,6 +54,7 @@ use crate::metrics::Metrics;
 use crate::network::{Network, NetworkEvent, NetworkHandle, NetworkSettings, SwarmKey};
 use crate::pbft::{Output, Replica, Settings};
 use crate::types::NetworkId;
+use device::{resume, start_device_side, start_upkeep};
 use open::Opened;
 
 /// Results on their way to Consensus. The core has at most 256 batches in execution.
@@ -242,6 +240,7 @@ struct Node {
     probes: Option<Api>,
     network: NetworkHandle,
     log: crate::store::Log,
+    history: history::Running,
     stopping: watch::Sender<bool>,
     upkeep: Vec<JoinHandle<()>>,
 }
@@ -253,6 +252,7 @@ struct Core {
     storage: Addr<Storage>,
     consensus: Addr<Consensus>,
     finals: Finals,
+    history: history::History,
     to_ingress: (Mouth<TellFinal>, ChangedClients),
 }
 
@@ -273,7 +273,7 @@ impl Node {
         let (storage, consensus, store) =
             (core.storage.clone(), core.consensus.clone(), Arc::clone(&core.opened.store));
         let evidence = Arc::clone(&core.opened.evidence);
-        let (ingress, verifier) = start_device_side(&shared, core, &downlink)?;
+        let (ingress, verifier, history) = start_device_side(&shared, core, &downlink)?;
         tokio::spawn(resume(verifier, accepted));
         let gatekeeper = gatekeeper::NodeGatekeeper {
             network: shared.network_id,
@@ -315,7 +315,7 @@ impl Node {
             node = %shared.key.node_id(), network = %shared.network_id,
             mqtt = %broker.local_addr(), api = %api.local_addr(), "node started"
         );
-        Ok(Self { broker, api, probes, network, log, stopping, upkeep })
+        Ok(Self { broker, api, probes, network, log, history, stopping, upkeep })
     }
 
     /// Waits for a signal, or for a reason to give up.
@@ -347,6 +347,7 @@ impl Node {
         if let Some(probes) = &self.probes {
             probes.stop().await;
         }
+        self.history.stop().await;
         self.network.shutdown().await;
         self.stopping.send_replace(true);
         for task in self.upkeep {
@@ -385,13 +386,15 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
 
     let (executed, executed_mouth) = shared.feeder("executed", RESULTS);
     let (to_ingress, finals_mouth) = shared.feeder("finals", FINALS);
+    let history = history::History::new(shared).await?;
     let finals = Finals::new(
         Arc::clone(&opened.admission),
         Arc::clone(&opened.bases),
         to_ingress,
         Arc::clone(&shared.clock),
         shared.metrics.ingress.final_ms.clone(),
-    );
+    )
+    .with_history(history.feed.clone());
     let clients = ChangedClients::default();
     let outlets = StorageOutlets { executed, finals: finals.clone(), clients: clients.clone() };
     let storage = start_storage(shared, &mut opened, outlets)?;
@@ -413,11 +416,13 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
     );
     let consensus = Consensus::start_in_arbiter(&shared.arbiter().handle(), move |_| consensus);
     executed_mouth.connect(consensus.clone());
+    history.connect(&consensus);
 
     let verifier = start_effects(shared, &opened, &network, &storage, &consensus, outputs_queue);
     let judge = judge(shared, &opened, &network, &consensus, verifier);
     NetworkActor::start_with(judge, events, &shared.fatal);
-    Ok(Core { opened, network, storage, consensus, finals, to_ingress: (finals_mouth, clients) })
+    let to_ingress = (finals_mouth, clients);
+    Ok(Core { opened, network, storage, consensus, finals, history, to_ingress })
 }
 
 /// Starts what carries out the core's effects, the transfer among it.
@@ -538,109 +543,4 @@ fn start_storage(
     };
     let storage = Storage::new(parts, opened.state.take().context("the ledger's state is used once")?);
     Ok(Storage::start_in_arbiter(&shared.arbiter().handle(), move |_| storage))
-}
-
-/// Starts Policy, Verifier and Ingress.
-fn start_device_side(
-    shared: &Arc<Shared>,
-    core: Core,
-    downlink: &Downlink,
-) -> anyhow::Result<(Addr<Ingress>, Addr<Verifier>)> {
-    let Core { opened, storage, consensus, finals, to_ingress, .. } = core;
-    let node = shared.key.node_id();
-    let policy = Policy::new(PolicyParts {
-        node,
-        view: Arc::clone(&shared.view),
-        bases: Arc::clone(&opened.bases),
-        log: opened.log.clone(),
-        admission: Arc::clone(&opened.admission),
-        consensus: (consensus.clone().recipient(), consensus.recipient()),
-        room: Arc::clone(&shared.room),
-        finals,
-        metrics: shared.metrics.ingress.clone(),
-        time: shared.metrics.stages.policy.clone(),
-        fatal: shared.fatal.clone(),
-    })
-    .start();
-    let limits = shared.message_limits();
-    let verifier = Verifier::new(VerifierParts {
-        network: shared.network_id,
-        limits,
-        admission: Arc::clone(&opened.admission),
-        log: opened.log.clone(),
-        view: Arc::clone(&shared.view),
-        bases: opened.bases,
-        policy: (policy.clone().recipient(), policy.recipient()),
-        storage: storage.clone().recipient(),
-        take_up: storage.recipient(),
-        workers: shared.workers.clone(),
-        ahead: Ahead::new(shared.metrics.queues.queue("ahead_kib")),
-        patience: shared.config.mqtt.submit_timeout,
-        clock: Arc::clone(&shared.clock),
-        time: shared.metrics.stages.verify.clone(),
-        fatal: shared.fatal.clone(),
-    })
-    .start();
-    let mqtt = &shared.config.mqtt;
-    let terms = KeyTerms {
-        lifetime_ms: u64::try_from(mqtt.payload_key_lifetime.as_millis())?,
-        max_messages: mqtt.payload_key_max_messages,
-    };
-    let ingress = Ingress::new(IngressParts {
-        network: shared.network_id,
-        node,
-        view: Arc::clone(&shared.view),
-        admission: opened.admission,
-        keys: NodeKeys::new(shared.network_id, node, mqtt.kem_lifetime, terms, shared.clock.now())?,
-        downlink: downlink.clone(),
-        verifier: verifier.clone().recipient(),
-        log: opened.log,
-        clock: Arc::clone(&shared.clock),
-        limits: IngressLimits {
-            telemetry: limits,
-            unregistered_messages_per_minute: mqtt.unregistered_messages_per_minute,
-            unverified_replies_per_minute: mqtt.unverified_replies_per_minute,
-            submit_timeout: mqtt.submit_timeout,
-        },
-        metrics: shared.metrics.ingress.clone(),
-        time: shared.metrics.stages.decode.clone(),
-        fatal: shared.fatal.clone(),
-    })
-    .start();
-    let (finals_mouth, clients) = to_ingress;
-    finals_mouth.connect(ingress.clone());
-    tokio::spawn(clients.deliver(ingress.clone().recipient()));
-    Ok((ingress, verifier))
-}
-
-/// Finishes what was accepted before the restart, one after the other, while the node runs: the
-/// other nodes may have to come back before there is room for all of it.
-async fn resume(verifier: Addr<Verifier>, accepted: Vec<ResumeMessage>) {
-    for message in accepted {
-        if verifier.send(message).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn start_upkeep(shared: &Arc<Shared>, core: &Core) -> (watch::Sender<bool>, Vec<JoinHandle<()>>) {
-    let (stopping, stop) = watch::channel(false);
-    let upkeep = Upkeep {
-        store: Arc::clone(&core.opened.store),
-        log: core.opened.log.clone(),
-        marks: Arc::clone(&core.opened.marks),
-        admission: Arc::clone(&core.opened.admission),
-        bases: Arc::clone(&core.opened.bases),
-        view: Arc::clone(&shared.view),
-        interval: shared.config.storage.checkpoint_interval,
-        bytes: shared.config.storage.checkpoint_bytes,
-        time: shared.metrics.stages.index.clone(),
-        clock: Arc::clone(&shared.clock),
-        metrics: shared.metrics.storage.clone(),
-        accepted: shared.metrics.queues.queue("accepted"),
-        fatal: shared.fatal.clone(),
-    };
-    let index = tokio::spawn(upkeep.clone().index(stop.clone()));
-    let checkpoint = tokio::spawn(upkeep.checkpoint(stop));
-    (stopping, vec![index, checkpoint])
 }

@@ -15,6 +15,7 @@ use crate::actors::KeyMark;
 use crate::actors::admission::Admission;
 use crate::actors::bases::{Bases, BasesLimits};
 use crate::actors::effects::WalMarks;
+use crate::actors::history::Finished;
 use crate::actors::verifier::{LogRecord, LoggedMessage, ResumeMessage};
 use crate::clock::SharedClock;
 use crate::config::Config;
@@ -23,6 +24,7 @@ use crate::device::telemetry::Content;
 use crate::ledger::{Genesis, SEQ_WINDOW, State};
 use crate::metrics::{Metrics, QueueGauge, StageTime, StorageMetrics};
 use crate::pbft::{Restored, WalEntry};
+use crate::policy::Decision;
 use crate::store::ledger::AdmissionRecord;
 use crate::store::log::{EntryKind, LogSettings, Position, SyncReport};
 use crate::store::{EvidenceLimits, EvidenceStore, LedgerStore, Log, SledStore, StoreError, StoreSettings};
@@ -51,6 +53,8 @@ pub(super) struct Opened {
     /// Accepted messages whose clients were not told their fate, oldest first; pending in
     /// `admission`.
     pub(super) accepted: Vec<ResumeMessage>,
+    /// Accepted messages whose clients were told, and that may not be in the history.
+    pub(super) finished: Vec<Finished>,
     /// What data items are judged against; holds what `accepted` submits.
     pub(super) bases: Arc<Bases>,
 }
@@ -89,11 +93,14 @@ pub(super) fn open(
             EntryKind::AcceptedMessage => accepted.note(position, &entry.bytes)?,
         }
     }
-    let (accepted, unindexed) = accepted.into_admission(&admission);
+    let (accepted, finished, unindexed) = accepted.into_admission(&admission);
     let store: Arc<dyn LedgerStore> = Arc::new(store);
     let bases = new_bases(config, &store, metrics.queues.queue("open_items"))?;
-    for resume in unindexed.iter().chain(&accepted) {
-        take_up(&bases, &network, resume)?;
+    for at in unindexed {
+        take_up(&bases, &network, &finished[at].message, &finished[at].decision)?;
+    }
+    for resume in &accepted {
+        take_up(&bases, &network, &resume.message, &resume.decision)?;
     }
     let mark = KeyMark::of(config);
     let lost_log = entries.is_empty() && (state.head().sequence > SeqNum(0) || mark.is_there());
@@ -117,6 +124,7 @@ pub(super) fn open(
         admission: Arc::new(admission),
         restored: Some(restored),
         accepted,
+        finished,
         bases: Arc::new(bases),
     })
 }
@@ -141,10 +149,15 @@ fn new_bases(config: &Config, store: &Arc<dyn LedgerStore>, gauge: QueueGauge) -
 
 /// What was submitted before the restart and is not in the index: nothing new may be judged before that
 /// is known.
-fn take_up(bases: &Bases, network: &NetworkId, resume: &ResumeMessage) -> Result<(), StoreError> {
+fn take_up(
+    bases: &Bases,
+    network: &NetworkId,
+    message: &LoggedMessage,
+    decision: &Decision,
+) -> Result<(), StoreError> {
     // The Verifier complains of a message that does not verify, and submits nothing of it.
-    let Ok(message) = resume.message.verify(network) else { return Ok(()) };
-    bases.resume(message.header().seq, message.items(), &resume.decision)
+    let Ok(message) = message.verify(network) else { return Ok(()) };
+    bases.resume(message.header().seq, message.items(), decision)
 }
 
 /// The ledger is here and not one consensus entry of the log: what this node promised to the other
@@ -216,10 +229,10 @@ struct Accepted<'a> {
     /// Those whose fate is not known.
     unfinished: BTreeMap<(ClientId, MessageSeq), (AdmissionRecord, ResumeMessage)>,
     /// Those whose clients were told.
-    finished: Vec<AdmissionRecord>,
-    /// Those of them that were written, and that the index of the store does not have: it, or the block
-    /// itself, was not on disk yet when the node stopped.
-    unindexed: Vec<ResumeMessage>,
+    finished: Vec<(AdmissionRecord, Finished)>,
+    /// Places of those of them that were written, and that the index of the store does not have: it, or
+    /// the block itself, was not on disk yet when the node stopped.
+    unindexed: Vec<usize>,
 }
 
 impl<'a> Accepted<'a> {
@@ -243,9 +256,12 @@ impl<'a> Accepted<'a> {
             LogRecord::Final { client, seq, is_written } => {
                 if let Some((admission, resume)) = self.unfinished.remove(&(client, seq)) {
                     if is_written && !self.is_indexed(&admission) {
-                        self.unindexed.push(resume);
+                        self.unindexed.push(self.finished.len());
                     }
-                    self.finished.push(admission);
+                    let ResumeMessage { position, message, decision } = resume;
+                    let key = (admission.client.clone(), admission.seq, admission.header);
+                    self.finished
+                        .push((admission, Finished { position, key, message, decision, is_written }));
                 }
             }
         }
@@ -262,10 +278,10 @@ impl<'a> Accepted<'a> {
     }
 
     /// Tells `admission` of all of them: the store may have been saved before they came. Gives
-    /// those that are to be finished, in the order in which they were accepted, and those that are only
-    /// to be indexed.
-    fn into_admission(self, admission: &Admission) -> (Vec<ResumeMessage>, Vec<ResumeMessage>) {
-        for record in &self.finished {
+    /// those that are to be finished, in the order in which they were accepted; those that are finished;
+    /// and places of those of them that are to be indexed.
+    fn into_admission(self, admission: &Admission) -> (Vec<ResumeMessage>, Vec<Finished>, Vec<usize>) {
+        for (record, _) in &self.finished {
             admission.note_final(record);
         }
         let mut unfinished: Vec<_> = self.unfinished.into_values().collect();
@@ -274,7 +290,8 @@ impl<'a> Accepted<'a> {
             admission.resume(&record, resume.position);
             resume
         };
-        (unfinished.into_iter().map(resume).collect(), self.unindexed)
+        let finished = self.finished.into_iter().map(|(_, finished)| finished).collect();
+        (unfinished.into_iter().map(resume).collect(), finished, self.unindexed)
     }
 }
 

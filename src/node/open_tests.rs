@@ -60,17 +60,17 @@ fn what_was_submitted_and_is_not_indexed_is_taken_up_with_its_decision() {
         found.note(Position(at), &record.entry().bytes).unwrap();
     }
     let admission = Admission::default();
-    let (unfinished, unindexed) = found.into_admission(&admission);
+    let (unfinished, finished, unindexed) = found.into_admission(&admission);
     assert_eq!(unfinished.iter().map(|one| one.position).collect::<Vec<_>>(), [Position(1)]);
-    assert_eq!(unindexed.iter().map(|one| one.position).collect::<Vec<_>>(), [Position(2)]);
+    assert_eq!(finished.iter().map(|one| one.position).collect::<Vec<_>>(), [Position(2), Position(3)]);
+    assert_eq!(unindexed, [0]);
     assert_eq!(admission.pending_count(), 1);
     let store = SledStore::open(dir.path(), &StoreSettings::new(network)).unwrap();
     let store: Arc<dyn LedgerStore> = Arc::new(store);
     let gauge = Metrics::new().unwrap().queues.queue("open_items");
     let bases = Bases::new(store, BasesLimits { cached_items: 8, open_items: 8 }, gauge);
-    for resume in unindexed.iter().chain(&unfinished) {
-        take_up(&bases, &network, resume).unwrap();
-    }
+    take_up(&bases, &network, &finished[0].message, &finished[0].decision).unwrap();
+    take_up(&bases, &network, &unfinished[0].message, &unfinished[0].decision).unwrap();
     assert_eq!(bases.open_count(), 2);
 }
 

@@ -9,7 +9,7 @@
 //!   the log holds as a [`Replay`].
 //! - Entries are numbered by [`Position`]; those of one append are adjacent and in order. After a
 //!   power cut the log holds a prefix of what was appended, and at least all that was synced.
-//! - Two [`Holder`]s each say from where on they still need entries; [`Log::cut`] deletes whole
+//! - Three [`Holder`]s each say from where on they still need entries; [`Log::cut`] deletes whole
 //!   segments that nobody needs.
 //! - Any error of the disk is final: every waiter gets it, [`Log::failed`] resolves, and the node
 //!   stops.
@@ -111,6 +111,8 @@ pub enum Holder {
     Ingress,
     /// PBFT entries, until the checkpoint above them is stable and stored.
     Consensus,
+    /// Accepted messages, until they and their fate are in the history.
+    History,
 }
 
 /// One group that was written and synced, for metrics.
@@ -206,6 +208,7 @@ struct Inner {
 struct Marks {
     ingress: Position,
     consensus: Position,
+    history: Position,
 }
 
 impl std::fmt::Debug for Log {
@@ -258,7 +261,7 @@ impl Log {
             .name("log".to_owned())
             .spawn(move || writer.run())
             .map_err(LogError::io("start the thread of the log in", dir))?;
-        let marks = Mutex::new(Marks { ingress: first, consensus: first });
+        let marks = Mutex::new(Marks { ingress: first, consensus: first, history: first });
         let inner = Inner { shared, capacity, is_new, first, marks, thread: Mutex::new(Some(thread)) };
         Ok((Self { inner: Arc::new(inner) }, replay))
     }
@@ -347,6 +350,7 @@ impl Log {
         let mark = match holder {
             Holder::Ingress => &mut marks.ingress,
             Holder::Consensus => &mut marks.consensus,
+            Holder::History => &mut marks.history,
         };
         *mark = position.max(*mark);
     }
@@ -355,7 +359,7 @@ impl Log {
     /// then [`Log::cut`] there.
     pub fn low_mark(&self) -> Position {
         let marks = self.inner.marks.lock().unwrap_or_else(PoisonError::into_inner);
-        marks.ingress.min(marks.consensus)
+        marks.ingress.min(marks.consensus).min(marks.history)
     }
 
     /// Deletes the segments whose entries are all below `position`, but never one that a holder

@@ -89,6 +89,6 @@ pub(super) fn admin_outcome(outcome: &Outcome) -> Option<AdminOutcome> {
             Some(AdminOutcome::Executed { height: *height, operation: *operation })
         }
         Outcome::Rejected(rejection) => Some(AdminOutcome::Rejected(*rejection)),
-        Outcome::Written { .. } | Outcome::AlreadyWritten { .. } => None,
+        Outcome::Written { .. } | Outcome::AlreadyWritten { .. } | Outcome::DigestExecuted { .. } => None,
     }
 }

@@ -82,14 +82,16 @@ impl Storage {
     fn admin_digests(&self, block: &Block) -> impl Iterator<Item = Hash> {
         block.operations.iter().filter_map(|operation| match operation {
             Operation::Admin(operation) => Some(self.digest_of(operation)),
-            Operation::Write { .. } => None,
+            // Those are named by their outcomes.
+            Operation::Write { .. } | Operation::Digest(_) => None,
         })
     }
 
     /// What blocks from other nodes tell this node's clients, admins and readers.
     pub(super) fn note_applied(&mut self, block: &Block, outcomes: &[(Hash, Outcome)]) {
         let mut awaiting = Awaiting::default();
-        let mut written = outcomes.iter().map(|(_, outcome)| outcome);
+        // One for each operation that is no admin's.
+        let mut outcomes = outcomes.iter().map(|(_, outcome)| outcome);
         for (operation, index) in block.operations.iter().zip(0_u32..) {
             match operation {
                 Operation::Admin(operation) => {
@@ -100,7 +102,11 @@ impl Storage {
                     awaiting.admins.extend(waiting.into_iter().map(|answer| (answer, outcome.clone())));
                 }
                 Operation::Write { request, .. } => {
-                    awaiting.messages.extend(self.note_written(request, written.next()));
+                    awaiting.messages.extend(self.note_written(request, outcomes.next()));
+                }
+                Operation::Digest(digest) => {
+                    let _digest_executed = outcomes.next();
+                    self.note_digest(&digest.node);
                 }
             }
         }

@@ -3,6 +3,7 @@
 pub(super) mod fixture;
 
 mod catch_up;
+mod digests;
 mod execution;
 mod policies;
 mod proof;

@@ -112,7 +112,7 @@ impl Written {
         let of_block = Record::of_block(block).unwrap().len();
         let counts = block.operations.iter().map(|operation| match operation {
             Operation::Write { written, .. } => written.len(),
-            Operation::Admin(_) => 0,
+            Operation::Admin(_) | Operation::Digest(_) => 0,
         });
         assert_eq!(of_block, counts.sum::<usize>());
     }

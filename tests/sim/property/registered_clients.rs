@@ -36,6 +36,7 @@ impl Property for RegisteredClients {
                         self.keys.insert(client.clone(), *key);
                     }
                 }
+                Operation::Digest(_) => {}
                 Operation::Write { request, .. } => {
                     let header = device::Header::decode(&request.header).unwrap();
                     let registered = self.keys.get(&header.client) == Some(&request.client_key);

@@ -1,0 +1,185 @@
+//! Opening a history: connecting, looking whose it is and of which version, bringing it up to date.
+//!
+//! Whatever is not right is found before anything is written.
+
+use std::sync::Once;
+use std::time::Duration;
+
+use sqlx::any::AnyConnectOptions;
+use sqlx::{AnyConnection, AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
+
+use super::error::HistoryError;
+use super::location::Location;
+use super::schema::{self, Dialect};
+use crate::types::NetworkId;
+
+/// How long a connection may take to be made, and then any one statement or transaction: longer
+/// than a busy server takes, shorter than anybody wants to wait for one that is gone.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What opening is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Writing: an empty database becomes a history, an older one is brought up to date.
+    Write,
+    /// Reading: nothing is changed.
+    Read,
+}
+
+static DRIVERS: Once = Once::new();
+
+/// Bounds the time that something takes.
+pub(super) async fn bounded<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let late = |_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(late)
+}
+
+/// Connects and checks; see the module.
+pub(super) async fn open(
+    location: &Location,
+    network: &NetworkId,
+    access: Access,
+) -> Result<AnyConnection, HistoryError> {
+    DRIVERS.call_once(|| {
+        // Fails only if somebody in this process did so before, with the same drivers.
+        let _done_before =
+            sqlx::any::install_drivers(&[sqlx::sqlite::any::DRIVER, sqlx::postgres::any::DRIVER]);
+    });
+    if access == Access::Write {
+        location.create_file()?;
+    }
+    let name = location.to_string();
+    let failed = |error: sqlx::Error| HistoryError::of(&name, &error);
+    let url = location.connect_url(access == Access::Write);
+    let options = AnyConnectOptions::from_url(&url).map_err(failed)?;
+    let options = options.disable_statement_logging();
+    let mut connection = bounded(options.connect()).await.map_err(failed)?;
+    let found = bounded(look(&mut connection, location.dialect())).await.map_err(failed)?;
+    let version = check(found, location, network)?;
+    match (access, version) {
+        (Access::Read, None) => return Err(HistoryError::Empty { location: name }),
+        (Access::Write, version) => {
+            prepare(&mut connection, location.dialect()).await.map_err(failed)?;
+            if version != Some(schema::VERSION) {
+                let upgraded = bounded(upgrade(&mut connection, location, network)).await.map_err(failed)?;
+                check(upgraded, location, network)?;
+            }
+        }
+        (Access::Read, Some(_)) => {}
+    }
+    Ok(connection)
+}
+
+/// What a database says of itself.
+enum Found {
+    /// It has no tables.
+    Nothing,
+    /// It has tables, and none of ours.
+    Foreign,
+    /// It is a history.
+    History { schema: String, network: String },
+}
+
+async fn look(connection: &mut AnyConnection, dialect: Dialect) -> Result<Found, sqlx::Error> {
+    let tables = match dialect {
+        Dialect::Sqlite => "SELECT name FROM sqlite_master WHERE type = 'table'",
+        Dialect::Postgres => {
+            "SELECT CAST(tablename AS TEXT) FROM pg_tables WHERE schemaname = current_schema()"
+        }
+    };
+    let rows = sqlx::query(tables).fetch_all(&mut *connection).await?;
+    let tables = rows.iter().map(|row| row.try_get::<String, _>(0)).collect::<Result<Vec<_>, _>>()?;
+    if tables.is_empty() {
+        return Ok(Found::Nothing);
+    }
+    if !tables.iter().any(|table| table == "ledgermq") {
+        return Ok(Found::Foreign);
+    }
+    let (mut schema, mut network) = (String::new(), String::new());
+    for row in sqlx::query("SELECT name, value FROM ledgermq").fetch_all(connection).await? {
+        match row.try_get::<String, _>(0)?.as_str() {
+            "schema" => schema = row.try_get(1)?,
+            "network" => network = row.try_get(1)?,
+            _ => {}
+        }
+    }
+    Ok(Found::History { schema, network })
+}
+
+/// The version of a database that may be used; none if it is empty.
+fn check(found: Found, location: &Location, network: &NetworkId) -> Result<Option<u32>, HistoryError> {
+    let location = location.to_string();
+    let (found_schema, found_network) = match found {
+        Found::Nothing => return Ok(None),
+        Found::Foreign => return Err(HistoryError::Foreign { location }),
+        Found::History { schema, network } => (schema, network),
+    };
+    if found_network != network.to_string() {
+        let (found, expected) = (found_network, *network);
+        return Err(HistoryError::WrongNetwork { location, found, expected });
+    }
+    match found_schema.parse() {
+        Ok(version) if (1..=schema::VERSION).contains(&version) => Ok(Some(version)),
+        _ => Err(HistoryError::NewerSchema { location, found: found_schema, known: schema::VERSION }),
+    }
+}
+
+/// How a connection writes: SQLite syncs its write-ahead log with each transaction, since the
+/// node's own log forgets what is in the history.
+async fn prepare(connection: &mut AnyConnection, dialect: Dialect) -> Result<(), sqlx::Error> {
+    if dialect == Dialect::Sqlite {
+        for pragma in
+            ["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA wal_autocheckpoint = 4000"]
+        {
+            sqlx::query(pragma).fetch_all(&mut *connection).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Begins a transaction that will write: of two that do so at once, one waits here.
+pub(super) const fn begin(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Sqlite => "BEGIN IMMEDIATE",
+        Dialect::Postgres => "BEGIN",
+    }
+}
+
+/// Brings the tables up to date, unless somebody else was faster. Nodes that share a database start
+/// at the same time.
+async fn upgrade(
+    connection: &mut AnyConnection,
+    location: &Location,
+    network: &NetworkId,
+) -> Result<Found, sqlx::Error> {
+    let dialect = location.dialect();
+    let mut transaction = connection.begin_with(begin(dialect)).await?;
+    if dialect == Dialect::Postgres {
+        sqlx::query("SELECT pg_advisory_xact_lock(5501937)").fetch_all(&mut *transaction).await?;
+    }
+    let found = look(&mut transaction, dialect).await?;
+    let from = match &found {
+        Found::Foreign => return Ok(found),
+        Found::Nothing => 0,
+        Found::History { schema, .. } => schema.parse().unwrap_or(u32::MAX),
+    };
+    if from >= schema::VERSION {
+        return Ok(found);
+    }
+    if from == 0 {
+        sqlx::query(schema::META).execute(&mut *transaction).await?;
+        for (name, value) in [("schema", "0".to_owned()), ("network", network.to_string())] {
+            let insert = sqlx::query("INSERT INTO ledgermq (name, value) VALUES ($1, $2)");
+            insert.bind(name.to_owned()).bind(value).execute(&mut *transaction).await?;
+        }
+    }
+    for statement in schema::upgrade(dialect, from) {
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
+    }
+    let version = sqlx::query("UPDATE ledgermq SET value = $1 WHERE name = 'schema'");
+    version.bind(schema::VERSION.to_string()).execute(&mut *transaction).await?;
+    let found = look(&mut transaction, dialect).await?;
+    transaction.commit().await?;
+    tracing::info!(history = %location, from, to = schema::VERSION, "brought the history up to date");
+    Ok(found)
+}
