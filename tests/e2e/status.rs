@@ -175,10 +175,11 @@ async fn a_node_answers_probes_while_strangers_hold_all_connections_of_its_api()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_node_is_shown_as_one_without_a_vote_until_it_votes_again() {
+async fn a_wiped_node_is_shown_as_one_without_a_vote_until_it_votes_with_the_others() {
     let mut network = TestNetwork::start(4).await;
     let _key = network.register("devices/iot").await;
-    // A view after the first, which the wiped node has not entered.
+    // A view after the first. Its NEW-VIEW names a VIEW-CHANGE of the node that is wiped, which forgets
+    // that, and has to enter the view all the same.
     let primary = network.primary().await;
     network.kill(primary).await;
     let _key = network.register("devices/later").await;
@@ -205,4 +206,20 @@ async fn a_wiped_node_is_shown_as_one_without_a_vote_until_it_votes_again() {
             consensus["silent"].is_null().then_some(())
         })
         .await;
+    network
+        .eventually("all is healthy", async || {
+            let (code, report) = report(&network).await;
+            (code == 0 && report["verdict"] == "healthy").then_some(())
+        })
+        .await;
+    let mut stand = Vec::new();
+    for at in 0..4 {
+        let consensus = network.get(at, "/v1/consensus").await;
+        stand.push((consensus["view"].as_u64(), consensus["changing"].clone()));
+    }
+    assert!(stand.iter().all(|of| *of == (Some(1), Value::Null)), "{stand:?}");
+    // A quorum needs its vote now.
+    network.kill(primary).await;
+    let _key = network.register("devices/last").await;
+    assert_eq!(network.get(wiped, "/v1/consensus").await["view"], 1);
 }
