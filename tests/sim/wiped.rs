@@ -137,8 +137,7 @@ fn wiped_and_away_for_two_changes_of_view() {
 
 #[test]
 fn wiped_where_messages_are_lost() {
-    let weather =
-        Weather { loss_percent: 20, duplicate_percent: 10, min_delay_us: 200, max_delay_us: 50_000 };
+    let weather = Weather { loss_percent: 5, duplicate_percent: 10, min_delay_us: 200, max_delay_us: 50_000 };
     each("wiped::wiped_where_messages_are_lost", Story { wiped: &[2], load: true, weather, ..QUIET });
 }
 
