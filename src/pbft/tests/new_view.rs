@@ -233,6 +233,21 @@ fn who_lacks_the_new_view_of_a_view_that_a_correct_one_votes_in_asks_for_it_and_
 }
 
 #[test]
+fn a_new_view_that_is_complete_only_after_the_next_view_change_is_not_entered() {
+    let mut t = bench(3);
+    let from: Vec<_> = (0..3).map(|at| (at, bare(1))).collect();
+    for (at, content) in &from[1..] {
+        let _ = t.hear(*at, content.clone());
+    }
+    let _ = t.hear(1, new_view(&t.keys, 1, &from, &[]));
+    assert_eq!(status(&t), (1, true), "one VIEW-CHANGE is missing");
+    let _ = t.wait(3 * SECOND / 2);
+    assert_eq!(status(&t), (2, true));
+    let _ = t.hear(0, bare(1));
+    assert_eq!(status(&t), (2, true), "it has promised to sign nothing for view 1");
+}
+
+#[test]
 fn who_proposes_in_a_view_that_is_over_is_shown_the_new_one() {
     let mut t = bench(2);
     let from = bare_ones(1);
