@@ -75,9 +75,11 @@ impl Replica {
 
     /// Enters the highest view whose NEW-VIEW is here with all that it names, if it is right.
     pub(super) fn try_enter_offered(&mut self, now: Now, out: &mut Output) {
+        // Of a view that was given up since it was offered, nothing is signed any more.
+        let least = self.view;
         let complete = |(sender, offer): (&NodeId, &Offer)| {
             let view = offer.new_view().filter(|_| offer.is_complete())?.view;
-            Some((view, *sender))
+            (view >= least).then_some((view, *sender))
         };
         let Some((view, sender)) = self.views.offers.iter().filter_map(complete).max() else { return };
         let Some(offer) = self.views.offers.remove(&sender) else { return };

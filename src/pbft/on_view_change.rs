@@ -29,10 +29,7 @@ impl Replica {
         if let Some(certificate) = view_change.checkpoint.clone() {
             self.learn_certificate(certificate, out);
         }
-        let mut useful = false;
-        for offer in self.views.offers.values_mut() {
-            useful |= offer.take(&heard, &self.settings.replicas);
-        }
+        let useful = self.views.complete_offers(&heard, &self.settings.replicas);
         if view <= self.view && !self.is_changing() {
             self.answer_straggler(now, view, out);
             return if useful { Ok(()) } else { Err(Rejected::OtherView { view: self.view }) };

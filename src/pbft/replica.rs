@@ -213,7 +213,7 @@ impl Replica {
 
     fn on_message(&mut self, now: Now, message: Verified, out: &mut Output) -> Result<(), Rejected> {
         if message.sender() == self.me {
-            return Err(Rejected::Own);
+            return self.on_own(now, message, out);
         }
         self.note_heard(now, &message);
         match *message.content() {

@@ -18,16 +18,21 @@
 //! vote: a quorum was in that view after the loss, and a quorum had left all views below the one
 //! that it may have begun; they share a correct replica, so views above are ones that it never began.
 //!
+//! The NEW-VIEW of the view that the others are in may name a VIEW-CHANGE of this very replica, which
+//! it forgot. So it takes that from others like every other one that a NEW-VIEW names: without it, it
+//! could not enter the view.
+//!
 //! While it waits it says so ([`crate::pbft::recovery`]), and the others see to it that the
 //! checkpoint comes even if nothing else is to be ordered.
 
 use std::time::Duration;
 
-use crate::pbft::io::{Now, Output};
+use crate::pbft::io::{Now, Output, Rejected};
 use crate::pbft::message::{Content, Recovery, Verified};
 use crate::pbft::notice::Notice;
 use crate::pbft::replica::Replica;
 use crate::pbft::settings::window;
+use crate::pbft::views::Heard;
 use crate::pbft::wal::WalEntry;
 use crate::types::{SeqNum, View};
 
@@ -90,6 +95,18 @@ impl Replica {
     pub(super) fn set_voice(&mut self, voice: Voice, out: &mut Output) {
         self.voice = Some(voice);
         out.wal.push(voice.entry());
+    }
+
+    /// An own message, come back from others. It tells something new only if it was lost with the log:
+    /// a VIEW-CHANGE that a NEW-VIEW names, which nobody else can stand in for.
+    pub(super) fn on_own(&mut self, now: Now, message: Verified, out: &mut Output) -> Result<(), Rejected> {
+        let Content::ViewChange(view_change) = message.content() else { return Err(Rejected::Own) };
+        let forgotten = Heard { digest: view_change.digest(), message };
+        if !self.views.complete_offers(&forgotten, &self.settings.replicas) {
+            return Err(Rejected::Own);
+        }
+        self.try_enter_offered(now, out);
+        Ok(())
     }
 
     /// Whether it may have begun views that it does not know of.

@@ -159,11 +159,25 @@ impl Replica {
         if let Some((_, reason)) = self.suspicion().filter(|(due, _)| *due <= now.monotonic) {
             self.suspect(now, reason, out);
         }
-        let late = self.views.changing.as_ref().and_then(|changing| changing.deadline);
-        if late.is_some_and(|due| due <= now.monotonic) {
-            self.views.failed();
-            self.start_view_change(now, self.view.next(), Suspicion::NoNewView, out);
+        self.try_go_on(now, out);
+    }
+
+    /// To the next view, if this one does not begin in time. Where f+1 others vote it has begun, and
+    /// the correct one among them can prove it: to leave it alone would help nobody, so its NEW-VIEW is
+    /// fetched for as long as that takes.
+    fn try_go_on(&mut self, now: Now, out: &mut Output) {
+        let begun = self.views.seen_from(self.view).1.len() >= self.settings.replicas.weak_quorum();
+        let more = now.monotonic + self.view_timeout();
+        let Some(changing) = &mut self.views.changing else { return };
+        if changing.deadline.is_none_or(|due| due > now.monotonic) {
+            return;
         }
+        if begun {
+            changing.deadline = Some(more);
+            return;
+        }
+        self.views.failed();
+        self.start_view_change(now, self.view.next(), Suspicion::NoNewView, out);
     }
 
     /// The primary is slow or faulty: to the next view.

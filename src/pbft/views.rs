@@ -6,6 +6,7 @@
 //!       └── NEW-VIEW of any view above ──────────────── └──────▶ changing to v+2, twice the time
 //! ```
 //!
+//! The timer moves nobody on from a view in which f+1 others are seen to vote: that one has begun.
 //! Memory for what others say is one slot a sender: the VIEW-CHANGE for the highest view, the
 //! NEW-VIEW for the highest view that is not yet entered, the highest view it was seen to vote in.
 
@@ -136,6 +137,12 @@ impl Views {
 
     fn wanted(&self) -> impl Iterator<Item = View> {
         self.heard.values().filter_map(|heard| heard.message.content().view())
+    }
+
+    /// Gives a VIEW-CHANGE to the NEW-VIEWs that name it. Whether any lacked it.
+    pub(super) fn complete_offers(&mut self, heard: &Heard, replicas: &ReplicaSet) -> bool {
+        let taken = self.offers.values_mut().map(|offer| offer.take(heard, replicas));
+        taken.fold(false, |useful, taken| useful | taken)
     }
 
     /// `node` votes in `view`.

@@ -40,3 +40,4 @@ mod storm;
 mod timing;
 mod trail;
 mod transfer;
+mod wiped;

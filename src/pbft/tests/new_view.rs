@@ -214,6 +214,40 @@ fn a_replica_that_was_away_asks_for_the_view_that_others_vote_in_and_enters_it()
 }
 
 #[test]
+fn who_lacks_the_new_view_of_a_view_that_a_correct_one_votes_in_asks_for_it_and_does_not_go_on() {
+    for (voters, view) in [(1..2, 2), (1..3, 1)] {
+        let mut t = bench(3);
+        for from in [1, 2] {
+            let _ = t.hear(from, bare(1));
+        }
+        assert_eq!(status(&t), (1, true));
+        for from in voters {
+            let vote = Commit { view: View(1), sequence: SeqNum(1), digest: Hash([1; 32]) };
+            let _ = t.hear(from, Content::Commit(vote));
+        }
+        let effects = t.wait(3 * SECOND / 2);
+        assert_eq!(status(&t), (view, true));
+        let asked = effects.iter().filter(|effect| matches!(effect, Effect::FetchView { .. })).count();
+        assert!(asked > 1, "{asked}");
+    }
+}
+
+#[test]
+fn a_new_view_that_is_complete_only_after_the_next_view_change_is_not_entered() {
+    let mut t = bench(3);
+    let from: Vec<_> = (0..3).map(|at| (at, bare(1))).collect();
+    for (at, content) in &from[1..] {
+        let _ = t.hear(*at, content.clone());
+    }
+    let _ = t.hear(1, new_view(&t.keys, 1, &from, &[]));
+    assert_eq!(status(&t), (1, true), "one VIEW-CHANGE is missing");
+    let _ = t.wait(3 * SECOND / 2);
+    assert_eq!(status(&t), (2, true));
+    let _ = t.hear(0, bare(1));
+    assert_eq!(status(&t), (2, true), "it has promised to sign nothing for view 1");
+}
+
+#[test]
 fn who_proposes_in_a_view_that_is_over_is_shown_the_new_one() {
     let mut t = bench(2);
     let from = bare_ones(1);

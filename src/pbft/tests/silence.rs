@@ -1,5 +1,7 @@
 //! A replica that lost its log: silent until it cannot contradict itself.
 
+use super::new_view::{bare_ones, new_view};
+use super::view_change::bare;
 use super::*;
 use crate::ledger::Certificate;
 
@@ -51,7 +53,7 @@ fn it_neither_votes_nor_changes_views_while_it_is_silent() {
     let batch = t.batch(&[t.request(2, 1)], 5);
     let mut effects = t.propose(1, &batch).effects;
     for from in [0, 2, 3] {
-        effects.extend(t.hear(from, super::view_change::bare(1)).effects);
+        effects.extend(t.hear(from, bare(1)).effects);
     }
     effects.extend(t.wait(20 * SECOND));
     assert_eq!(votes(&effects), 0);
@@ -79,4 +81,21 @@ fn a_replica_without_any_data_that_finds_the_others_far_ahead_keeps_silent_too()
         claim(&mut t, from, 300);
     }
     assert!(t.replica.status().silent);
+}
+
+#[test]
+fn it_enters_a_view_whose_new_view_names_its_own_forgotten_view_change() {
+    let mut t = without_log(result(5, 5));
+    let from = bare_ones(2);
+    let _ = t.hear(2, new_view(&t.keys, 2, &from, &[]));
+    for (at, content) in from.iter().filter(|(at, _)| *at != 1) {
+        let _ = t.hear(*at, content.clone());
+    }
+    assert_eq!(t.replica.status().view, View(0), "one that it names is missing");
+    assert_eq!(rejected(&t.hear(1, bare(3))), Rejected::Own, "nobody names this one");
+    let effects = t.hear(1, bare(2)).effects;
+    let status = t.replica.status();
+    assert_eq!((status.view, status.changing, status.silent), (View(2), false, true));
+    assert_eq!(votes(&effects), 0);
+    assert_eq!(rejected(&t.hear(1, bare(2))), Rejected::Own, "it has entered the view");
 }
