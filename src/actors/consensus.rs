@@ -238,13 +238,14 @@ impl Actor for Consensus {
 }
 
 /// Sends a [`Tick`] whenever the core's deadline passes. After a pause it first lets in what came
-/// meanwhile: once for each pause, so nobody else can put it off.
+/// meanwhile: once, until it has been sent, so nobody can put it off for ever.
 async fn alarm(
     mut deadline: watch::Receiver<Option<Duration>>,
     clock: SharedClock,
     consensus: actix::Recipient<Tick>,
 ) {
     let mut not_before = Duration::ZERO;
+    let mut put_off = false;
     loop {
         let before = clock.monotonic();
         let next = deadline.borrow_and_update().map(|next| next.max(not_before));
@@ -253,12 +254,16 @@ async fn alarm(
             return;
         }
         let now = clock.monotonic();
-        if now.saturating_sub(before) > BEAT + LATE {
+        // Whose machine is always late would otherwise never be told.
+        if now.saturating_sub(before) > BEAT + LATE && !put_off {
             not_before = now + GRACE;
+            put_off = true;
         }
-        let due = deadline.borrow().is_some_and(|due| due.max(not_before) <= now);
-        if due && consensus.send(Tick).await.is_err() {
-            return;
+        if deadline.borrow().is_some_and(|due| due.max(not_before) <= now) {
+            if consensus.send(Tick).await.is_err() {
+                return;
+            }
+            put_off = false;
         }
     }
 }

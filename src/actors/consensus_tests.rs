@@ -127,8 +127,9 @@ impl Handler<Tick> for Listener {
     }
 }
 
-/// The first tick after a deadline in 100 ms and a pause of so long, measured without the pause.
-async fn first_tick_after(pause_ms: u64) -> Duration {
+/// The first tick after a deadline in 100 ms, by the real clock, if one comes; the other clock jumps by so
+/// much at first, and by so much every 5 ms.
+async fn first_tick(pause_ms: u64, again_ms: u64) -> Option<Duration> {
     let (clock, ticks) = (Jumping::new(), Arc::default());
     let listener = Listener { clock: Arc::clone(&clock), ticks: Arc::clone(&ticks) }.start();
     let due = clock.monotonic() + Duration::from_millis(100);
@@ -137,15 +138,27 @@ async fn first_tick_after(pause_ms: u64) -> Duration {
     let alarm = tokio::spawn(alarm(deadline.subscribe(), shared, listener.recipient()));
     tokio::task::yield_now().await;
     clock.jump(pause_ms);
-    let first = loop {
-        let first = ticks.lock().unwrap().first().copied();
-        if let Some(first) = first {
-            break first;
+    let mut first = None;
+    for _ in 0..2_000 {
+        first = ticks.lock().unwrap().first().copied();
+        if first.is_some() {
+            break;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
-    };
+        clock.jump(again_ms);
+    }
     alarm.abort();
     first
+}
+
+/// The first tick after a pause of so long, measured without the pause.
+async fn first_tick_after(pause_ms: u64) -> Duration {
+    first_tick(pause_ms, 0).await.unwrap()
+}
+
+#[actix::test]
+async fn a_node_that_is_late_every_time_is_told_all_the_same_that_time_has_passed() {
+    assert!(first_tick(0, 1_000).await.is_some());
 }
 
 #[actix::test]

@@ -298,7 +298,7 @@ impl Runner {
         let Ok(place) = Arc::clone(&self.view_fetch).try_acquire_owned() else { return };
         let runner = Arc::clone(self);
         tokio::spawn(async move {
-            tracing::info!(%view, "others are in a later view: fetching its NEW-VIEW");
+            tracing::debug!(%view, "asking for the NEW-VIEW of this view or a later one");
             for node in from {
                 match runner.parts.network.request(node, PeerRequest::FetchView(view)).await {
                     Ok(PeerResponse::View(messages)) if !messages.is_empty() => {
@@ -308,6 +308,7 @@ impl Runner {
                         };
                         match runner.parts.workers.run(check).await {
                             Some(Ok(messages)) => {
+                                tracing::info!(%view, %node, "this view or a later one has begun: got its NEW-VIEW");
                                 for message in messages {
                                     runner.parts.messages.put(PeerMessage(message)).await;
                                 }

@@ -107,7 +107,7 @@ pub enum Effect {
     FetchView {
         /// The view.
         view: View,
-        /// Who says to be in it, the best first; another order each time.
+        /// Who says to be in it, the best first; another order each time. Or one who may be.
         from: Vec<NodeId>,
     },
     /// Ask for the bodies of a proposal. The answers come back as [`Input::Request`].
@@ -216,8 +216,8 @@ pub enum Rejected {
         /// The current view.
         view: View,
     },
-    /// A PRE-PREPARE of a backup.
-    #[error("a proposal of a replica that is not the primary")]
+    /// A PRE-PREPARE of a backup, or a request that was forwarded to one.
+    #[error("a proposal of a replica that is not the primary, or a request forwarded to one")]
     NotPrimary,
     /// A PREPARE of the primary, whose PRE-PREPARE stands for it.
     #[error("a PREPARE of the primary")]

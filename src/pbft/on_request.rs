@@ -38,6 +38,10 @@ impl Replica {
             self.pool.heard_again(&digest, now.monotonic);
             return Err(Rejected::Duplicate);
         }
+        // Nobody else has a use for them, and they would take the room of the node that they name.
+        if source == Source::Forwarded && !wanted && !self.is_primary() {
+            return Err(Rejected::NotPrimary);
+        }
         // What an open proposal lacks is taken whatever its node has pending: it is ordered next.
         if !wanted {
             if source == Source::Fetched {

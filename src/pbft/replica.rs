@@ -85,6 +85,9 @@ pub(super) struct Progress {
     pub(super) blocks_asked: Option<Duration>,
     /// When certificates were asked for last.
     pub(super) certificates_asked: Option<Duration>,
+    /// When another was last asked for a later view, and how many were.
+    pub(super) view_asked: Duration,
+    pub(super) view_questions: usize,
     /// When the own state was told last.
     pub(super) status_told: Duration,
     /// When the pool was last searched for requests given up.

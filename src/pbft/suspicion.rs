@@ -221,13 +221,19 @@ impl Replica {
             if head.forward_at > time {
                 continue;
             }
-            head.forward_at = time + half;
-            for request in self.pool.waiting_since(node, time.saturating_sub(half)) {
-                bytes += request.bytes().len();
-                if requests.len() == FORWARDED_AT_A_TIME || bytes > MAX_BATCH_BYTES {
+            let before = requests.len();
+            let mut old = self.pool.waiting_since(node, time.saturating_sub(half)).peekable();
+            while let Some(request) = old.peek() {
+                let with = bytes + request.bytes().len();
+                if requests.len() == FORWARDED_AT_A_TIME || with > MAX_BATCH_BYTES {
                     break;
                 }
-                requests.push(Arc::clone(request));
+                bytes = with;
+                requests.extend(old.next().map(Arc::clone));
+            }
+            // A node for which nothing was left is due still, and has its turn with the next step.
+            if requests.len() > before || old.peek().is_none() {
+                head.forward_at = time + half;
             }
         }
         if !requests.is_empty() {

@@ -22,6 +22,9 @@ const NEW_VIEW_REPEATS: u32 = 8;
 /// How often the pause between two fetches of a view doubles: from half a second to eight.
 const MAX_FETCH_DOUBLINGS: u32 = 4;
 
+/// After so many status intervals without a quorum's votes a replica asks whether a later view has begun.
+const VIEW_ASKED_AFTER: u32 = 2;
+
 /// How often an own CHECKPOINT is repeated before the certificate is fetched instead.
 const REPEATS_BEFORE_FETCH: u32 = 3;
 
@@ -52,6 +55,7 @@ impl Replica {
             self.forward_due(),
             self.silence_due(),
             self.view_due(),
+            self.view_question_due(),
         ]
         .into_iter()
         .flatten()
@@ -74,6 +78,7 @@ impl Replica {
             self.forward(time, out);
             self.repeat_view(now, out);
             self.fetch_view(time, out);
+            self.ask_for_view(time, out);
         }
         if time >= self.progress.expired + self.sweep_interval() {
             self.progress.expired = time;
@@ -208,6 +213,26 @@ impl Replica {
         self.views.fetches += 1;
         let view = wanted.min(highest);
         out.effects.push(Effect::FetchView { view, from });
+    }
+
+    fn view_question_due(&self) -> Option<Duration> {
+        let knows = self.settings.replicas.n() == 1 || self.is_changing() || self.views.fetch_at.is_some();
+        let last = self.progress.view_asked.max(self.last_vote().unwrap_or_default());
+        (!knows).then(|| last + self.settings.status_interval * VIEW_ASKED_AFTER)
+    }
+
+    /// Asks one other after the other whether a later view has begun. Who was away while it began could
+    /// not know it otherwise for as long as nothing is ordered: nobody votes, and no other message that
+    /// is repeated names a view.
+    fn ask_for_view(&mut self, time: Duration, out: &mut Output) {
+        if self.view_question_due().is_none_or(|due| due > time) {
+            return;
+        }
+        self.progress.view_asked = time;
+        self.progress.view_questions = self.progress.view_questions.wrapping_add(1);
+        let turn = self.progress.view_questions % (self.settings.replicas.n() - 1);
+        let from = self.others().skip(turn).take(1).collect();
+        out.effects.push(Effect::FetchView { view: self.view.next(), from });
     }
 
     /// Before this time, of all but the lowest numbers nothing is repeated: quorums vote.

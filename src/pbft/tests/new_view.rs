@@ -248,6 +248,25 @@ fn a_new_view_that_is_complete_only_after_the_next_view_change_is_not_entered() 
 }
 
 #[test]
+fn while_nobody_votes_each_other_is_asked_in_turn_whether_a_later_view_has_begun() {
+    let mut t = bench(2);
+    let asked: Vec<_> = t
+        .wait(7 * SECOND)
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::FetchView { view, from } => Some((view, from)),
+            _ => None,
+        })
+        .collect();
+    let mut all: Vec<_> = asked.iter().flat_map(|(_, from)| from.clone()).collect();
+    all.sort_unstable();
+    all.dedup();
+    let others: Vec<_> = [0, 1, 3].map(|at| t.keys[at].node_id()).to_vec();
+    assert_eq!(all, others);
+    assert!(asked.iter().all(|(view, _)| *view == View(1)), "{asked:?}");
+}
+
+#[test]
 fn who_proposes_in_a_view_that_is_over_is_shown_the_new_one() {
     let mut t = bench(2);
     let from = bare_ones(1);

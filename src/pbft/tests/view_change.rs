@@ -106,6 +106,39 @@ fn what_waits_too_long_is_forwarded_to_the_primary_at_half_time() {
 }
 
 #[test]
+fn no_node_has_so_much_to_forward_that_nothing_of_another_is_forwarded() {
+    let mut t = bench(1);
+    for number in 1..=100 {
+        let _ = t.ask(2, number);
+    }
+    let _ = t.ask(3, 1);
+    let forwarded: Vec<_> = t
+        .wait(SECOND * 6 / 10)
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::ForwardRequests { requests, .. } => Some(requests),
+            _ => None,
+        })
+        .collect();
+    assert!(forwarded.iter().all(|requests| requests.len() <= 64));
+    let other = t.keys[3].node_id();
+    assert_eq!(forwarded.iter().flatten().filter(|request| request.node() == other).count(), 1);
+}
+
+#[test]
+fn only_a_primary_takes_what_is_forwarded_so_that_nobody_fills_the_pools_of_others() {
+    for (at, taken) in [(PRIMARY, true), (1, false)] {
+        let mut t = bench(at);
+        // In the name of another node, and of this one.
+        for node in [2, at] {
+            let request = t.request(node, 1);
+            let output = t.step(Input::Request { request, source: Source::Forwarded });
+            assert_eq!(output.rejected, (!taken).then_some(Rejected::NotPrimary));
+        }
+    }
+}
+
+#[test]
 fn a_primary_that_was_forwarded_a_request_orders_it_even_if_it_was_executed() {
     let mut t = bench(PRIMARY);
     let _ = t.ask(1, 1);

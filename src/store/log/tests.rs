@@ -313,6 +313,8 @@ fn whole_segments_are_cut_only_below_what_every_holder_needs() {
     assert_eq!(segment_files(dir.path())[..before.len()], before, "ingress still needs all");
 
     log.set_low_mark(Holder::Ingress, Position(6));
+    assert_eq!(log.low_mark(), Position(1), "the history still needs all");
+    log.set_low_mark(Holder::History, Position(8));
     log.set_low_mark(Holder::Ingress, Position(2));
     assert_eq!(log.low_mark(), Position(6), "a mark never goes back");
     log.cut(Position(100));
