@@ -165,7 +165,7 @@ impl Judge {
                 self.bundle(from, Arc::unwrap_or_clone(bundle), Source::Bundle).await
             }
             PeerRequest::Forward(bundle) => {
-                self.bundle(from, Arc::unwrap_or_clone(bundle), Source::Forwarded).await
+                self.bundle(from, Arc::unwrap_or_clone(bundle), Source::Forwarded { by: from }).await
             }
             PeerRequest::FetchRequests(digests) => self.look_up_requests(digests).await,
             PeerRequest::FetchBatches(digests) => {
@@ -192,7 +192,7 @@ impl Judge {
         }
         let mut requests = self.verifier.verify(bundle.requests).await;
         // Others' limits in the pool are not this node's to use up: these it only forwards.
-        requests.retain(|request| source == Source::Forwarded || request.node() == from);
+        requests.retain(|request| source != Source::Bundle || request.node() == from);
         let taken =
             requests.is_empty() || self.consensus.send(PeerRequests { requests, source }).await.is_ok();
         if taken { PeerResponse::Accepted } else { PeerResponse::Busy }

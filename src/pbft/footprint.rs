@@ -1,5 +1,6 @@
 //! How much a replica holds: what the limits of `docs/CONSENSUS.md` bound.
 
+use crate::pbft::pool::Lane;
 use crate::pbft::replica::Replica;
 use crate::pbft::witness::Witness;
 use crate::types::SeqNum;
@@ -33,7 +34,7 @@ impl Replica {
         let votes = self.log.iter().map(|(_, slot)| slot.prepares.len() + slot.commits.len());
         let (checkpoints, claims) = self.checkpoints.held();
         let members = self.settings.replicas.members().iter();
-        let pending = members.map(|node| self.pool.pending_of(node).0);
+        let pending = members.map(|node| self.pool.pending_in(&Lane::Of(*node)).0);
         Footprint {
             slots: self.log.iter().count(),
             highest_slot: self.log.iter().last().map(|(sequence, _)| sequence).unwrap_or_default(),

@@ -35,7 +35,10 @@ pub enum Source {
     /// As an answer to [`Effect::FetchRequests`], from whomever.
     Fetched,
     /// From a replica that waits for its execution, and may not know that it was executed.
-    Forwarded,
+    Forwarded {
+        /// Which replica; the caller has checked that it is.
+        by: NodeId,
+    },
 }
 
 /// Everything that can happen.

@@ -7,7 +7,9 @@
 //! ```
 //!
 //! A request names its admitting node, and each node has its own queue with its own limits: none
-//! can fill the pool or delay the requests of others, since batches take from the queues in turn.
+//! can fill the pool or delay the requests of others, since batches take from the queues in turn. Only
+//! what came from the admitting node itself stands in its queue: what another one forwards in its name
+//! has a short queue of that other one ([`Lane`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,9 +18,18 @@ use std::time::Duration;
 use crate::ledger::VerifiedRequest;
 use crate::types::{Hash, NodeId, SeqNum};
 
+/// Whose queue a pending request stands in, and whose limits it counts against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lane {
+    /// Of the node that admitted it.
+    Of(NodeId),
+    /// Of the node that forwarded it: that the node which it names admitted it is only said.
+    ForwardedBy(NodeId),
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// In its node's queue, under its number of arrival.
+    /// In the queue of its lane, under its number of arrival.
     Pending,
     /// In the batch of this sequence number.
     Ordered(SeqNum),
@@ -27,6 +38,7 @@ enum State {
 #[derive(Debug, Clone)]
 struct Entry {
     request: Arc<VerifiedRequest>,
+    lane: Lane,
     state: State,
     /// When it came first: its number of arrival, and the time.
     arrival: (u64, Duration),
@@ -44,16 +56,16 @@ struct Queue {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Pool {
     entries: BTreeMap<Hash, Entry>,
-    queues: BTreeMap<NodeId, Queue>,
+    queues: BTreeMap<Lane, Queue>,
     arrivals: u64,
-    /// The node whose request was taken last.
-    served: Option<NodeId>,
+    /// The lane whose request was taken last.
+    served: Option<Lane>,
     /// Digests of executed batches, for [`crate::pbft::settings::WINDOW`] sequence numbers.
     /// When they were executed stands with them.
     executed: BTreeMap<SeqNum, (Duration, Vec<Hash>)>,
     remembered: BTreeSet<Hash>,
-    /// Those that were executed and are ordered once more for who does not know it.
-    revived: BTreeSet<Hash>,
+    /// Those that were executed and are ordered once more for who does not know it: it forwarded them.
+    revived: BTreeMap<Hash, NodeId>,
 }
 
 impl Pool {
@@ -75,9 +87,9 @@ impl Pool {
         self.entries.get(digest).is_some_and(|entry| entry.state == State::Pending)
     }
 
-    /// Requests and bytes that are pending of `node`.
-    pub(super) fn pending_of(&self, node: &NodeId) -> (usize, usize) {
-        self.queues.get(node).map_or((0, 0), |queue| (queue.order.len(), queue.bytes))
+    /// Requests and bytes that are pending in `lane`.
+    pub(super) fn pending_in(&self, lane: &Lane) -> (usize, usize) {
+        self.queues.get(lane).map_or((0, 0), |queue| (queue.order.len(), queue.bytes))
     }
 
     /// Requests and bytes that are pending of all nodes.
@@ -91,15 +103,32 @@ impl Pool {
         self.queues.values().filter_map(|queue| queue.order.values().next()).map(|(_, came)| *came).min()
     }
 
-    /// Takes a request in, at the end of its node's queue.
-    pub(super) fn insert(&mut self, request: Arc<VerifiedRequest>, now: Duration) {
+    /// Takes a request in, at the end of a lane's queue.
+    pub(super) fn insert(&mut self, request: Arc<VerifiedRequest>, lane: Lane, now: Duration) {
         let digest = request.digest();
         if self.entries.contains_key(&digest) {
             return;
         }
         let arrival = self.arrive(now);
-        self.enqueue(&request, arrival);
-        self.entries.insert(digest, Entry { request, state: State::Pending, arrival, heard: now });
+        self.enqueue(&request, lane, arrival);
+        self.entries.insert(digest, Entry { request, lane, state: State::Pending, arrival, heard: now });
+    }
+
+    /// Whether the request waits here because somebody forwarded it.
+    pub(super) fn is_forwarded(&self, digest: &Hash) -> bool {
+        self.entries
+            .get(digest)
+            .is_some_and(|entry| entry.state == State::Pending && matches!(entry.lane, Lane::ForwardedBy(_)))
+    }
+
+    /// A request that somebody forwarded came from its admitting node, too: it waits in the queue of
+    /// that one from now on, in the place that it has.
+    pub(super) fn adopt(&mut self, digest: &Hash) {
+        let Some(entry) = self.entries.get_mut(digest) else { return };
+        let (request, arrival) = (Arc::clone(&entry.request), entry.arrival);
+        let before = std::mem::replace(&mut entry.lane, Lane::Of(request.node()));
+        self.dequeue(&request, before, arrival.0);
+        self.enqueue(&request, Lane::Of(request.node()), arrival);
     }
 
     fn arrive(&mut self, now: Duration) -> (u64, Duration) {
@@ -107,20 +136,20 @@ impl Pool {
         (self.arrivals, now)
     }
 
-    fn enqueue(&mut self, request: &VerifiedRequest, (arrival, came): (u64, Duration)) {
-        let queue = self.queues.entry(request.node()).or_default();
+    fn enqueue(&mut self, request: &VerifiedRequest, lane: Lane, (arrival, came): (u64, Duration)) {
+        let queue = self.queues.entry(lane).or_default();
         if queue.order.insert(arrival, (request.digest(), came)).is_none() {
             queue.bytes += request.bytes().len();
         }
     }
 
-    fn dequeue(&mut self, request: &VerifiedRequest, arrival: u64) {
-        let Some(queue) = self.queues.get_mut(&request.node()) else { return };
+    fn dequeue(&mut self, request: &VerifiedRequest, lane: Lane, arrival: u64) {
+        let Some(queue) = self.queues.get_mut(&lane) else { return };
         if queue.order.remove(&arrival).is_some() {
             queue.bytes -= request.bytes().len();
         }
         if queue.order.is_empty() {
-            self.queues.remove(&request.node());
+            self.queues.remove(&lane);
         }
     }
 
@@ -131,18 +160,18 @@ impl Pool {
         }
     }
 
-    /// The next batch: one request of each node in turn, in order of arrival at each, at most so
+    /// The next batch: one request of each lane in turn, in order of arrival at each, at most so
     /// many and of so many bytes, but at least one. They stay pending.
     pub(super) fn next_batch(&mut self, max_requests: usize, max_bytes: usize) -> Vec<Arc<VerifiedRequest>> {
         let mut queues: Vec<_> =
-            self.queues.iter().map(|(node, queue)| (*node, queue.order.values())).collect();
-        let first = queues.partition_point(|(node, _)| self.served.is_some_and(|served| *node <= served));
+            self.queues.iter().map(|(lane, queue)| (*lane, queue.order.values())).collect();
+        let first = queues.partition_point(|(lane, _)| self.served.is_some_and(|served| *lane <= served));
         queues.rotate_left(first);
         let mut batch: Vec<Arc<VerifiedRequest>> = Vec::new();
         let mut bytes = 0;
         'full: loop {
             let before = batch.len();
-            for (node, queue) in &mut queues {
+            for (lane, queue) in &mut queues {
                 let Some((digest, _)) = queue.next() else { continue };
                 let Some(entry) = self.entries.get(digest) else { continue };
                 let len = entry.request.bytes().len();
@@ -151,7 +180,7 @@ impl Pool {
                 }
                 bytes += len;
                 batch.push(Arc::clone(&entry.request));
-                self.served = Some(*node);
+                self.served = Some(*lane);
             }
             if batch.len() == before {
                 break;
@@ -164,13 +193,13 @@ impl Pool {
     pub(super) fn order(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>], now: Duration) {
         for request in requests {
             let digest = request.digest();
-            let arrival = match self.entries.get(&digest) {
-                Some(entry) => entry.arrival,
-                None => self.arrive(now),
+            let (lane, arrival) = match self.entries.get(&digest) {
+                Some(entry) => (entry.lane, entry.arrival),
+                None => (Lane::Of(request.node()), self.arrive(now)),
             };
-            self.dequeue(request, arrival.0);
+            self.dequeue(request, lane, arrival.0);
             let (request, state) = (Arc::clone(request), State::Ordered(sequence));
-            self.entries.insert(digest, Entry { request, state, arrival, heard: now });
+            self.entries.insert(digest, Entry { request, lane, state, arrival, heard: now });
         }
     }
 
@@ -182,40 +211,50 @@ impl Pool {
             if !self.is_ordered_at(&digest, sequence) {
                 continue;
             }
-            if self.remembered.contains(&digest) && !self.revived.contains(&digest) {
+            if self.remembered.contains(&digest) && !self.revived.contains_key(&digest) {
                 self.entries.remove(&digest);
             } else if let Some(entry) = self.entries.get_mut(&digest) {
                 entry.state = State::Pending;
-                let arrival = entry.arrival;
-                self.enqueue(request, arrival);
+                let (lane, arrival) = (entry.lane, entry.arrival);
+                self.enqueue(request, lane, arrival);
             }
         }
     }
 
-    /// Takes in a request that was executed, to be ordered once more; at most so many at a time.
-    pub(super) fn revive(&mut self, request: Arc<VerifiedRequest>, now: Duration, most: usize) -> bool {
+    /// Takes in a request that was executed, to be ordered once more for `by`, which forwarded it; at most
+    /// so many of one node at a time.
+    pub(super) fn revive(
+        &mut self,
+        request: Arc<VerifiedRequest>,
+        by: NodeId,
+        now: Duration,
+        most: usize,
+    ) -> bool {
         let digest = request.digest();
-        if self.entries.contains_key(&digest) || self.revived.len() >= most {
+        let same = self.revived.values().filter(|node| **node == by).count();
+        if self.entries.contains_key(&digest) || same >= most {
             return false;
         }
-        self.revived.insert(digest);
-        self.insert(request, now);
+        self.revived.insert(digest, by);
+        self.insert(request, Lane::ForwardedBy(by), now);
         true
     }
 
-    /// The number of arrival of the oldest pending request of each node.
+    /// The number of arrival of the oldest pending request of each node, as far as it sent them itself.
     pub(super) fn heads(&self) -> impl Iterator<Item = (NodeId, u64)> {
-        let first = |queue: &Queue| queue.order.keys().next().copied();
-        self.queues.iter().filter_map(move |(node, queue)| Some((*node, first(queue)?)))
+        self.queues.iter().filter_map(|(lane, queue)| match lane {
+            Lane::Of(node) => Some((*node, *queue.order.keys().next()?)),
+            Lane::ForwardedBy(_) => None,
+        })
     }
 
-    /// The pending requests of `node` that came before `time`, oldest first.
+    /// The pending requests that `node` sent itself and that came before `time`, oldest first.
     pub(super) fn waiting_since(
         &self,
         node: &NodeId,
         time: Duration,
     ) -> impl Iterator<Item = &Arc<VerifiedRequest>> {
-        let order = self.queues.get(node).into_iter().flat_map(|queue| queue.order.values());
+        let order = self.queues.get(&Lane::Of(*node)).into_iter().flat_map(|queue| queue.order.values());
         let old = order.take_while(move |(_, came)| *came <= time);
         old.filter_map(|(digest, _)| self.get(digest))
     }
@@ -239,7 +278,7 @@ impl Pool {
             if self.entries.get(digest).is_some_and(|entry| !needed(entry))
                 && let Some(entry) = self.entries.remove(digest)
             {
-                self.dequeue(&entry.request, entry.arrival.0);
+                self.dequeue(&entry.request, entry.lane, entry.arrival.0);
             }
         }
         self.remember(sequence, digests, now);
@@ -247,7 +286,7 @@ impl Pool {
 
     fn remember(&mut self, sequence: SeqNum, digests: Vec<Hash>, now: Duration) {
         let done: BTreeSet<&Hash> = digests.iter().collect();
-        self.revived.retain(|revived| !done.contains(revived));
+        self.revived.retain(|revived, _| !done.contains(revived));
         self.remembered.extend(&digests);
         let (at, known) = self.executed.entry(sequence).or_default();
         *at = now;
@@ -271,7 +310,7 @@ impl Pool {
             }
             self.entries.remove(&digest);
             if request.node() == *own {
-                self.insert(Arc::clone(request), now);
+                self.insert(Arc::clone(request), Lane::Of(*own), now);
                 again.push(digest);
             }
         }
@@ -321,7 +360,7 @@ impl Pool {
         for digest in dropped {
             self.revived.remove(&digest);
             if let Some(entry) = self.entries.remove(&digest) {
-                self.dequeue(&entry.request, entry.arrival.0);
+                self.dequeue(&entry.request, entry.lane, entry.arrival.0);
             }
         }
     }

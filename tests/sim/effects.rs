@@ -28,7 +28,8 @@ impl Cluster {
                     for request in &requests {
                         let own = request.node() == self.world.node_id(node);
                         let bundle = own && self.planted == Some(ShellBug::ForwardedAsBundle);
-                        let source = if bundle { Source::Bundle } else { Source::Forwarded };
+                        let by = self.world.node_id(node);
+                        let source = if bundle { Source::Bundle } else { Source::Forwarded { by } };
                         self.give(to, request, source, delay);
                     }
                 }

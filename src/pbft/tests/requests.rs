@@ -1,6 +1,7 @@
 //! The pool: who may put what into it, and what becomes of it.
 
 use super::*;
+use crate::pbft::pool::Lane;
 
 #[test]
 fn own_requests_go_out_in_bundles_and_again_until_they_are_ordered() {
@@ -61,6 +62,36 @@ fn one_node_cannot_fill_the_pool_for_others() {
     assert_eq!(rejected(&t.ask(2, 4)), Rejected::PoolFull);
     assert_eq!(t.ask(3, 1).rejected, None);
     assert!(t.replica.has_room(1));
+}
+
+#[test]
+fn what_is_forwarded_in_a_nodes_name_takes_none_of_its_room() {
+    let mut t = Bench::new(4, 0);
+    let node = |t: &Bench, at: usize| t.keys[at].node_id();
+    let room = |t: &Bench| t.replica.pool.pending_in(&Lane::Of(node(t, 1))).0;
+    let forward = |t: &mut Bench, request: Arc<_>, by: usize| {
+        let source = Source::Forwarded { by: node(t, by) };
+        t.step(Input::Request { request, source }).rejected
+    };
+    for number in 1..=128 {
+        let request = t.request(1, number);
+        assert_eq!(forward(&mut t, request, 3), None);
+    }
+    let next = t.request(1, 129);
+    assert_eq!(forward(&mut t, Arc::clone(&next), 3), Some(Rejected::PoolFull));
+    assert_eq!(room(&t), 0);
+    assert_eq!(forward(&mut t, next, 2), None, "each forwarder has a queue of its own");
+    // The node itself sends one of them, and another: both are its own then.
+    assert_eq!(rejected(&t.ask(1, 128)), Rejected::Duplicate);
+    assert_eq!(t.ask(1, 130).rejected, None);
+    assert_eq!(room(&t), 2);
+    let batch = t.replica.pool.next_batch(5, usize::MAX);
+    let first: Vec<_> =
+        [1, 128, 129, 130, 2].into_iter().map(|number| t.request(1, number).digest()).collect();
+    let mut taken: Vec<_> = batch.iter().map(|request| request.digest()).collect();
+    let mut expected = first;
+    (taken.sort_unstable(), expected.sort_unstable());
+    assert_eq!(taken, expected, "all queues in turn");
 }
 
 #[test]

@@ -132,7 +132,8 @@ fn only_a_primary_takes_what_is_forwarded_so_that_nobody_fills_the_pools_of_othe
         // In the name of another node, and of this one.
         for node in [2, at] {
             let request = t.request(node, 1);
-            let output = t.step(Input::Request { request, source: Source::Forwarded });
+            let source = Source::Forwarded { by: t.keys[3].node_id() };
+            let output = t.step(Input::Request { request, source });
             assert_eq!(output.rejected, (!taken).then_some(Rejected::NotPrimary));
         }
     }
@@ -155,7 +156,8 @@ fn a_primary_that_was_forwarded_a_request_orders_it_even_if_it_was_executed() {
     let request = t.request(1, 1);
     let bundle = t.step(Input::Request { request: Arc::clone(&request), source: Source::Bundle });
     assert_eq!(rejected(&bundle), Rejected::Duplicate);
-    let _ = t.step(Input::Request { request, source: Source::Forwarded });
+    let source = Source::Forwarded { by: t.keys[1].node_id() };
+    let _ = t.step(Input::Request { request, source });
     let _ = t.wait(Duration::from_millis(10));
     assert_eq!(t.replica.status().accepted, SeqNum(2));
 }
