@@ -86,11 +86,11 @@ fn what_is_forwarded_in_a_nodes_name_takes_none_of_its_room() {
     assert_eq!(t.ask(1, 130).rejected, None);
     assert_eq!(room(&t), 2);
     let batch = t.replica.pool.next_batch(5, usize::MAX);
-    let first: Vec<_> =
+    let mut expected: Vec<_> =
         [1, 128, 129, 130, 2].into_iter().map(|number| t.request(1, number).digest()).collect();
     let mut taken: Vec<_> = batch.iter().map(|request| request.digest()).collect();
-    let mut expected = first;
-    (taken.sort_unstable(), expected.sort_unstable());
+    taken.sort_unstable();
+    expected.sort_unstable();
     assert_eq!(taken, expected, "all queues in turn");
 }
 
