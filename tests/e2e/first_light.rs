@@ -143,6 +143,8 @@ async fn policy_never_acknowledges_and_writes_nothing() {
     // Of these messages the ledger knows nothing; that their seqs are used is in the node's log.
     network.kill(0).await;
     network.spawn(0).await;
+    // It may execute the registration anew, and whose registration changes is asked to connect again.
+    network.reaches(0, height).await;
     let mut device = Device::ready(&network, 0, "devices/iot", &key, 4).await;
     assert_eq!(device.send(3, &body).await, Some(0));
     assert!(device.ack().await.written.is_empty());
