@@ -50,7 +50,7 @@ impl Notices {
                 tracing::info!(%stable, "this node votes again");
             }
             Notice::FellBehind { executed, known } => {
-                tracing::warn!(%executed, %known, "behind the others: fetching their blocks");
+                tracing::info!(%executed, %known, "behind the others: fetching their blocks");
             }
             Notice::CaughtUp { executed, took } => {
                 tracing::info!(%executed, took_ms = millis(took), "caught up with the others");

@@ -113,7 +113,7 @@ async fn list(args: &ListArgs) -> anyhow::Result<()> {
         return output::json(&found);
     }
     if found.is_empty() {
-        return output::line("This node has no evidence against any replica.");
+        return output::line("The node that was asked has no evidence against any replica.");
     }
     for EvidenceJson { id, fault, replica, seen, .. } in found {
         let replica = replica.map_or_else(|| fault.node.short(), |number| number.to_string());

@@ -16,19 +16,24 @@ pub(super) fn file(
 ) -> anyhow::Result<PathBuf> {
     match (given, network) {
         (Some(path), _) => Ok(path.clone()),
-        (None, Some(dir)) => Ok(dir.join(name)),
+        (None, Some(dir)) => Ok(existing(dir)?.join(name)),
         (None, None) => bail!("give {option} FILE, or --network DIR as `ledgermq init` made it"),
     }
 }
 
-/// The settings of all nodes in `dir`; at least one.
-pub(super) fn node_settings(dir: &Path) -> anyhow::Result<Vec<Config>> {
+fn existing(dir: &Path) -> anyhow::Result<&Path> {
     if !dir.is_dir() {
         bail!(
             "there is no directory {}: give --network the directory that `ledgermq init` made",
             dir.display()
         );
     }
+    Ok(dir)
+}
+
+/// The settings of all nodes in `dir`; at least one.
+pub(super) fn node_settings(dir: &Path) -> anyhow::Result<Vec<Config>> {
+    let dir = existing(dir)?;
     let files = (0..ReplicaSet::MAX).map(|at| dir.join(format!("node-{at}")).join("node.toml"));
     let settings = files.take_while(|path| path.is_file()).map(|path| Ok(Config::load(&path)?));
     let settings: Vec<Config> = settings.collect::<anyhow::Result<_>>()?;

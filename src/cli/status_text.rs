@@ -79,8 +79,9 @@ pub(super) fn conclusion(report: &Report) -> String {
     lines.extend(report.disagreement.iter().map(|what| format!("!!! DISAGREEMENT: {what}")));
     lines.push(verdict(report));
     for out in &report.out {
-        let (by, id) = (numbers(&out.by), out.node.short());
-        lines.push(format!("  replica {} ({id}) {} (says node {by})", out.replica, out.what));
+        let says =
+            if out.by.is_empty() { String::new() } else { format!(" (says node {})", numbers(&out.by)) };
+        lines.push(format!("  replica {} ({}) {}{says}", out.replica, out.node.short(), out.what));
     }
     lines.extend(views(&report.views));
     let told = report.why.iter().filter(|said| said.why.code != "nothing_to_order");
@@ -99,7 +100,13 @@ fn verdict(report: &Report) -> String {
         more => format!("tolerates {} more failures", more.unwrap_or_default()),
     };
     let does = if report.idle { "is idle: nothing waits to be ordered" } else { "advances" };
+    let unasked = report.nodes.iter().filter(|asked| asked.answer.is_none()).count();
     match report.verdict {
+        Verdict::Healthy if unasked > 0 => format!(
+            "The network is healthy and {}, as those say that answer: {unasked} of {} did not. It {does}.",
+            margin(),
+            report.nodes.len()
+        ),
         Verdict::Healthy => format!("The network is healthy and {}. It {does}.", margin()),
         Verdict::Degraded => {
             format!(

@@ -2,8 +2,8 @@
 //!
 //! Each node is believed about itself; about one that does not answer, or that the others cannot
 //! reach, more than half of the others are. The network advances if as many nodes say so as must agree
-//! (or all that were asked, if those are fewer). It is healthy if besides all replicas take part: they
-//! vote, are level, and are in one view.
+//! (or all that were asked, if those are fewer), and as many replicas can vote together; who is behind
+//! can. It is healthy if besides all replicas take part: they vote, are level, and are in one view.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,8 +67,18 @@ pub(super) struct Out {
     pub(super) node: NodeId,
     /// What keeps it.
     pub(super) what: String,
-    /// The numbers of the nodes that say so.
+    /// The numbers of the nodes that say so; none if it follows from what several say.
     pub(super) by: Vec<usize>,
+    /// Whether it can vote with the others nevertheless.
+    pub(super) votes: bool,
+}
+
+/// What keeps a replica from taking part, as [`Out`] has it.
+#[derive(Debug)]
+struct Trouble {
+    what: String,
+    by: Vec<usize>,
+    votes: bool,
 }
 
 /// Nodes in one view, by their numbers.
@@ -128,6 +138,7 @@ pub(super) fn judge(nodes: Vec<Asked>, certified: &Blocks) -> Report {
     let (n, quorum) = (middle(&voices, |answer| answer.n), middle(&voices, |answer| answer.quorum));
     let out = outs(&voices, main_view(&views));
     let taking_part = n.min(ReplicaSet::MAX).saturating_sub(out.len());
+    let able = taking_part + out.iter().filter(|out| out.votes).count();
     let advancing = voices.iter().filter(|(_, answer)| answer.advancing).count();
     let enough = quorum.min(voices.len() + silent_apis);
     let halted = |answer: &ConsensusView| answer.verdict.code == VerdictCode::Halted;
@@ -136,6 +147,7 @@ pub(super) fn judge(nodes: Vec<Asked>, certified: &Blocks) -> Report {
     } else if !disagreement.is_empty() {
         Verdict::Disagrees
     } else if advancing + silent_apis < enough
+        || able < quorum
         || silent_apis == 0 && voices.iter().all(|(_, answer)| halted(answer))
     {
         Verdict::Halted
@@ -202,36 +214,40 @@ fn outs(answers: &Answers<'_>, main: Option<View>) -> Vec<Out> {
     };
     let out = |line: &ReplicaLine| {
         let own = answers.iter().find(|(_, answer)| answer.node == line.node);
-        let found = own.and_then(|(at, answer)| Some((own_word(answer, main)?, vec![number(*at, answer)])));
-        let (what, by) = found.or_else(|| others_word(answers, line.node))?;
-        Some(Out { replica: line.seat, node: line.node, what, by })
+        let found = own.and_then(|(at, answer)| own_word(answer, number(*at, answer), main));
+        let Trouble { what, by, votes } = found.or_else(|| others_word(answers, line.node))?;
+        Some(Out { replica: line.seat, node: line.node, what, by, votes })
     };
     longest.replicas.iter().take(ReplicaSet::MAX).filter_map(out).collect()
 }
 
-/// What keeps a node from taking part, in its own words.
-fn own_word(answer: &ConsensusView, main: Option<View>) -> Option<String> {
+/// What keeps a node, this number, from taking part, in its own words or by what it says.
+fn own_word(answer: &ConsensusView, number: usize, main: Option<View>) -> Option<Trouble> {
+    let no_vote = |what| Some(Trouble { what, by: vec![number], votes: false });
     if let Some(silent) = &answer.silent {
         let when = silent.votes_in_ms.map(|ms| format!(" (again in about {} s)", ms.div_ceil(1000)));
-        return Some(format!("lost its log and does not vote{}", when.unwrap_or_default()));
+        return no_vote(format!("lost its log and does not vote{}", when.unwrap_or_default()));
     }
     if let Some(change) = &answer.view_change {
         let alone = if change.received.len() <= 1 { " alone" } else { "" };
-        return Some(format!("has left its view{alone} for view {}, which has not begun", change.to));
+        return no_vote(format!("has left its view{alone} for view {}, which has not begun", change.to));
     }
     if let Some(main) = main.filter(|main| *main != answer.view) {
-        return Some(format!("is in view {}, and the others in view {main}", answer.view));
+        let what = format!("is in view {}, and the others in view {main}", answer.view);
+        return Some(Trouble { what, by: Vec::new(), votes: false });
     }
     let own = |why: &&Why| OWN.contains(&why.code.as_str());
-    answer.why.iter().take(MAX_REASONS).find(own).map(|why| match why.code.as_str() {
-        "no_quorum_connected" => "reaches no quorum".to_owned(),
-        "this_node_is_behind" => "is behind".to_owned(),
-        code => format!("is held up ({})", plain(code)),
-    })
+    let why = answer.why.iter().take(MAX_REASONS).find(own)?;
+    let (what, votes) = match why.code.as_str() {
+        "no_quorum_connected" => ("reaches no quorum".to_owned(), false),
+        "this_node_is_behind" => ("is behind".to_owned(), true),
+        code => (format!("is held up ({})", plain(code)), true),
+    };
+    Some(Trouble { what, by: vec![number], votes })
 }
 
 /// What more than half of the other nodes say of one.
-fn others_word(answers: &Answers<'_>, node: NodeId) -> Option<(String, Vec<usize>)> {
+fn others_word(answers: &Answers<'_>, node: NodeId) -> Option<Trouble> {
     let others: Answers<'_> = answers.iter().filter(|(_, answer)| answer.node != node).copied().collect();
     let mut said: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (at, answer) in &others {
@@ -245,8 +261,11 @@ fn others_word(answers: &Answers<'_>, node: NodeId) -> Option<(String, Vec<usize
         return None;
     }
     let (what, by) = said.into_iter().max_by_key(|(_, by)| by.len())?;
-    Some((what.to_owned(), by))
+    Some(Trouble { what: what.to_owned(), by, votes: what == BEHIND })
 }
+
+/// What is said of a replica that can vote, and lacks blocks.
+const BEHIND: &str = "is behind";
 
 /// Why a replica in that state cannot be counted on.
 pub(super) const fn trouble(state: ReplicaStateView) -> Option<&'static str> {
@@ -254,7 +273,7 @@ pub(super) const fn trouble(state: ReplicaStateView) -> Option<&'static str> {
         ReplicaStateView::ThisNode | ReplicaStateView::Ok => None,
         ReplicaStateView::Disconnected => Some("is not connected"),
         ReplicaStateView::Silent => Some("is connected and silent"),
-        ReplicaStateView::Behind => Some("is behind"),
+        ReplicaStateView::Behind => Some(BEHIND),
         ReplicaStateView::LostLog => Some("lost its log and does not vote"),
         ReplicaStateView::OtherView => Some("is in another view, or on its way to one"),
     }

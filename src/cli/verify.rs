@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::output;
 use crate::config::read_genesis;
 use crate::ledger::ReplicaSet;
-use crate::ledger::proof::{MAX_BUNDLE_BYTES, ProofBundle, Proven, ProvenBlock, Verifier};
+use crate::ledger::proof::{MAX_BUNDLE_BYTES, ProofBundle, ProofError, Proven, ProvenBlock, Verifier};
 use crate::types::Timestamp;
 
 /// From so many bundles on, progress is shown.
@@ -54,10 +54,11 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<()> {
     let verifier = Verifier::new(&genesis)?;
     let progress = progress(args.bundles.len());
     let mut verdicts = Vec::new();
-    let mut bad = 0;
+    let (mut bad, mut unread) = (0, 0);
     for path in &args.bundles {
-        let verdict = judge(path, &verifier);
+        let (verdict, is_read) = judge(path, &verifier);
         bad += usize::from(!verdict.valid);
+        unread += usize::from(!is_read);
         if args.json {
             verdicts.push(verdict);
         } else {
@@ -71,6 +72,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<()> {
     }
     match (bad, args.bundles.len()) {
         (0, _) => Ok(()),
+        (1, 1) if unread > 0 => bail!("the file could not be read, so nothing is said of a bundle"),
         (_, 1) => bail!("the bundle proves nothing"),
         (bad, all) => bail!("{bad} of {all} bundles prove nothing"),
     }
@@ -87,24 +89,30 @@ fn progress(bundles: usize) -> ProgressBar {
     }
 }
 
-fn judge(path: &Path, verifier: &Verifier) -> Verdict {
+/// The verdict on a file, and whether it could be read.
+fn judge(path: &Path, verifier: &Verifier) -> (Verdict, bool) {
+    let bytes = read_file(path);
+    let is_read = bytes.is_ok();
     // A proof's error says all of it; its sources would only say it again.
-    let result = read_bundle(path)
-        .and_then(|bundle| verifier.verify(&bundle).map_err(|error| anyhow!(error.to_string())));
+    let said = |error: ProofError| anyhow!(error.to_string());
+    let result = bytes.and_then(|bytes| {
+        let bundle = ProofBundle::decode(&bytes).map_err(said)?;
+        verifier.verify(&bundle).map_err(said)
+    });
     let (proven, problem) = match result {
         Ok(proven) => (Some(proven), None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
-    Verdict { bundle: path.to_owned(), valid: proven.is_some(), proven, problem }
+    (Verdict { bundle: path.to_owned(), valid: proven.is_some(), proven, problem }, is_read)
 }
 
-fn read_bundle(path: &Path) -> anyhow::Result<ProofBundle> {
+fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path).context("cannot open the file")?;
     // One byte more than a bundle can have, so that a longer file is told from it.
     let limit = MAX_BUNDLE_BYTES as u64 + 64;
     file.take(limit).read_to_end(&mut bytes).context("cannot read the file")?;
-    ProofBundle::decode(&bytes).map_err(|error| anyhow!(error.to_string()))
+    Ok(bytes)
 }
 
 fn describe(verdict: &Verdict, replicas: &ReplicaSet) -> anyhow::Result<()> {

@@ -198,9 +198,45 @@ fn one_that_stayed_in_an_earlier_view_is_told() {
     let (code, out, _) = asked(&nodes);
     assert_eq!(code, 3, "{out}");
     assert!(
-        out.contains("replica 3 (a3a3a3a3) is in view 0, and the others in view 2 (says node 3)"),
-        "{out}"
+        out.contains("replica 3 (a3a3a3a3) is in view 0, and the others in view 2\n"),
+        "nobody says so; it follows from what all say: {out}"
     );
+}
+
+#[test]
+fn an_idle_network_in_which_no_quorum_can_vote_together_is_halted() {
+    let nodes = four(|answers| {
+        for answer in &mut answers[..2] {
+            answer["view"] = json!(2);
+        }
+        answers[3]["silent"] = json!({ "until": 263, "votes_in_ms": 5500 });
+    });
+    let (code, out, said) = asked(&nodes);
+    assert_eq!((code, &said["verdict"], &said["taking_part"]), (1, &json!("halted"), &json!(2)), "{out}");
+    // Who is only behind can vote.
+    let nodes = four(|answers| {
+        for answer in &mut answers[2..] {
+            answer["why"] = json!([{ "code": "this_node_is_behind", "blocks": false, "text": "3 behind" }]);
+        }
+    });
+    let (code, out, said) = asked(&nodes);
+    assert_eq!((code, &said["tolerates"], &said["taking_part"]), (3, &json!(0), &json!(2)), "{out}");
+}
+
+#[test]
+fn a_node_that_does_not_answer_is_told_even_if_the_others_find_it_well() {
+    let nodes: Vec<Node> = (0..3)
+        .map(|seat| {
+            let mut answer = consensus(seat, 7, &idle());
+            (answer["replicas"][3]["state"], answer["replicas"][3]["connected"]) = (json!("ok"), json!(true));
+            Node::serve(answer)
+        })
+        .collect();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let apis: Vec<String> = nodes.iter().map(Node::api).chain([closed]).collect();
+    let (code, out, _) = status(&apis.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("as those say that answer: 1 of 4 did not"), "{out}");
 }
 
 #[test]
