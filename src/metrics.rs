@@ -204,7 +204,7 @@ metrics! {
         resent: IntCounter("ledgermq_consensus_resent_total")
             "PBFT messages sent again because they may have been lost.";
         fetches: IntCounterVec("ledgermq_consensus_fetches_total", ["what"])
-            "Fetches from other nodes, by what was missing: requests, blocks, certificates, batches, view."
+            "Fetches from other nodes, by what was missing: requests, blocks, certificates, batches, view. While nobody votes, another node is asked every 2 s for a later view."
                 starting with ["requests", "blocks", "certificates", "batches", "view"];
         view_changes: IntCounterVec("ledgermq_consensus_view_changes_total", ["reason"])
             "Times that this replica left a view, by reason: timeout, censorship, uncertified, request_age, equivocation, joined, no_new_view, bad_new_view, silent_primary.";
