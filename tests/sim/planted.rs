@@ -99,7 +99,6 @@ mod core {
 
     use super::{SEEDS, first_failure, storm};
     use crate::directed;
-    use crate::scenarios::a_liar_makes_the_new_view;
 
     fn is_caught(bug: Bug, by: &[&str]) {
         is_caught_in(bug, by, |seed| storm::run(seed, &|_| {}));
@@ -143,11 +142,6 @@ mod core {
     #[test]
     fn a_quorum_that_is_one_too_small_is_found() {
         is_caught(Bug::QuorumOffByOne, &["[agreement]", "[checkpoint stability]"]);
-    }
-
-    #[test]
-    fn a_new_view_that_nobody_recomputes_is_found() {
-        is_caught_in(Bug::ONotRecomputed, &["[agreement]", "[liveness]"], a_liar_makes_the_new_view);
     }
 
     #[test]

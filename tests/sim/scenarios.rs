@@ -346,7 +346,7 @@ fn idle_replicas_stay_in_their_view_and_one_that_was_away_finds_it() {
 
 /// The primary goes away in the middle of its work, and the next one leaves out of its NEW-VIEW what
 /// was prepared.
-pub fn a_liar_makes_the_new_view(seed: u64) -> u64 {
+fn a_liar_makes_the_new_view(seed: u64) -> u64 {
     after_a_liars_new_view(seed).happened
 }
 

@@ -16,12 +16,12 @@ use crate::run::{self, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Within this time after the end of its silence, a request that needs its vote is final everywhere.
+/// Within this time, once it has ended its silence, a request that needs its vote is final everywhere.
 const BOUND: Duration = Duration::from_secs(1);
 
-/// How long it may be silent: it listens for 10 s, and the others need their time for a window, more of
-/// it where messages are lost.
-const SILENCE: Duration = Duration::from_secs(90);
+/// How long it may be silent: it listens for 10 s, and the others need their time for a window of 256
+/// numbers. Where messages are lost, three voters without a fourth wait half a second for many of these.
+const SILENCE: Duration = Duration::from_secs(240);
 
 /// The longest time of all runs, in milliseconds, to be printed.
 static LONGEST: AtomicU64 = AtomicU64::new(0);
@@ -91,6 +91,8 @@ fn comes_back(seed: u64, wiped: usize, story: Story) -> u64 {
         t.run(Duration::from_millis(20));
     }
     t.weather = Weather::FAIR;
+    // What is on its way is written first: who dies with bodies that others lack costs a view.
+    t.until_all_written(5 * SECOND);
     let before = t.time;
     let (view, primary) = view(&t, wiped);
     for dead in others.iter().filter(|at| **at != primary).take((story.n - 1) / 3) {
@@ -109,7 +111,7 @@ fn comes_back(seed: u64, wiped: usize, story: Story) -> u64 {
 /// The same for each that is to be wiped.
 fn each(name: &str, story: Story) {
     run::all(name, seeds(1), |seed| story.wiped.iter().map(|wiped| comes_back(seed, *wiped, story)).sum());
-    println!("its vote counted {} ms after its silence at most", LONGEST.load(Ordering::Relaxed));
+    println!("a request that needs its vote took {} ms at most", LONGEST.load(Ordering::Relaxed));
 }
 
 #[test]
