@@ -4,7 +4,7 @@
 //! it is final: a run that was stopped is finished by the next one with the same `--state`.
 
 use std::io::{IsTerminal as _, stderr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::latency::{Latencies, Percentiles};
 use super::publish_watch::{Answered, Watch, not_final};
-use super::readings::{CsvOptions, CsvReadings, ItemSpec, JsonLines, Message, ReadingsError, TimeUnit};
+use super::readings::{ColumnArgs, CsvReadings, JsonLines, Message, ReadingsError};
 use super::{network_dir, output};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::read_genesis;
@@ -71,7 +71,7 @@ pub(super) struct PublishArgs {
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
-    mapping: MappingArgs,
+    mapping: ColumnArgs,
 }
 
 #[derive(Debug, Args)]
@@ -83,48 +83,6 @@ struct Source {
     /// File with one message body a line
     #[arg(long, value_name = "FILE")]
     json_lines: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "CSV")]
-struct MappingArgs {
-    /// The time column [default: time, timestamp, eventTime, datetime or date]
-    #[arg(long, value_name = "COLUMN")]
-    time_column: Option<String>,
-    /// What a whole number in the time column counts since 1970
-    #[arg(long, value_enum, default_value_t)]
-    time_unit: TimeUnit,
-    /// Take times without a zone as UTC
-    #[arg(long)]
-    assume_utc: bool,
-    /// deviceId of all items [default: the file's name without its ending]
-    #[arg(long, value_name = "ID")]
-    device: Option<String>,
-    /// The column that holds deviceId
-    #[arg(long, value_name = "COLUMN", conflicts_with = "device")]
-    device_column: Option<String>,
-    /// A column that becomes a data item: COLUMN[=SERVICE[:NUM[:UNIT]]]
-    #[arg(long, value_name = "ITEM")]
-    item: Vec<ItemSpec>,
-    /// A cell that means "not measured" [default: blank, NaN, nan, NA, null]
-    #[arg(long, value_name = "TEXT")]
-    missing: Vec<String>,
-}
-
-impl MappingArgs {
-    fn options(&self, file: &Path) -> CsvOptions {
-        let name = || file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        CsvOptions {
-            time_column: self.time_column.clone(),
-            time_unit: self.time_unit,
-            assume_utc: self.assume_utc,
-            device: self.device.clone().unwrap_or_else(name),
-            device_column: self.device_column.clone(),
-            items: self.item.clone(),
-            missing: self.missing.clone(),
-            msg: None,
-        }
-    }
 }
 
 /// What became of a file.
