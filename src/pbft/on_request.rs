@@ -7,6 +7,7 @@ use crate::pbft::io::{Now, Rejected, Source};
 use crate::pbft::pool::Lane;
 use crate::pbft::replica::Replica;
 use crate::pbft::settings::MAX_BATCH_BYTES;
+use crate::pbft::suspicion::FORWARDED_AT_A_TIME;
 use crate::planted::{Bug, planted};
 use crate::types::{Hash, NodeId};
 
@@ -16,11 +17,11 @@ pub(super) const FETCH_AHEAD: u64 = 8;
 
 /// Executed requests that may be ordered once more at a time for one node that forwarded them; more are
 /// refused, and forwarded again.
-const MAX_REVIVED: usize = 64;
+pub(super) const MAX_REVIVED: usize = 64;
 
 /// Requests pending at a time that one node forwarded, and their bytes unless it is one: two of its
 /// effects' worth. More are refused, and forwarded again.
-const MAX_FORWARDED: (usize, usize) = (128, MAX_BATCH_BYTES);
+pub(super) const MAX_FORWARDED: (usize, usize) = (2 * FORWARDED_AT_A_TIME, MAX_BATCH_BYTES);
 
 impl Replica {
     pub(super) fn on_request(
@@ -35,22 +36,11 @@ impl Replica {
         if !others && (request.node() == self.me) != (source == Source::Admitted) {
             return Err(Rejected::WrongNode);
         }
-        // Who forwards a request that was executed fetched the block, and cannot know which requests
-        // it rests on: ordering it once more tells everybody, and changes nothing.
-        if let Source::Forwarded { by } = source
-            && self.pool.was_executed(&digest)
-            && self.is_primary()
-        {
-            let revived = self.pool.revive(request, by, now.monotonic, MAX_REVIVED);
-            return if revived { Ok(()) } else { Err(Rejected::Duplicate) };
+        if self.pool.was_executed(&digest) && self.try_revive(now, &request, source) {
+            return Ok(());
         }
         if self.pool.knows(&digest) && !wanted {
-            self.pool.heard_again(&digest, now.monotonic);
-            let adopted = !others && self.pool.is_forwarded(&digest);
-            if adopted && self.has_room_for(&request.node(), request.bytes().len()) {
-                self.pool.adopt(&digest);
-            }
-            return Err(Rejected::Duplicate);
+            return self.on_known_request(now, &request, source);
         }
         // Nobody else has a use for them, and they would take the room of the node that they name.
         if matches!(source, Source::Forwarded { .. }) && !wanted && !self.is_primary() {
@@ -80,10 +70,69 @@ impl Replica {
         for (_, slot) in self.log.above_mut(self.accepted) {
             slot.missing.remove(&digest);
         }
-        if source == Source::Admitted && self.settings.replicas.n() > 1 {
-            self.outbox.push(digest, now.monotonic, &self.settings);
+        if source == Source::Admitted {
+            self.send_to_others(now, digest);
         }
         Ok(())
+    }
+
+    /// A request that was executed is ordered once more for who cannot know it: that tells everybody, and
+    /// changes nothing. Who forwards one fetched the block, which does not name the requests that it rests
+    /// on. And a message may come to this node after somebody else had its request ordered in this node's
+    /// name: the result went by unnoticed.
+    fn try_revive(&mut self, now: Now, request: &Arc<VerifiedRequest>, source: Source) -> bool {
+        let (digest, bytes) = (request.digest(), request.bytes().len());
+        let (by, lane, has_room) = match source {
+            Source::Forwarded { by } if self.is_primary() => {
+                let has_room = self.has_room_forwarded(by, bytes) && self.pool.revived_for(by) < MAX_REVIVED;
+                (by, Lane::ForwardedBy(by), has_room)
+            }
+            Source::Admitted if self.pool.was_executed_unnoticed(&digest) => {
+                (self.me, Lane::Of(self.me), self.has_room_for(&self.me, bytes))
+            }
+            _ => return false,
+        };
+        if !has_room || self.pool.get(&digest).is_some() {
+            return false;
+        }
+        self.pool.revive(Arc::clone(request), by, lane, now.monotonic);
+        if source == Source::Admitted {
+            self.send_to_others(now, digest);
+        }
+        true
+    }
+
+    /// A request that is here already comes from its own node now, or that node still waits for it.
+    fn on_known_request(
+        &mut self,
+        now: Now,
+        request: &Arc<VerifiedRequest>,
+        source: Source,
+    ) -> Result<(), Rejected> {
+        let digest = request.digest();
+        self.pool.heard_again(&digest, now.monotonic);
+        let own = matches!(source, Source::Bundle | Source::Admitted);
+        if own
+            && self.pool.is_forwarded(&digest)
+            && self.has_room_for(&request.node(), request.bytes().len())
+        {
+            self.pool.adopt(&digest);
+        }
+        // Somebody else had it ordered or forwarded it in this node's name: it is this node's from now on.
+        let open = self.pool.get(&digest).is_some() && !self.pool.was_executed(&digest);
+        if source == Source::Admitted && open && !self.pool.is_admitted(&digest) {
+            self.send_to_others(now, digest);
+            return Ok(());
+        }
+        Err(Rejected::Duplicate)
+    }
+
+    /// This node admitted the request, and waits for it; others shall have it.
+    fn send_to_others(&mut self, now: Now, digest: Hash) {
+        self.pool.admit(&digest);
+        if self.settings.replicas.n() > 1 {
+            self.outbox.push(digest, now.monotonic, &self.settings);
+        }
     }
 
     fn is_wanted(&self, digest: &Hash) -> bool {

@@ -102,7 +102,8 @@ impl Replica {
     }
 
     /// Ends the views below `view`: what they promise goes to the archive, and requests that were
-    /// ordered but not committed wait again, in their old place.
+    /// ordered but not committed wait again, in their old place. What others forwarded to the primary of
+    /// an earlier view is for that of this one now.
     pub(super) fn leave_views(&mut self, time: Duration, view: View) {
         for (sequence, slot) in self.log.leave(view) {
             if slot.phase != Phase::Committed && sequence > self.dispatched {
@@ -110,6 +111,9 @@ impl Replica {
                 self.bundle_again(time, &slot);
             }
             self.archive.absorb(sequence, slot);
+        }
+        if !self.is_primary() {
+            self.pool.drop_forwarded();
         }
     }
 

@@ -11,7 +11,7 @@
 //! what came from the admitting node itself stands in its queue: what another one forwards in its name
 //! has a short queue of that other one ([`Lane`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +44,14 @@ struct Entry {
     arrival: (u64, Duration),
     /// When it came last; decides whether its node has given it up.
     heard: Duration,
+    /// Whether this node itself admitted it, and waits for its result.
+    admitted: bool,
+}
+
+impl Entry {
+    const fn is_forwarded(&self) -> bool {
+        matches!(self.lane, Lane::ForwardedBy(_))
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -63,20 +71,34 @@ pub(super) struct Pool {
     /// Digests of executed batches, for [`crate::pbft::settings::WINDOW`] sequence numbers.
     /// When they were executed stands with them.
     executed: BTreeMap<SeqNum, (Duration, Vec<Hash>)>,
-    remembered: BTreeSet<Hash>,
-    /// Those that were executed and are ordered once more for who does not know it: it forwarded them.
+    /// Each with whether this node had admitted it by then.
+    remembered: BTreeMap<Hash, bool>,
+    /// Those that were executed and are ordered once more for who does not know it: it forwarded them,
+    /// or this node itself admitted them only then.
     revived: BTreeMap<Hash, NodeId>,
 }
 
 impl Pool {
     /// Whether the request is here, or was executed not long ago.
     pub(super) fn knows(&self, digest: &Hash) -> bool {
-        self.entries.contains_key(digest) || self.remembered.contains(digest)
+        self.entries.contains_key(digest) || self.remembered.contains_key(digest)
     }
 
     /// Whether it was executed not long ago.
     pub(super) fn was_executed(&self, digest: &Hash) -> bool {
-        self.remembered.contains(digest)
+        self.remembered.contains_key(digest)
+    }
+
+    /// Whether it was executed not long ago, and this node did not wait for its result.
+    pub(super) fn was_executed_unnoticed(&self, digest: &Hash) -> bool {
+        self.remembered.get(digest).is_some_and(|admitted| !admitted)
+    }
+
+    /// This node admitted the request, which is here.
+    pub(super) fn admit(&mut self, digest: &Hash) {
+        if let Some(entry) = self.entries.get_mut(digest) {
+            entry.admitted = true;
+        }
     }
 
     pub(super) fn get(&self, digest: &Hash) -> Option<&Arc<VerifiedRequest>> {
@@ -111,24 +133,26 @@ impl Pool {
         }
         let arrival = self.arrive(now);
         self.enqueue(&request, lane, arrival);
-        self.entries.insert(digest, Entry { request, lane, state: State::Pending, arrival, heard: now });
+        let state = State::Pending;
+        self.entries.insert(digest, Entry { request, lane, state, arrival, heard: now, admitted: false });
     }
 
-    /// Whether the request waits here because somebody forwarded it.
+    /// Whether the request is here because somebody forwarded it.
     pub(super) fn is_forwarded(&self, digest: &Hash) -> bool {
-        self.entries
-            .get(digest)
-            .is_some_and(|entry| entry.state == State::Pending && matches!(entry.lane, Lane::ForwardedBy(_)))
+        self.entries.get(digest).is_some_and(Entry::is_forwarded)
     }
 
     /// A request that somebody forwarded came from its admitting node, too: it waits in the queue of
-    /// that one from now on, in the place that it has.
+    /// that one from now on, in the place that it has. If it is ordered, it will wait there should its
+    /// batch come to nothing.
     pub(super) fn adopt(&mut self, digest: &Hash) {
         let Some(entry) = self.entries.get_mut(digest) else { return };
         let (request, arrival) = (Arc::clone(&entry.request), entry.arrival);
         let before = std::mem::replace(&mut entry.lane, Lane::Of(request.node()));
-        self.dequeue(&request, before, arrival.0);
-        self.enqueue(&request, Lane::Of(request.node()), arrival);
+        if entry.state == State::Pending {
+            self.dequeue(&request, before, arrival.0);
+            self.enqueue(&request, Lane::Of(request.node()), arrival);
+        }
     }
 
     fn arrive(&mut self, now: Duration) -> (u64, Duration) {
@@ -161,31 +185,34 @@ impl Pool {
     }
 
     /// The next batch: one request of each lane in turn, in order of arrival at each, at most so
-    /// many and of so many bytes, but at least one. They stay pending.
+    /// many and of so many bytes, but at least one. They stay pending. A lane whose next request is too
+    /// large for what is left waits, and the next batch begins with it: so a few large requests neither
+    /// make the batches of all others small nor are put off.
     pub(super) fn next_batch(&mut self, max_requests: usize, max_bytes: usize) -> Vec<Arc<VerifiedRequest>> {
-        let mut queues: Vec<_> =
+        let mut queues: VecDeque<_> =
             self.queues.iter().map(|(lane, queue)| (*lane, queue.order.values())).collect();
         let first = queues.partition_point(|(lane, _)| self.served.is_some_and(|served| *lane <= served));
         queues.rotate_left(first);
         let mut batch: Vec<Arc<VerifiedRequest>> = Vec::new();
         let mut bytes = 0;
-        'full: loop {
-            let before = batch.len();
-            for (lane, queue) in &mut queues {
-                let Some((digest, _)) = queue.next() else { continue };
-                let Some(entry) = self.entries.get(digest) else { continue };
-                let len = entry.request.bytes().len();
-                if batch.len() >= max_requests || !batch.is_empty() && bytes + len > max_bytes {
-                    break 'full;
-                }
-                bytes += len;
-                batch.push(Arc::clone(&entry.request));
-                self.served = Some(*lane);
+        let (mut before, mut put_off) = (self.served, false);
+        while batch.len() < max_requests {
+            let Some((lane, mut queue)) = queues.pop_front() else { break };
+            let Some(entry) = queue.next().and_then(|(digest, _)| self.entries.get(digest)) else { continue };
+            let len = entry.request.bytes().len();
+            if !batch.is_empty() && bytes + len > max_bytes {
+                // The lane before the first such one counts as the one that was served last.
+                put_off = true;
+                continue;
             }
-            if batch.len() == before {
-                break;
+            bytes += len;
+            batch.push(Arc::clone(&entry.request));
+            if !put_off {
+                before = Some(lane);
             }
+            queues.push_back((lane, queue));
         }
+        self.served = before;
         batch
     }
 
@@ -193,13 +220,13 @@ impl Pool {
     pub(super) fn order(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>], now: Duration) {
         for request in requests {
             let digest = request.digest();
-            let (lane, arrival) = match self.entries.get(&digest) {
-                Some(entry) => (entry.lane, entry.arrival),
-                None => (Lane::Of(request.node()), self.arrive(now)),
+            let (lane, arrival, admitted) = match self.entries.get(&digest) {
+                Some(entry) => (entry.lane, entry.arrival, entry.admitted),
+                None => (Lane::Of(request.node()), self.arrive(now), false),
             };
             self.dequeue(request, lane, arrival.0);
             let (request, state) = (Arc::clone(request), State::Ordered(sequence));
-            self.entries.insert(digest, Entry { request, lane, state, arrival, heard: now });
+            self.entries.insert(digest, Entry { request, lane, state, arrival, heard: now, admitted });
         }
     }
 
@@ -211,7 +238,7 @@ impl Pool {
             if !self.is_ordered_at(&digest, sequence) {
                 continue;
             }
-            if self.remembered.contains(&digest) && !self.revived.contains_key(&digest) {
+            if self.remembered.contains_key(&digest) && !self.revived.contains_key(&digest) {
                 self.entries.remove(&digest);
             } else if let Some(entry) = self.entries.get_mut(&digest) {
                 entry.state = State::Pending;
@@ -221,23 +248,18 @@ impl Pool {
         }
     }
 
-    /// Takes in a request that was executed, to be ordered once more for `by`, which forwarded it; at most
-    /// so many of one node at a time.
-    pub(super) fn revive(
-        &mut self,
-        request: Arc<VerifiedRequest>,
-        by: NodeId,
-        now: Duration,
-        most: usize,
-    ) -> bool {
+    /// Takes in a request that was executed, to be ordered once more for `by`, which does not know it.
+    pub(super) fn revive(&mut self, request: Arc<VerifiedRequest>, by: NodeId, lane: Lane, now: Duration) {
         let digest = request.digest();
-        let same = self.revived.values().filter(|node| **node == by).count();
-        if self.entries.contains_key(&digest) || same >= most {
-            return false;
+        if !self.entries.contains_key(&digest) {
+            self.revived.insert(digest, by);
+            self.insert(request, lane, now);
         }
-        self.revived.insert(digest, by);
-        self.insert(request, Lane::ForwardedBy(by), now);
-        true
+    }
+
+    /// How many requests are to be ordered once more for `by`.
+    pub(super) fn revived_for(&self, by: NodeId) -> usize {
+        self.revived.values().filter(|node| **node == by).count()
     }
 
     /// The number of arrival of the oldest pending request of each node, as far as it sent them itself.
@@ -265,14 +287,22 @@ impl Pool {
         self.drop_pending(|entry| entry.request.node() != *own);
     }
 
+    /// Drops what others forwarded and that is pending: who is not the primary cannot order it, and the
+    /// primary need not have it. Who forwarded it gives it to that one.
+    pub(super) fn drop_forwarded(&mut self) {
+        self.drop_pending(Entry::is_forwarded);
+    }
+
     /// The batch of `sequence` was handed to execution: its requests are not taken again.
     pub(super) fn executed(&mut self, sequence: SeqNum, requests: &[Arc<VerifiedRequest>], now: Duration) {
-        self.remember(sequence, requests.iter().map(|request| request.digest()).collect(), now);
+        let digests = requests.iter().map(|request| request.digest());
+        self.remember(sequence, digests.map(|digest| (digest, self.is_admitted(&digest))).collect(), now);
     }
 
     /// Blocks up to `sequence`, which were fetched, have these requests: they are done with, but
     /// for bodies that a later proposal still needs.
     pub(super) fn written(&mut self, sequence: SeqNum, digests: Vec<Hash>, now: Duration) {
+        let done = digests.iter().map(|digest| (*digest, self.is_admitted(digest))).collect();
         for digest in &digests {
             let needed = |entry: &Entry| matches!(entry.state, State::Ordered(at) if at > sequence);
             if self.entries.get(digest).is_some_and(|entry| !needed(entry))
@@ -281,16 +311,23 @@ impl Pool {
                 self.dequeue(&entry.request, entry.lane, entry.arrival.0);
             }
         }
-        self.remember(sequence, digests, now);
+        self.remember(sequence, done, now);
     }
 
-    fn remember(&mut self, sequence: SeqNum, digests: Vec<Hash>, now: Duration) {
-        let done: BTreeSet<&Hash> = digests.iter().collect();
-        self.revived.retain(|revived, _| !done.contains(revived));
-        self.remembered.extend(&digests);
+    /// Whether the request is here and this node admitted it.
+    pub(super) fn is_admitted(&self, digest: &Hash) -> bool {
+        self.entries.get(digest).is_some_and(|entry| entry.admitted)
+    }
+
+    /// These are done with; each with whether this node had admitted it.
+    fn remember(&mut self, sequence: SeqNum, done: BTreeMap<Hash, bool>, now: Duration) {
+        self.revived.retain(|revived, _| !done.contains_key(revived));
         let (at, known) = self.executed.entry(sequence).or_default();
         *at = now;
-        known.extend(digests);
+        known.extend(done.keys());
+        for (digest, admitted) in done {
+            *self.remembered.entry(digest).or_default() |= admitted;
+        }
     }
 
     /// The batch of `sequence` was passed over without being executed here. Own requests are asked
@@ -309,8 +346,10 @@ impl Pool {
                 continue;
             }
             self.entries.remove(&digest);
+            self.revived.remove(&digest);
             if request.node() == *own {
                 self.insert(Arc::clone(request), Lane::Of(*own), now);
+                self.admit(&digest);
                 again.push(digest);
             }
         }

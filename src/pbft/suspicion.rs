@@ -24,8 +24,10 @@ use crate::pbft::settings::MAX_BATCH_BYTES;
 use crate::planted::{Bug, planted};
 use crate::types::{NodeId, SeqNum};
 
-/// The most requests forwarded at a time: the oldest, which all others wait for.
-const FORWARDED_AT_A_TIME: usize = 64;
+/// The most requests forwarded at a time: the oldest, which all others wait for. A node that gives its
+/// requests to all but the primary fills a pool with them; at this pace the primary has all of them long
+/// before any is too old.
+pub(super) const FORWARDED_AT_A_TIME: usize = 512;
 
 /// The oldest pending request of a node.
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +98,7 @@ impl Replica {
         let moved = std::mem::replace(&mut self.waiting.stable, stable) != stable;
         let since = self.waiting.uncertified.filter(|_| !moved).unwrap_or(time);
         self.waiting.uncertified = (stable < self.executed.sequence).then_some(since);
-        let half = self.view_timeout() / 2;
+        let half = self.forward_interval();
         let heads = &mut self.waiting.heads;
         let oldest: BTreeMap<NodeId, u64> = self.pool.heads().collect();
         heads.retain(|node, head| oldest.get(node) == Some(&head.arrival));
@@ -193,6 +195,12 @@ impl Replica {
         self.start_view_change(now, self.view.next(), reason, out);
     }
 
+    /// How long a request waits before it is forwarded, and once more. Does not grow with the time that a
+    /// view gets: what waits must all be forwarded before anything is too old.
+    fn forward_interval(&self) -> Duration {
+        self.settings.request_timeout / 2
+    }
+
     /// Who may propose what waits here: as long as no other view begins, the primary of the one that
     /// was given up, if others did not give it up.
     fn proposer(&self) -> NodeId {
@@ -214,7 +222,7 @@ impl Replica {
         if self.forward_due().is_none_or(|due| due > time) {
             return;
         }
-        let half = self.view_timeout() / 2;
+        let half = self.forward_interval();
         let mut requests = Vec::new();
         let mut bytes = 0;
         for (node, head) in &mut self.waiting.heads {

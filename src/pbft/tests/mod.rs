@@ -6,6 +6,7 @@ mod anything;
 mod bytes;
 mod catching_up;
 mod evidence;
+mod forwarded;
 mod gate;
 mod insight;
 mod new_view;

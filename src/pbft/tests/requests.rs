@@ -1,6 +1,7 @@
 //! The pool: who may put what into it, and what becomes of it.
 
 use super::*;
+use crate::pbft::on_request::MAX_FORWARDED;
 use crate::pbft::pool::Lane;
 
 #[test]
@@ -73,21 +74,24 @@ fn what_is_forwarded_in_a_nodes_name_takes_none_of_its_room() {
         let source = Source::Forwarded { by: node(t, by) };
         t.step(Input::Request { request, source }).rejected
     };
-    for number in 1..=128 {
+    // Nothing is proposed meanwhile.
+    t.replica.settings.in_flight_batches = 0;
+    let most = u64::try_from(MAX_FORWARDED.0).unwrap();
+    for number in 1..=most {
         let request = t.request(1, number);
         assert_eq!(forward(&mut t, request, 3), None);
     }
-    let next = t.request(1, 129);
+    let next = t.request(1, most + 1);
     assert_eq!(forward(&mut t, Arc::clone(&next), 3), Some(Rejected::PoolFull));
     assert_eq!(room(&t), 0);
     assert_eq!(forward(&mut t, next, 2), None, "each forwarder has a queue of its own");
     // The node itself sends one of them, and another: both are its own then.
-    assert_eq!(rejected(&t.ask(1, 128)), Rejected::Duplicate);
-    assert_eq!(t.ask(1, 130).rejected, None);
+    assert_eq!(rejected(&t.ask(1, most)), Rejected::Duplicate);
+    assert_eq!(t.ask(1, most + 2).rejected, None);
     assert_eq!(room(&t), 2);
     let batch = t.replica.pool.next_batch(5, usize::MAX);
     let mut expected: Vec<_> =
-        [1, 128, 129, 130, 2].into_iter().map(|number| t.request(1, number).digest()).collect();
+        [1, most, most + 1, most + 2, 2].into_iter().map(|number| t.request(1, number).digest()).collect();
     let mut taken: Vec<_> = batch.iter().map(|request| request.digest()).collect();
     taken.sort_unstable();
     expected.sort_unstable();
