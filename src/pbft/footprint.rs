@@ -3,7 +3,7 @@
 use crate::pbft::pool::Lane;
 use crate::pbft::replica::Replica;
 use crate::pbft::witness::Witness;
-use crate::types::SeqNum;
+use crate::types::{NodeId, SeqNum};
 
 /// Counts of what a replica keeps in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Footprint {
     pub claims: usize,
     /// Requests that are not ordered, of the node that has most of them.
     pub pending: usize,
+    /// The same of those that came from another one than they name, by who forwarded them.
+    pub forwarded: usize,
     /// Own requests that are to be sent again.
     pub outbox: usize,
 }
@@ -33,8 +35,10 @@ impl Replica {
     pub fn footprint(&self) -> Footprint {
         let votes = self.log.iter().map(|(_, slot)| slot.prepares.len() + slot.commits.len());
         let (checkpoints, claims) = self.checkpoints.held();
-        let members = self.settings.replicas.members().iter();
-        let pending = members.map(|node| self.pool.pending_in(&Lane::Of(*node)).0);
+        let longest = |lane: fn(NodeId) -> Lane| {
+            let members = self.settings.replicas.members().iter();
+            members.map(|node| self.pool.pending_in(&lane(*node)).0).max().unwrap_or_default()
+        };
         Footprint {
             slots: self.log.iter().count(),
             highest_slot: self.log.iter().last().map(|(sequence, _)| sequence).unwrap_or_default(),
@@ -43,7 +47,8 @@ impl Replica {
             votes: votes.sum(),
             checkpoints,
             claims,
-            pending: pending.max().unwrap_or_default(),
+            pending: longest(Lane::Of),
+            forwarded: longest(Lane::ForwardedBy),
             outbox: self.outbox.len(),
         }
     }

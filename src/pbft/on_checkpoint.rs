@@ -78,8 +78,7 @@ impl Replica {
         }
         let made_block = content.height != self.executed.height;
         self.executed = content;
-        self.progress.last = now.monotonic;
-        self.progressed(now);
+        self.moved_on(now, false);
         self.views.executed();
         self.send_checkpoint(now, made_block, out);
         self.recheck(content.sequence, out);
@@ -124,14 +123,20 @@ impl Replica {
         Ok(())
     }
 
+    fn moved_on(&mut self, now: Now, by_blocks: bool) {
+        let progress = &mut self.progress;
+        (progress.last, progress.by_blocks) = (now.monotonic, by_blocks);
+        (progress.blocks_asked, progress.block_fetches) = (None, 0);
+        self.progressed(now);
+    }
+
     /// The batches up to `content` need no execution here.
     pub(super) fn pass_over(&mut self, now: Now, content: CheckpointContent) {
         let dispatched = self.executed.sequence;
         self.executed = content;
         self.dispatched = self.dispatched.max(content.sequence);
         self.accepted = self.accepted.max(content.sequence);
-        self.progress.last = now.monotonic;
-        self.progressed(now);
+        self.moved_on(now, true);
         let passed = self.log.above(dispatched).take_while(|(sequence, _)| *sequence <= content.sequence);
         let earlier = self.archive.iter().map(|(sequence, past)| (sequence, &past.requests));
         let earlier = earlier.filter(|(sequence, _)| *sequence > dispatched && *sequence <= content.sequence);

@@ -112,9 +112,7 @@ impl Replica {
         let digest = request.digest();
         self.pool.heard_again(&digest, now.monotonic);
         let own = matches!(source, Source::Bundle | Source::Admitted);
-        if own
-            && self.pool.is_forwarded(&digest)
-            && self.has_room_for(&request.node(), request.bytes().len())
+        if own && self.pool.is_forwarded(&digest) && self.has_room_for(&request.node(), request.bytes().len())
         {
             self.pool.adopt(&digest);
         }

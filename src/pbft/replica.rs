@@ -81,8 +81,11 @@ pub(super) struct Progress {
     pub(super) dispatched: Duration,
     /// Since when others are known to be ahead.
     pub(super) behind_since: Option<Duration>,
-    /// When blocks were asked for last.
+    /// When blocks were asked for last since then, and how often before.
     pub(super) blocks_asked: Option<Duration>,
+    pub(super) block_fetches: usize,
+    /// Whether it moved on by blocks last, and not by execution.
+    pub(super) by_blocks: bool,
     /// When certificates were asked for last.
     pub(super) certificates_asked: Option<Duration>,
     /// When another was last asked for a later view, and how many were.

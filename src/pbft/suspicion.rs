@@ -3,7 +3,7 @@
 //! | sign | limit | why an honest primary is safe |
 //! | --- | --- | --- |
 //! | requests wait and nothing is executed | `request_timeout` | restarts with each execution, here or elsewhere; stands still while this node's own executor is at work; while quorums prepare and commit batches, and while others are known to have executed more, up to `patience` times that: under overload the votes for many batches come before the last one for the first, and what holds up who is behind is not the primary |
-//! | the oldest request of one node waits for its turn | `patience` times that | a primary takes the oldest of each node into each batch; what it may lack is forwarded to it at half the timeout |
+//! | the oldest request of one node waits for its turn | `patience` times that | a primary takes the oldest of each node into each batch; what it may lack is forwarded to it at half of `request_timeout` |
 //! | what was executed is not certified | likewise | others repeat their CHECKPOINTs; who cannot execute it is on its way to another view, where it can |
 //! | any request waits in one view | `request_age_max` | no queue is longer than the pool |
 //! | it says that it lost its log, and nothing is executed | `patience` times that | who has just come back hears within that time how far the others are; then what somebody repeats of a loss that is over is known to be old |

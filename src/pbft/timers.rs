@@ -7,6 +7,7 @@ use crate::pbft::io::{Effect, Now, Output};
 use crate::pbft::log::{Phase, Slot};
 use crate::pbft::on_request::FETCH_AHEAD;
 use crate::pbft::replica::Replica;
+use crate::pbft::settings::Settings;
 use crate::pbft::views::Entered;
 use crate::types::{Hash, NodeId};
 
@@ -15,6 +16,9 @@ const REPEATED_SLOTS: usize = 32;
 
 /// The same while votes come: what is late is not lost, and repeating it makes the rest later still.
 const REPEATED_WHILE_MOVING: usize = 2;
+
+/// So many fetches of the same are followed by half the usual pause.
+const QUICK_FETCHES: usize = 2;
 
 /// How often a NEW-VIEW is repeated by itself; later, who lacks it asks.
 const NEW_VIEW_REPEATS: u32 = 8;
@@ -138,8 +142,8 @@ impl Replica {
             }
             let first = slot.fetches % from.len();
             from.rotate_left(first);
+            slot.fetch_at = time + fetch_pause(&self.settings, slot.fetches);
             slot.fetches += 1;
-            slot.fetch_at = time + self.settings.fetch_interval;
             match proposed {
                 Some(_) => {
                     let digests = slot.missing.iter().copied().collect();
@@ -310,11 +314,13 @@ impl Replica {
     fn blocks_due(&self) -> Option<Duration> {
         let since = self.progress.behind_since.filter(|_| self.is_behind())?;
         let known = self.checkpoints.known(&self.settings.replicas);
-        // Beyond the high watermark there is no hope that the missing messages still come.
-        let patience =
-            if known > self.high_watermark() { Duration::ZERO } else { self.settings.behind_delay };
+        // Beyond the high watermark there is no hope that the missing messages still come. Nor is there
+        // just above what came as blocks: the others may have forgotten the bodies of the next number.
+        let hopeless = known > self.high_watermark() || self.progress.by_blocks;
+        let patience = if hopeless { Duration::ZERO } else { self.settings.behind_delay };
         let due = since.max(self.progress.last) + patience;
-        let again = self.progress.blocks_asked.map(|asked| asked + self.settings.fetch_interval);
+        let pause = fetch_pause(&self.settings, self.progress.block_fetches);
+        let again = self.progress.blocks_asked.map(|asked| asked + pause);
         Some(again.map_or(due, |again| again.max(due)))
     }
 
@@ -336,7 +342,9 @@ impl Replica {
         if self.blocks_due().is_none_or(|due| due > time) {
             return;
         }
-        self.progress.blocks_asked = Some(time);
+        if self.progress.blocks_asked.replace(time).is_some() {
+            self.progress.block_fetches += 1;
+        }
         let upto = self.checkpoints.known(&self.settings.replicas);
         let from = self.checkpoints.claimants(upto);
         out.effects.push(Effect::FetchBlocks { above: self.executed.height, upto, from });
@@ -360,6 +368,12 @@ impl Replica {
         let heights = self.checkpoints.gaps(REPEATS_BEFORE_FETCH, CERTIFICATES_AT_A_TIME);
         out.effects.push(Effect::FetchCertificates { heights, from: self.others().collect() });
     }
+}
+
+/// The pause after a fetch, before which there were so many: what is missing holds up a whole batch, and
+/// whoever was asked may be dead, so that more than one or two others are asked before anybody loses patience.
+fn fetch_pause(settings: &Settings, before: usize) -> Duration {
+    if before < QUICK_FETCHES { settings.fetch_interval / 2 } else { settings.fetch_interval }
 }
 
 /// When the `at`-th lowest of what is repeated is due.

@@ -41,7 +41,9 @@ impl Cluster {
                 self.ask_peer(node, from[0], |at, from| Event::FetchView { at, from, view });
             }
             Effect::FetchBlocks { above, from, .. } => {
-                let peer = self.rng.pick(&from);
+                // One after the other: who does not answer is not asked again and again.
+                self.nodes[node].block_fetches += 1;
+                let peer = from[self.nodes[node].block_fetches % from.len()];
                 self.ask_peer(node, peer, |at, from| Event::FetchBlocks { at, from, above });
             }
             Effect::FetchCertificates { heights, from } => {

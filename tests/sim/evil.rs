@@ -10,6 +10,7 @@ use crate::adversary::equivocating_primary::EquivocatingPrimary;
 use crate::adversary::fickle::Fickle;
 use crate::adversary::flooder::Flooder;
 use crate::adversary::forger::Forger;
+use crate::adversary::forwarder::Forwarder;
 use crate::adversary::replayer::Replayer;
 use crate::adversary::silent::Silent;
 use crate::adversary::slow::Slow;
@@ -115,6 +116,38 @@ fn a_replayer_is_heard_and_refused() {
 fn a_flooder_is_heard_and_most_of_it_refused() {
     let (_, deed) = meet(2, Box::<Flooder>::default());
     assert!(deed.heard > 100 && deed.refused * 3 > deed.heard, "{deed:?}");
+}
+
+#[test]
+fn a_forwarder_holds_nobody_up_and_deposes_nobody() {
+    for seed in run::seeds(8) {
+        let mut t = Cluster::new(seed, 4);
+        t.corrupt(2, Box::<Forwarder>::default());
+        let deed = live_with(&mut t, 2);
+        assert!(deed.lies > 500 && deed.withheld > 0, "{deed:?}");
+        assert_eq!(t.views().max(), Some(0), "seed {seed}: an honest primary was replaced");
+    }
+}
+
+/// Each of the honest ones leads in turn, and is no longer the primary when the next one does.
+#[test]
+fn a_forwarder_holds_nobody_up_while_views_change() {
+    for seed in run::seeds(8) {
+        let mut t = Cluster::new(seed, 4);
+        t.corrupt(3, Box::<Forwarder>::default());
+        for primary in 0..3 {
+            for node in 0..3 {
+                t.ask_times(node, 3);
+            }
+            t.run(Duration::from_millis(3 + seed % 7)).crash(primary);
+            t.ask_times((primary + 1) % 3, 2).run(Duration::from_secs(3));
+            t.restart(primary).until_all_written(Duration::from_secs(20));
+        }
+        t.run(Duration::from_secs(5));
+        let led = t.views().max();
+        t.ask(0).ask(1).ask(2).until_all_final().run(Duration::from_secs(10)).check_ledgers();
+        assert_eq!(t.views().max(), led, "seed {seed}: an honest primary was replaced");
+    }
 }
 
 #[test]

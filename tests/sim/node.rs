@@ -124,6 +124,8 @@ pub struct Node {
     pub disk_free_at: Duration,
     /// When it was woken last, and how often at that moment.
     pub ticks: (Duration, u32),
+    /// How often it asked others for blocks.
+    pub block_fetches: usize,
     /// When it is to be woken next.
     pub wake_at: Option<Duration>,
     /// How many sequence numbers lie between two moments at which its ledger store is made durable.
@@ -173,6 +175,7 @@ impl Node {
             skips: 0,
             disk_free_at: Duration::ZERO,
             ticks: (Duration::ZERO, 0),
+            block_fetches: 0,
             wake_at: None,
             durable_every: DURABLE_EVERY,
             sync_us: SYNC_US,

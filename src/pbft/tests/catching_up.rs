@@ -30,7 +30,26 @@ fn what_a_correct_replica_executed_is_fetched_after_a_while_and_again() {
     let _ = t.hear(2, Content::Checkpoint(result(7, 7)));
     assert!(fetches(&t.wait(Duration::from_millis(499))).is_empty());
     assert_eq!(fetches(&t.wait(Duration::from_millis(1))), [(Height(0), SeqNum(7))]);
-    assert_eq!(fetches(&t.wait(Duration::from_millis(500))).len(), 1);
+    assert_eq!(fetches(&t.wait(Duration::from_millis(250))).len(), 1, "whoever was asked may be dead");
+    assert_eq!(fetches(&t.wait(Duration::from_millis(250))).len(), 1);
+    assert_eq!(fetches(&t.wait(Duration::from_millis(499))).len(), 0);
+    assert_eq!(fetches(&t.wait(Duration::from_millis(1))).len(), 1);
+}
+
+#[test]
+fn who_is_still_behind_after_blocks_fetches_the_next_at_once() {
+    let mut t = Bench::new(4, 1);
+    for from in [2, 3] {
+        let _ = t.hear(from, Content::Checkpoint(result(7, 7)));
+    }
+    let _ = t.wait(Duration::from_millis(500));
+    let synced = Input::BlocksSynced {
+        certificate: certificate(result(6, 6)),
+        timestamp: START.plus_ms(500),
+        requests: Vec::new(),
+    };
+    assert_eq!(fetches(&t.step(synced).effects), [(Height(6), SeqNum(7))]);
+    assert_eq!(fetches(&t.wait(Duration::from_millis(249))).len(), 0);
 }
 
 #[test]

@@ -173,7 +173,7 @@ fn a_backup_without_the_bodies_asks_for_them_and_then_votes() {
         from: from.iter().map(|at| nodes[*at]).collect(),
     };
     assert_eq!(effects, [asked(&[0, 1])]);
-    assert_eq!(t.wait(Duration::from_millis(500)), [asked(&[1, 0])], "another one first");
+    assert_eq!(t.wait(Duration::from_millis(250)), [asked(&[1, 0])], "another one first");
     let output = t.step(Input::Request { request, source: Source::Fetched });
     assert!(matches!(&sent(&output.effects)[..], [Content::Prepare(_), Content::Commit(_)]));
 }

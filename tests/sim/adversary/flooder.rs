@@ -55,7 +55,7 @@ impl Adversary for Flooder {
             let number = FIRST_REQUEST + self.rounds * BURST + number;
             let (node, me) = (power.node_id(), power.me);
             let request = write_request(power.network, node, client(me), number, &device_key(me + 60));
-            power.requests.push((to, request));
+            power.bundle(to, request);
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod false_new_view;
 pub mod fickle;
 pub mod flooder;
 pub mod forger;
+pub mod forwarder;
 pub mod replayer;
 pub mod silent;
 pub mod slow;
@@ -49,8 +50,8 @@ pub struct Power<'a> {
     pub checkpoint: Option<Certificate>,
     pub rng: &'a mut Rng,
     pub(crate) out: Vec<Sending>,
-    /// Requests to hand to an instance as if bundled by this node.
-    pub(crate) requests: Vec<(usize, Arc<VerifiedRequest>)>,
+    /// Requests to hand to an instance: in a bundle of this node, or forwarded by it.
+    pub(crate) requests: Vec<(usize, Arc<VerifiedRequest>, Source)>,
 }
 
 /// A message on its way out of an adversary.
@@ -92,6 +93,17 @@ impl Power<'_> {
         for to in self.others() {
             self.send(to, envelope);
         }
+    }
+
+    /// Gives a request of its own to `to`.
+    pub fn bundle(&mut self, to: usize, request: Arc<VerifiedRequest>) {
+        self.requests.push((to, request, Source::Bundle));
+    }
+
+    /// Forwards a request, whoever admitted it.
+    pub fn forward(&mut self, to: usize, request: Arc<VerifiedRequest>) {
+        let source = Source::Forwarded { by: self.node_id() };
+        self.requests.push((to, request, source));
     }
 
     pub fn others(&self) -> Vec<usize> {
@@ -150,7 +162,7 @@ pub fn any(rng: &mut Rng, n: usize) -> Box<dyn Adversary> {
 
 /// All kinds that stay as they are.
 fn steady(rng: &mut Rng, n: usize) -> Box<dyn Adversary> {
-    match rng.below(11) {
+    match rng.below(12) {
         0 => Box::new(silent::Silent),
         1 => Box::new(slow::Slow),
         2 => Box::<equivocating_primary::EquivocatingPrimary>::default(),
@@ -161,6 +173,7 @@ fn steady(rng: &mut Rng, n: usize) -> Box<dyn Adversary> {
         7 => Box::<flooder::Flooder>::default(),
         8 => Box::<view_change_spammer::ViewChangeSpammer>::default(),
         9 => Box::new(false_new_view::FalseNewView),
+        10 => Box::<forwarder::Forwarder>::default(),
         _ => Box::new(wrong_checkpoints::WrongCheckpoints),
     }
 }
@@ -191,11 +204,11 @@ impl Cluster {
             self.deeds.sent(at, &sending.envelope, sending.is_lie, sending.after);
             self.inject_as(at, &sending);
         }
-        for (to, request) in requests {
+        for (to, request, source) in requests {
             self.deeds.of(at).lies += 1;
             if self.passes(at, to) {
                 let delay = self.delay();
-                self.give(to, &request, Source::Bundle, delay);
+                self.give(to, &request, source, delay);
             }
         }
         Some(result)

@@ -16,6 +16,9 @@ const REOPENED: usize = 100;
 /// The same from each batch that earlier views left: so many requests it has at most in a storm.
 const LARGEST_BATCH: usize = 16;
 
+/// What one node forwarded and is not ordered, and what is ordered once more for it.
+const FORWARDED: usize = 1_024 + 64;
+
 impl Property for BoundedMemory {
     fn name(&self) -> &'static str {
         "bounded memory"
@@ -41,6 +44,7 @@ impl Property for BoundedMemory {
         at_most("claims", held.claims, n)?;
         let reopened = REOPENED + LARGEST_BATCH * held.archived;
         at_most("pending requests of one node", held.pending, POOL_MAX_REQUESTS + reopened)?;
+        at_most("requests that one node forwarded", held.forwarded, FORWARDED + reopened)?;
         at_most("requests to send", held.outbox, POOL_MAX_REQUESTS + REOPENED)?;
         let far = held.highest_slot.0 > step.0.stable.0 + WINDOW;
         ensure!(!far, "replica {at} keeps votes for {}, above its high watermark", held.highest_slot);
