@@ -132,7 +132,7 @@ def values(answer):
 
 
 def metrics_in(expression):
-    return set(re.findall(r"\b(ledgermq_[a-z0-9_]+|up)\b", expression))
+    return set(re.findall(r"\b((?:ledgermq|process)_[a-z0-9_]+|up)\b", expression))
 
 
 def check_panel(prometheus, place, panel, known, since):

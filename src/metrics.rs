@@ -351,6 +351,9 @@ impl Metrics {
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;
+        // Memory, open files, processor time: under the names that every dashboard knows. Read when asked.
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Arc::new(Self {
             ingress: IngressMetrics::register(&registry)?,
             queues: QueueMetrics::register(&registry)?,
@@ -414,6 +417,24 @@ mod tests {
         assert!(text.contains("ledgermq_ingress_messages_total{outcome=\"accepted\"} 1"), "{text}");
         assert!(text.contains("ledgermq_ingress_puback_ms_bucket{le=\"5\"} 1"), "{text}");
         assert!(text.contains("ledgermq_build_info{version="), "{text}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_process_tells_its_memory_and_files_under_the_usual_names() {
+        let text = Metrics::new().unwrap().render().unwrap();
+        let page = include_str!("../docs/METRICS.md");
+        let value = |name: &str| {
+            assert!(page.contains(&format!("| `{name}` ")), "docs/METRICS.md lacks {name}");
+            let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+            line.split(' ').nth(1).unwrap().parse::<f64>().unwrap()
+        };
+        assert!(value("process_resident_memory_bytes") > 1e6);
+        assert!(value("process_virtual_memory_bytes") > 1e6);
+        assert!(value("process_open_fds") >= 3.0 && value("process_max_fds") > value("process_open_fds"));
+        assert!(value("process_threads") >= 1.0);
+        assert!(value("process_start_time_seconds") > 1.7e9);
+        assert!(value("process_cpu_seconds_total") >= 0.0);
     }
 
     #[test]

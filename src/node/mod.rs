@@ -442,8 +442,8 @@ fn start_effects(
     requests_mouth.connect(consensus.clone());
     synced_mouth.connect(consensus.clone());
     certificates_mouth.connect(consensus.clone());
-    let (batches, batches_mouth) = shared.feeder("fetched batches", FETCHED);
-    let (messages, messages_mouth) = shared.feeder("fetched proofs of views", FETCHED);
+    let (batches, batches_mouth) = shared.feeder("fetched_batches", FETCHED);
+    let (messages, messages_mouth) = shared.feeder("fetched_views", FETCHED);
     batches_mouth.connect(consensus.clone());
     messages_mouth.connect(consensus.clone());
     let verifier = RequestVerifier::new(shared.network_id, shared.workers.clone())
