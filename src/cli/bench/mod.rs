@@ -71,7 +71,7 @@ pub(super) struct BenchArgs {
     /// Bytes of each JSON body, filled up with what no one reads [default: what the items take]
     #[arg(long, value_name = "B")]
     size: Option<usize>,
-    /// Which items the nodes write to the ledger: all, or what they do by default
+    /// Which items the nodes write to the ledger. Without --network only: what runs keeps its policies
     #[arg(long, value_enum, default_value_t = Policy::Always)]
     policy: Policy,
     /// Load a network that runs already: the directory that `ledgermq init` made, for its genesis
@@ -100,20 +100,13 @@ pub(super) struct BenchArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Policy {
-    /// Every item
+    /// Every item: a rule that says so is set on the ledger before the load
     Always,
-    /// What a node does that nobody has configured
+    /// No rule is set: a new network has none, and then writes every item, too
     Default,
 }
 
 impl BenchArgs {
-    fn settings(&self) -> &'static [(&'static str, &'static str)] {
-        match self.policy {
-            // The ledger of a new network has no write policies, and then every item is written.
-            Policy::Always | Policy::Default => &[],
-        }
-    }
-
     fn duration(&self) -> Duration {
         Duration::from_secs(self.duration.into())
     }
@@ -164,7 +157,7 @@ async fn measure_and_tidy_up(args: &BenchArgs) -> anyhow::Result<()> {
         None => {
             let made = tempfile::Builder::new().prefix("ledgermq-bench-").tempdir();
             let made = dir.insert(made.context("cannot make a temporary directory")?);
-            Target::create(made.path(), args.replicas, args.settings())?
+            Target::create(made.path(), args.replicas)?
         }
     };
     let mut clients = Vec::new();
@@ -222,6 +215,9 @@ async fn measure(
         eprintln!("starting {} replicas ...", args.replicas);
     }
     target.start().await?;
+    if target.own.is_some() && args.policy == Policy::Always {
+        target.write_always().await?;
+    }
     eprintln!("registering and connecting {} clients ...", args.clients);
     let clients = target.connect(args.clients, registered).await?;
     let explaining = match args.explain {

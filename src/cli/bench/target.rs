@@ -17,6 +17,7 @@ use crate::crypto::{SecretKey, random_bytes};
 use crate::gateway::{Gateway, GatewayOptions};
 use crate::keyfile;
 use crate::ledger::{AdminAction, AdminOperation, ClientSettings};
+use crate::policy::{Pattern, PolicySet, Rule, RuleName, WritePolicy};
 use crate::types::{ClientId, MessageSeq, NetworkId, NodeId};
 
 /// How long a client may take to connect and to hand over its payload key.
@@ -42,9 +43,8 @@ pub(super) struct Target {
 
 impl Target {
     /// Starts a network in `dir`.
-    pub(super) fn create(dir: &Path, replicas: u16, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub(super) fn create(dir: &Path, replicas: u16) -> anyhow::Result<Self> {
         let options = LocalNetworkOptions::new(dir.join("network"), replicas)?;
-        let options = settings.iter().fold(options, |options, (name, value)| options.setting(*name, *value));
         let own = LocalNetwork::create(options)?;
         let files = own.files();
         let endpoint = |port| ("127.0.0.1".to_owned(), port);
@@ -89,6 +89,21 @@ impl Target {
             own.spawn(replica)?;
         }
         own.all_ready().await
+    }
+
+    /// Sets the write policy of a new network: every item is written.
+    pub(super) async fn write_always(&self) -> anyhow::Result<()> {
+        let rule = Rule {
+            name: RuleName::new("always")?,
+            client: Pattern::default(),
+            stream: Pattern::default(),
+            device: Pattern::default(),
+            service: Pattern::default(),
+            policy: WritePolicy::Always,
+        };
+        let action = AdminAction::SetPolicies { replaces: 0, policies: PolicySet::new(vec![rule])? };
+        self.submit(action).await.context("cannot set the write policy")?;
+        Ok(())
     }
 
     /// The replicas' APIs.
