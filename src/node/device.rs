@@ -19,35 +19,48 @@ use crate::device::keyring::KeyTerms;
 /// Starts Policy, Verifier and Ingress.
 pub(super) fn start_device_side(
     shared: &Arc<Shared>,
-    core: Core,
+    mut core: Core,
     downlink: &Downlink,
 ) -> anyhow::Result<(Addr<Ingress>, Addr<Verifier>, Running)> {
-    let Core { mut opened, storage, consensus, finals, history, to_ingress, .. } = core;
-    let finished = std::mem::take(&mut opened.finished);
-    let node = shared.key.node_id();
-    let policy = Policy::new(PolicyParts {
-        node,
+    let finished = std::mem::take(&mut core.opened.finished);
+    let policy = start_policy(shared, &core);
+    let verifier = start_verifier(shared, &core, policy);
+    let ingress = start_ingress(shared, &core, downlink, &verifier)?;
+    let (finals_mouth, clients) = core.to_ingress;
+    finals_mouth.connect(ingress.clone());
+    tokio::spawn(clients.deliver(ingress.clone().recipient()));
+    let running = core.history.replay(shared, finished, core.storage.recipient());
+    Ok((ingress, verifier, running))
+}
+
+fn start_policy(shared: &Arc<Shared>, core: &Core) -> Addr<Policy> {
+    let (opened, consensus) = (&core.opened, &core.consensus);
+    Policy::new(PolicyParts {
+        node: shared.key.node_id(),
         view: Arc::clone(&shared.view),
         bases: Arc::clone(&opened.bases),
         log: opened.log.clone(),
         admission: Arc::clone(&opened.admission),
-        consensus: (consensus.clone().recipient(), consensus.recipient()),
+        consensus: (consensus.clone().recipient(), consensus.clone().recipient()),
         room: Arc::clone(&shared.room),
-        finals,
-        history: history.feed.clone(),
+        finals: core.finals.clone(),
+        history: core.history.feed.clone(),
         metrics: shared.metrics.ingress.clone(),
         time: shared.metrics.stages.policy.clone(),
         fatal: shared.fatal.clone(),
     })
-    .start();
-    let limits = shared.message_limits();
-    let verifier = Verifier::new(VerifierParts {
+    .start()
+}
+
+fn start_verifier(shared: &Arc<Shared>, core: &Core, policy: Addr<Policy>) -> Addr<Verifier> {
+    let (opened, storage, history) = (&core.opened, &core.storage, &core.history);
+    Verifier::new(VerifierParts {
         network: shared.network_id,
-        limits,
+        limits: shared.message_limits(),
         admission: Arc::clone(&opened.admission),
         log: opened.log.clone(),
         view: Arc::clone(&shared.view),
-        bases: opened.bases,
+        bases: Arc::clone(&opened.bases),
         policy: (policy.clone().recipient(), policy.recipient()),
         storage: storage.clone().recipient(),
         take_up: storage.clone().recipient(),
@@ -59,8 +72,16 @@ pub(super) fn start_device_side(
         time: shared.metrics.stages.verify.clone(),
         fatal: shared.fatal.clone(),
     })
-    .start();
-    let mqtt = &shared.config.mqtt;
+    .start()
+}
+
+fn start_ingress(
+    shared: &Arc<Shared>,
+    core: &Core,
+    downlink: &Downlink,
+    verifier: &Addr<Verifier>,
+) -> anyhow::Result<Addr<Ingress>> {
+    let (mqtt, node) = (&shared.config.mqtt, shared.key.node_id());
     let terms = KeyTerms {
         lifetime_ms: u64::try_from(mqtt.payload_key_lifetime.as_millis())?,
         max_messages: mqtt.payload_key_max_messages,
@@ -69,14 +90,14 @@ pub(super) fn start_device_side(
         network: shared.network_id,
         node,
         view: Arc::clone(&shared.view),
-        admission: opened.admission,
+        admission: Arc::clone(&core.opened.admission),
         keys: NodeKeys::new(shared.network_id, node, mqtt.kem_lifetime, terms, shared.clock.now())?,
         downlink: downlink.clone(),
         verifier: verifier.clone().recipient(),
-        log: opened.log,
+        log: core.opened.log.clone(),
         clock: Arc::clone(&shared.clock),
         limits: IngressLimits {
-            telemetry: limits,
+            telemetry: shared.message_limits(),
             unregistered_messages_per_minute: mqtt.unregistered_messages_per_minute,
             unverified_replies_per_minute: mqtt.unverified_replies_per_minute,
             submit_timeout: mqtt.submit_timeout,
@@ -84,13 +105,8 @@ pub(super) fn start_device_side(
         metrics: shared.metrics.ingress.clone(),
         time: shared.metrics.stages.decode.clone(),
         fatal: shared.fatal.clone(),
-    })
-    .start();
-    let (finals_mouth, clients) = to_ingress;
-    finals_mouth.connect(ingress.clone());
-    tokio::spawn(clients.deliver(ingress.clone().recipient()));
-    let running = history.replay(shared, finished, storage.recipient());
-    Ok((ingress, verifier, running))
+    });
+    Ok(ingress.start())
 }
 
 /// Finishes what was accepted before the restart, one after the other, while the node runs: the

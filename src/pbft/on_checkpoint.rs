@@ -91,7 +91,7 @@ impl Replica {
         now: Now,
         certificate: Certificate,
         timestamp: Timestamp,
-        requests: Vec<Hash>,
+        requests: &[Hash],
         out: &mut Output,
     ) -> Result<(), Rejected> {
         let content = certificate.content;

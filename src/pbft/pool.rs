@@ -301,9 +301,9 @@ impl Pool {
 
     /// Blocks up to `sequence`, which were fetched, have these requests: they are done with, but
     /// for bodies that a later proposal still needs.
-    pub(super) fn written(&mut self, sequence: SeqNum, digests: Vec<Hash>, now: Duration) {
+    pub(super) fn written(&mut self, sequence: SeqNum, digests: &[Hash], now: Duration) {
         let done = digests.iter().map(|digest| (*digest, self.is_admitted(digest))).collect();
-        for digest in &digests {
+        for digest in digests {
             let needed = |entry: &Entry| matches!(entry.state, State::Ordered(at) if at > sequence);
             if self.entries.get(digest).is_some_and(|entry| !needed(entry))
                 && let Some(entry) = self.entries.remove(digest)

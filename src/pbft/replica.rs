@@ -189,7 +189,7 @@ impl Replica {
             Input::Message(message) => self.on_message(now, message, &mut out),
             Input::Executed(content) => self.on_executed(now, content, &mut out),
             Input::BlocksSynced { certificate, timestamp, requests } => {
-                self.on_blocks_synced(now, certificate, timestamp, requests, &mut out)
+                self.on_blocks_synced(now, certificate, timestamp, &requests, &mut out)
             }
             Input::CertificateFetched(certificate) => self.on_certificate_fetched(certificate, &mut out),
             Input::Batch(batch) => self.on_batch(&batch),
