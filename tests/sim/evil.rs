@@ -159,10 +159,15 @@ fn wrong_checkpoints_are_heard_and_shown() {
 
 #[test]
 fn twins_contradict_each_other() {
-    let mut t = Cluster::new(7, 4);
-    let twin = twins::install(&mut t, 0);
-    live_with(&mut t, 0);
-    let contradictions = t.deeds.of(0).contradictions + t.deeds.of(twin).contradictions;
+    // Whom each of them talks to is drawn; where one has nearly all to itself, the other says little.
+    let contradictions: u64 = (0..6)
+        .map(|seed| {
+            let mut t = Cluster::new(seed, 4);
+            let twin = twins::install(&mut t, 0);
+            live_with(&mut t, 0);
+            t.deeds.of(0).contradictions + t.deeds.of(twin).contradictions
+        })
+        .sum();
     assert!(contradictions > 0, "they agree on everything");
 }
 
