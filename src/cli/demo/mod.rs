@@ -147,7 +147,7 @@ async fn tell(args: &DemoArgs, network: &mut LocalNetwork, screen: &Screen) -> a
     let replayed = publish(network, stations, &mut expected, screen).await?;
     let blocks = agree(network, &replayed, screen).await?;
     let proven = proofs::verify(network, &clients, expected, screen).await?;
-    let history = history::audit(network, replayed.outage.replica, screen).await?;
+    let history = history::check(network, replayed.outage.replica, screen).await?;
     let bundle = proofs::lie(network, &proven, screen)?;
 
     let (messages, items) = (replayed.messages, replayed.messages * ITEMS);
