@@ -160,7 +160,8 @@ async fn items(
 ) -> Result<BTreeMap<i64, Vec<StoredItem>>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT number, item, device, service, num, event_time, integer_value, float_value, text_value, \
-         boolean_value, unit FROM items WHERE node = $1 AND number > $2 AND number <= $3 ORDER BY number, item",
+         boolean_value, unit FROM items WHERE node = $1 AND number > $2 AND number <= $3 AND \
+         number = CAST(number AS BIGINT) ORDER BY number, item",
     );
     let rows = rows.bind(id).bind(after).bind(last).fetch_all(connection).await?;
     let mut items: BTreeMap<i64, Vec<StoredItem>> = BTreeMap::new();
@@ -225,7 +226,7 @@ pub(super) async fn strays(
 ) -> Result<Vec<u64>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT DISTINCT s.number FROM (SELECT node, number FROM items UNION SELECT node, number FROM fates) s \
-         WHERE s.node = $1 AND NOT EXISTS \
+         WHERE s.node = $1 AND s.number = CAST(s.number AS BIGINT) AND NOT EXISTS \
          (SELECT 1 FROM messages m WHERE m.node = s.node AND m.number = s.number) ORDER BY s.number LIMIT $2",
     );
     let rows = rows.bind(id).bind(i64::from(limit)).fetch_all(connection).await?;

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cells;
 mod clean;
+mod command;
+mod served;
 mod tamper;
 mod world;

@@ -182,7 +182,8 @@ async fn a_forged_row_is_named_by_its_signature() {
 }
 
 fn swapped(one: u64, other: u64) -> String {
-    let moved = |from: i64, to: i64| everywhere(&format!("UPDATE TABLE SET number = {to} WHERE number = {from}"));
+    let moved =
+        |from: i64, to: i64| everywhere(&format!("UPDATE TABLE SET number = {to} WHERE number = {from}"));
     let (one, other) = (i64::try_from(one).unwrap(), i64::try_from(other).unwrap());
     [moved(one, -1), moved(other, one), moved(-1, other)].join("; ")
 }
@@ -196,7 +197,10 @@ async fn two_rows_that_were_swapped_are_both_named() {
 
 #[tokio::test]
 async fn rows_that_moved_up_are_named_and_so_is_the_one_that_is_gone() {
-    let up = [everywhere("DELETE FROM TABLE WHERE number = 4"), everywhere("UPDATE TABLE SET number = number - 1 WHERE number IN (5, 6)")];
+    let up = [
+        everywhere("DELETE FROM TABLE WHERE number = 4"),
+        everywhere("UPDATE TABLE SET number = number - 1 WHERE number IN (5, 6)"),
+    ];
     let mut told = found(&up.join("; ")).await;
     told.sort();
     let expected = [
@@ -226,7 +230,13 @@ async fn each_column_of_a_digest_is_named_when_it_is_altered() {
         let sql = format!("UPDATE digests SET {assignment} WHERE number = 2");
         assert_eq!(found(&sql).await, [digest(part)], "{sql}");
     }
-    for assignment in ["content = 'text'", "row_hashes = NULL || x'00'", "height = 'high'", "first = 'one'", "row_hashes = row_hashes || 'x'"] {
+    for assignment in [
+        "content = 'text'",
+        "row_hashes = NULL || x'00'",
+        "height = 'high'",
+        "first = 'one'",
+        "row_hashes = row_hashes || 'x'",
+    ] {
         let sql = format!("UPDATE OR IGNORE digests SET {assignment} WHERE number = 2");
         let world = World::ordinary().await;
         if world.tamper(0, &sql).await > 0 {
@@ -241,7 +251,7 @@ async fn each_column_of_a_digest_is_named_when_it_is_altered() {
 #[tokio::test]
 async fn a_deleted_digest_is_named_and_its_rows_are_proven_all_the_same() {
     let report = report("DELETE FROM digests WHERE number = 1").await;
-    assert_eq!(all_told(&report), [digest(Part::Digest)]);
+    assert_eq!(all_told(&report), [(FindingKind::Digest, Some(1), vec![Part::Digest])]);
     assert_eq!((report.findings[0].digest, report.nodes[0].covered), (Some(1), 12));
 }
 
@@ -250,11 +260,15 @@ async fn without_the_hashes_of_its_rows_a_digest_still_names_what_it_can() {
     let spoilt = "UPDATE digests SET row_hashes = zeroblob(192) WHERE number = 1";
     let told = found(&format!("{spoilt}; {}", everywhere("DELETE FROM TABLE WHERE number = 4"))).await;
     assert_eq!(told, [digest(Part::RowHashes), (FindingKind::Deleted, Some(4), vec![])]);
-    let told = found(&format!("{spoilt}; UPDATE messages SET signature = zeroblob(64) WHERE number = 4")).await;
+    let told =
+        found(&format!("{spoilt}; UPDATE messages SET signature = zeroblob(64) WHERE number = 4")).await;
     assert_eq!(told[1], (FindingKind::Altered, Some(4), vec![Part::Signature]));
     // A decision that the policies do not say.
     let told = found(&format!("{spoilt}; UPDATE messages SET decision = (SELECT decision FROM messages WHERE number = 1) WHERE number = 3")).await;
-    assert!(told.contains(&(FindingKind::Altered, Some(1), vec![Part::Row])), "the rows of the digest: {told:?}");
+    assert!(
+        told.contains(&(FindingKind::Altered, Some(1), vec![Part::Row])),
+        "the rows of the digest: {told:?}"
+    );
     let told = found(&format!("{spoilt}; {}", swapped(2, 4))).await;
     assert_eq!(told, [digest(Part::RowHashes), (FindingKind::Altered, Some(1), vec![Part::Row])]);
 }
@@ -276,4 +290,50 @@ async fn a_nodes_name_and_number_are_found_when_they_are_altered() {
     let id = "0".repeat(63);
     let told = found(&format!("UPDATE nodes SET node = '{id}1'")).await;
     assert!(told.contains(&digest(Part::Digest)), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_message_of_the_ledger_that_was_taken_away_before_it_had_a_digest_is_missing() {
+    let mut world = World::new(1);
+    world.register(1);
+    world.commit().await;
+    world.publish(0, 1, 1, &[("temperature", "20")]).await;
+    world.commit().await;
+    world.take_away(0, 1).await;
+    world.publish(0, 1, 2, &[("temperature", "21")]).await;
+    world.commit().await;
+    world.digest(0).await;
+    world.commit().await;
+    assert_eq!(world.audit(0).await.verdict, AuditVerdict::Clean, "it may be on its way");
+    world.publish(0, 1, 258, &[("temperature", "21")]).await;
+    world.commit().await;
+    world.digest(0).await;
+    world.commit().await;
+    let report = world.audit(0).await;
+    assert_eq!(all_told(&report), [(FindingKind::Missing, None, vec![])]);
+    assert_eq!((report.findings[0].client.clone(), report.findings[0].seq), (Some(client(1)), Some(1)));
+}
+
+#[tokio::test]
+async fn a_node_that_breaks_the_policies_is_named_with_the_item() {
+    let mut world = World::ordinary().await;
+    // It says that 29 degrees after 30 are no change, and signs that.
+    let message = world.message(1, 8, 8000, &[("noise", "2"), ("temperature", "28")]);
+    let mut decision = world.decide(0, &message);
+    assert!(decision.items[1].verdict.writes());
+    let same = world.message(1, 9, 9000, &[("noise", "2"), ("temperature", "30")]);
+    world.append(0, &message, &decision).await;
+    world.submit(0, &message, &decision);
+    world.commit().await;
+    let unwritten = world.message(1, 10, 10_000, &[("noise", "2"), ("temperature", "40")]);
+    decision = world.decide(0, &same);
+    decision.items[1].verdict = ledgermq::policy::Verdict::Quiet;
+    world.append(0, &unwritten, &decision).await;
+    world.digest(0).await;
+    world.commit().await;
+    let report = world.audit(0).await;
+    let broken = &report.findings[0];
+    assert_eq!((report.findings.len(), broken.kind), (1, FindingKind::PolicyBroken), "{report:#?}");
+    assert_eq!((broken.row, broken.item, broken.seq), (Some(16), Some(1), Some(10)));
+    assert!(broken.detail.contains("was to be written and was not"), "{}", broken.detail);
 }

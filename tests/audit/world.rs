@@ -318,6 +318,14 @@ impl World {
         digest
     }
 
+    /// A row is taken away before it has a digest, and the node makes its next one of those that it finds.
+    pub async fn take_away(&mut self, at: usize, number: u64) {
+        for table in ["messages", "items", "fates"] {
+            self.tamper(at, &format!("DELETE FROM {table} WHERE number = {number}")).await;
+        }
+        self.nodes[at].unsealed.retain(|row| row.0 != number);
+    }
+
     /// A node's history is lost; it goes on above the rows that the ledger has digests of.
     pub fn lose_history(&mut self, at: usize) {
         let record = self.state.history_digest(&self.nodes[at].key.node_id()).copied();
@@ -362,6 +370,11 @@ impl World {
             }
         }
         store.make_durable().unwrap();
+    }
+
+    /// A ledger of that world's network without anything in it.
+    pub fn write_ledger_of(&self, dir: &Path, other: &Self) {
+        SledStore::open(&dir.join("ledger"), &StoreSettings::new(other.network)).unwrap();
     }
 
     /// Does something to a node's history, as somebody with access to it could.

@@ -271,6 +271,12 @@ impl<'a> NodeAudit<'a> {
             self.lost(digest);
             return Ok(());
         }
+        if !digest.is_kept {
+            let detail = format!("digest {} is gone; the ledger has it, of these rows", digest.number);
+            let finding = Finding::new(FindingKind::Digest, Some(self.node), detail);
+            self.findings
+                .push(finding.rows(digest.first, digest.last).digest(digest.number).what([Part::Digest]));
+        }
         self.tell_deleted(&digest, &held);
         let mut is_explained = !held.deleted.is_empty();
         for (number, place) in &held.places {
@@ -513,9 +519,13 @@ impl<'a> NodeAudit<'a> {
             if self.gone.contains(number) {
                 continue;
             }
-            let kind =
-                if number <= self.last_row.max(self.covered_to) { FindingKind::Deleted } else { FindingKind::Added };
-            let detail = "there are items, or a fate, and no message: it was taken away, or they were put there";
+            let kind = if number <= self.last_row.max(self.covered_to) {
+                FindingKind::Deleted
+            } else {
+                FindingKind::Added
+            };
+            let detail =
+                "there are items, or a fate, and no message: it was taken away, or they were put there";
             let finding = Finding::new(kind, Some(self.node), detail).row(number);
             self.findings.push(finding.what([Part::Place]));
         }
