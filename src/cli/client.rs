@@ -10,11 +10,13 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::http::{ListArgs, NetworkArgs, Refused};
+use super::network_dir;
 use super::output;
 use super::waiting;
 use crate::api::{ClientPage, ClientView, Submitted};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::read_genesis;
+use crate::device::token::issue;
 use crate::keyfile;
 use crate::ledger::{AdminAction, AdminOperation, ClientSettings, Rejection};
 use crate::types::{ClientId, Height, MessageSeq, PublicKey};
@@ -27,6 +29,7 @@ pub(super) enum ClientCommand {
     /// List the clients that the ledger has
     List(ListArgs),
     Revoke(RevokeArgs),
+    Token(TokenArgs),
 }
 
 /// Make an identity key for a client
@@ -85,6 +88,31 @@ pub(super) struct RevokeArgs {
     admin: AdminArgs,
 }
 
+/// Print a token: the password with which a client connects by MQTT
+///
+/// Made offline, of the client's key and the network's id. For clients of your own, and to look around
+/// with others, such as mosquitto_sub; `ledgermq publish` makes its own.
+///
+/// Example: mosquitto_sub -h 127.0.0.1 -p 1883 -i devices/iot -u me -P "$(ledgermq client token
+/// devices/iot --key iot.key --network net)" -t 'devices/iot/#' -F '%t %x'
+#[derive(Debug, Args)]
+pub(super) struct TokenArgs {
+    /// The client's id
+    client: ClientId,
+    /// The client's secret key
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// The genesis document of the network
+    #[arg(long, value_name = "FILE", required_unless_present = "network")]
+    genesis: Option<PathBuf>,
+    /// Directory that `ledgermq init` made, whose genesis document is taken
+    #[arg(long, value_name = "DIR")]
+    network: Option<PathBuf>,
+    /// How long it is good for; nodes take no more than their `mqtt.token_max_age_s`, an hour by default
+    #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    lifetime: u64,
+}
+
 /// Who signs an operation, and which node orders it
 #[derive(Debug, Args)]
 pub(super) struct AdminArgs {
@@ -118,6 +146,7 @@ pub(super) fn run(command: ClientCommand) -> anyhow::Result<()> {
         ClientCommand::Register(args) => runtime.block_on(register(args)),
         ClientCommand::List(args) => runtime.block_on(list(&args)),
         ClientCommand::Revoke(args) => runtime.block_on(revoke(args)),
+        ClientCommand::Token(args) => token(&args),
     }
 }
 
@@ -133,6 +162,13 @@ fn new(args: &NewArgs) -> anyhow::Result<()> {
         "  ledgermq client register {} --public-key {public} --network DIR",
         args.client
     ))
+}
+
+fn token(args: &TokenArgs) -> anyhow::Result<()> {
+    let path = network_dir::file(args.genesis.as_ref(), args.network.as_ref(), "--genesis", "genesis.json")?;
+    let network = read_genesis(&path)?.network_id();
+    let key = keyfile::read(&args.key)?;
+    output::line(issue(&key, &network, &args.client, SystemClock::new().now(), args.lifetime)?)
 }
 
 async fn register(args: RegisterArgs) -> anyhow::Result<()> {

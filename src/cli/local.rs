@@ -30,12 +30,13 @@ use super::http::Nodes;
 use super::init::{InitArgs, Initialized, InitializedNode, init, init_on};
 use crate::api::{RecordJson, RecordsJson, Status, Submitted};
 use crate::clock::{Clock as _, SystemClock};
-use crate::config::read_genesis;
+use crate::config::{Config, read_genesis};
 use crate::crypto::SecretKey;
 use crate::gateway::GatewayOptions;
+use crate::history::Location;
 use crate::keyfile;
 use crate::ledger::{AdminAction, AdminOperation, ClientSettings, Genesis};
-use crate::types::{ClientId, Height, PublicKey};
+use crate::types::{ClientId, Hash, Height, PublicKey};
 
 /// How long a replica may take to be ready, connected to a quorum.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -186,6 +187,18 @@ impl LocalNetwork {
     /// Where a replica keeps its settings, key, data and log.
     pub fn node_dir(&self, replica: usize) -> PathBuf {
         self.options.dir.join(format!("node-{replica}"))
+    }
+
+    /// The file of a replica's history.
+    ///
+    /// # Errors
+    /// Its settings cannot be read, or name a server.
+    pub fn history(&self, replica: usize) -> anyhow::Result<PathBuf> {
+        let config = Config::load(&self.files.nodes[replica].config)?;
+        match Location::of_node(config.history.url.as_ref().map(|url| url.0.as_str()), &config.data_dir)? {
+            Location::Sqlite(path) => Ok(path),
+            Location::Postgres(_) => bail!("the history of replica {replica} is on a server"),
+        }
     }
 
     /// What a replica has printed, over all of its lives.
@@ -463,6 +476,19 @@ impl LocalNetwork {
             .into_iter()
             .map(Result::ok)
             .collect()
+    }
+
+    /// The hash of a block, as a replica has it.
+    ///
+    /// # Errors
+    /// It does not answer, or does not have the block.
+    pub async fn block(&self, replica: usize, height: Height) -> anyhow::Result<Hash> {
+        #[derive(serde::Deserialize)]
+        struct Block {
+            hash: Hash,
+        }
+        let block: Block = self.apis[replica].get(&format!("/v1/blocks/{height}"), &[]).await?;
+        Ok(block.hash)
     }
 
     /// All of a client's records that a replica has, ascending by event time.

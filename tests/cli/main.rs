@@ -13,7 +13,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use assert_cmd::Command;
 use assert_cmd::cargo::cargo_bin_cmd;
 use ledger::Ledger;
-use ledgermq::config::Config;
+use ledgermq::clock::{Clock as _, SystemClock};
+use ledgermq::config::{Config, read_genesis};
+use ledgermq::crypto::VerifyingKey;
+use ledgermq::device::token;
 use ledgermq::keyfile;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -58,6 +61,8 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["client", "register", "a/b", "--network", "net"], "--key <FILE>"),
         (&["client", "register", "a/b", "--public-key", "07"], "64 hex digits"),
         (&["client", "revoke", "a/b", "--reason", "lost"], "--last-seq <SEQ>"),
+        (&["client", "token", "a/b", "--key", "k"], "--genesis <FILE>"),
+        (&["client", "token", "a/b", "--key", "k", "--network", "net", "--lifetime", "0"], "1..=86400"),
         (&["publish", "a/b", "--key", "k", "--network", "net"], "<--csv <FILE>|--json-lines <FILE>>"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--json-lines", "y"], "cannot be used with"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--mqtt", "node"], "HOST:PORT"),
@@ -105,13 +110,14 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
 #[test]
 fn help_teaches_every_command() {
     let dir = tempfile::tempdir().unwrap();
-    let commands: [&[&str]; 15] = [
+    let commands: [&[&str]; 16] = [
         &["bench"],
         &["init"],
         &["client", "new"],
         &["client", "register"],
         &["client", "list"],
         &["client", "revoke"],
+        &["client", "token"],
         &["policy", "set"],
         &["policy", "list"],
         &["policy", "test"],
@@ -231,6 +237,25 @@ fn a_clients_key_is_made_once() {
     assert_eq!(made["public_key"], key.public().to_string());
     let err = fail(&dir, 1, &["client", "new", "devices/iot", "--key", "iot.key"]);
     assert!(err.contains("never overwritten"), "{err}");
+}
+
+#[test]
+fn a_token_is_what_nodes_take_as_the_password() {
+    let dir = tempfile::tempdir().unwrap();
+    succeed(&dir, &["init", "--dir", "net"]);
+    succeed(&dir, &["client", "new", "devices/iot", "--key", "iot.key"]);
+    let token = ["client", "token", "devices/iot", "--key", "iot.key", "--lifetime", "60"];
+    let key = keyfile::read(&dir.path().join("iot.key")).unwrap().public();
+    let key = VerifyingKey::parse(&key).unwrap();
+    let network = read_genesis(&dir.path().join("net/genesis.json")).unwrap().network_id();
+    let (client, now) = ("devices/iot".parse().unwrap(), SystemClock::new().now());
+    for of_network in [["--network", "net"], ["--genesis", "net/genesis.json"]] {
+        let said = succeed(&dir, &[&token[..], &of_network].concat());
+        let claims = token::verify(said.trim().as_bytes(), &key, &network, &client, now, 3_600).unwrap();
+        assert_eq!(claims.exp - claims.iat, 60);
+    }
+    let err = fail(&dir, 1, &["client", "token", "devices/iot", "--key", "none.key", "--network", "net"]);
+    assert!(err.contains("none.key"), "{err}");
 }
 
 #[test]

@@ -263,6 +263,9 @@ impl HistoryTask {
 
     async fn append(&mut self, rows: &[HistoryRow]) -> Option<()> {
         let started = self.parts.clock.monotonic();
+        // A node that lost its ledger with its history fetches blocks while it begins anew.
+        let on_ledger = self.parts.view.history_digest(&self.parts.key.node_id());
+        self.above = self.above.max(on_ledger.map_or(0, |record| record.last_row));
         let numbers = loop {
             match self.parts.store.append(self.above, rows).await {
                 Ok(numbers) => break numbers,

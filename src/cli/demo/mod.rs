@@ -1,40 +1,47 @@
 //! `ledgermq demo`: all of it in one command, with real parts only.
 //!
 //! ```text
-//! 1. a network    four replicas, each a process of its own with its own key, ports and disk
-//! 2. gateways     two clients, registered on the ledger by the admin
-//! 3. readings     a year of hourly weather: MQTT ─▶ two replicas ─▶ agreement of all ─▶ acks
+//! 1. a network    replicas, each a process of its own with its own key, ports and disk
+//! 2. gateways     two clients and the write policies, put on the ledger by the admin
+//! 3. readings     a year of hourly weather: MQTT ─▶ two replicas ─▶ agreement of all ─▶ acks;
+//!                 half-way the primary is killed
 //! 4. proofs       every bundle, verified with the genesis document alone
-//! 5. a lie        one byte of a bundle changed: it proves nothing any more
+//! 5. the history  audited on each replica; then rows are altered, deleted and added with SQL
+//! 6. a lie        one byte of a bundle changed: it proves nothing any more
 //! ```
 //!
 //! What it prints is what happened: the exit code is 0 only if every check held. Everything is in one
 //! temporary directory, which goes with the demo, also after Ctrl-C; it stays when something went
 //! wrong, for the replicas' logs.
 
-mod audit;
+mod history;
+mod keep;
+mod outage;
+mod proofs;
 mod readings;
 mod replay;
 mod screen;
+mod summary;
+mod tamper;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, ensure};
 use clap::Args;
-use serde::Serialize;
 
 use super::interrupt::interrupted;
 use super::local::{LocalNetwork, LocalNetworkOptions};
 use super::output;
+use super::policy::RulesFile;
 use crate::clock::{Clock as _, SystemClock};
 use crate::keyfile;
+use crate::ledger::AdminAction;
 use crate::types::{ClientId, Height, Timestamp};
-use audit::Audited;
 use readings::{Expected, ITEMS, Reading};
 use replay::{Replayed, Station};
-use screen::{Screen, count};
+use screen::{Screen, count, plural};
+use summary::{Spread, Summary, Tampering};
 
 /// The two gateways.
 const GATEWAYS: [&str; 2] = ["greensboro/gateway-1", "greensboro/gateway-2"];
@@ -42,16 +49,20 @@ const GATEWAYS: [&str; 2] = ["greensboro/gateway-1", "greensboro/gateway-2"];
 /// How long a gateway may take to connect and to hand over its payload key.
 const GATEWAY_READY: Duration = Duration::from_secs(30);
 
-/// The bundle of the hottest hour, and the forged copy, in the demo's directory.
-const HOTTEST: &str = "hottest.lmqproof";
-const FORGED: &str = "forged.lmqproof";
+/// The write policies.
+const POLICIES: &str = include_str!("policy.toml");
+
+/// How often a node makes a digest of its history, in seconds: the demo waits for the last one.
+const DIGEST_EVERY_S: &str = "2";
 
 /// Show it all on this machine: a network of replicas, a year of real readings, and their proofs
 ///
-/// Starts replicas as separate processes on free loopback ports, registers two gateways, replays
-/// 8,760 hourly readings of a weather station through MQTT, then verifies the proof bundle of every
-/// reading with the genesis document alone, and shows that a bundle with one changed byte fails. The
-/// exit code is 0 only if every check held. Nothing is left behind.
+/// Starts replicas as separate processes on free loopback ports, registers two gateways and sets write
+/// policies, replays 8,760 hourly readings of a weather station through MQTT, and half-way kills the
+/// primary with SIGKILL. Then it verifies the proof bundle of every reading on the ledger with the
+/// genesis document alone, audits every replica's history, and shows that rows which are altered,
+/// deleted or added with SQL are named, and that a bundle with one changed byte fails. The exit code
+/// is 0 only if every check held. Nothing is left behind.
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
     /// How many replicas, 1 to 16; with n of them, (n-1)/3 may be faulty
@@ -68,44 +79,6 @@ pub(super) struct DemoArgs {
     readings: u16,
 }
 
-/// What the demo measured, as `--json` prints it.
-#[derive(Debug, Serialize)]
-struct Summary {
-    messages: usize,
-    items: usize,
-    items_written: usize,
-    blocks: u64,
-    replicas: usize,
-    bundles_verified: usize,
-    bundles_failed: usize,
-    puback_ms: Spread,
-    final_ms: Spread,
-    seconds: f64,
-}
-
-/// How long something took, in milliseconds.
-#[derive(Debug, Serialize)]
-struct Spread {
-    p50: f64,
-    p99: f64,
-    max: f64,
-}
-
-impl Spread {
-    fn of(mut times: Vec<Duration>) -> Self {
-        times.sort_unstable();
-        let at = |percent: usize| {
-            let rank = (times.len() * percent).div_ceil(100).max(1);
-            times.get(rank - 1).map_or(0.0, |time| tenths(time.as_secs_f64() * 1_000.0))
-        };
-        Self { p50: at(50), p99: at(99), max: at(100) }
-    }
-}
-
-fn tenths(number: f64) -> f64 {
-    (number * 10.0).round() / 10.0
-}
-
 pub(super) fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -118,7 +91,8 @@ pub(super) fn run(args: &DemoArgs) -> anyhow::Result<()> {
 async fn show(args: &DemoArgs) -> anyhow::Result<()> {
     let dir = tempfile::Builder::new().prefix("ledgermq-demo-").tempdir();
     let dir = dir.context("cannot make a temporary directory")?;
-    let options = LocalNetworkOptions::new(dir.path().join("network"), args.replicas)?;
+    let options = LocalNetworkOptions::new(dir.path().join("network"), args.replicas)?
+        .setting("LEDGERMQ_HISTORY__DIGEST_INTERVAL_S", DIGEST_EVERY_S);
     let mut network = LocalNetwork::create(options)?;
     let screen = Screen::new(args.json);
     let told = tokio::select! {
@@ -156,7 +130,7 @@ struct Told {
     summary: Summary,
     /// Whether every check held.
     held: bool,
-    clients: Vec<ClientId>,
+    looks: keep::Looks,
 }
 
 /// The story.
@@ -168,27 +142,37 @@ async fn tell(args: &DemoArgs, network: &mut LocalNetwork, screen: &Screen) -> a
         count(readings.len())
     ))?;
     start_replicas(network, screen).await?;
-    let (stations, expected) = start_gateways(network, readings, screen).await?;
+    let (stations, mut expected) = start_gateways(network, readings, screen).await?;
     let clients: Vec<ClientId> = stations.iter().map(|station| station.client.clone()).collect();
-    let replayed = publish(network, stations, screen).await?;
+    let replayed = publish(network, stations, &mut expected, screen).await?;
     let blocks = agree(network, &replayed, screen).await?;
-    let audited = verify(network, &clients, expected, screen).await?;
-    let lie_refused = lie(network, &audited, screen)?;
+    let proven = proofs::verify(network, &clients, expected, screen).await?;
+    let history = history::check(network, replayed.outage.replica, screen).await?;
+    let bundle = proofs::lie(network, &proven, screen)?;
 
-    let messages = replayed.finals.len();
+    let (messages, items) = (replayed.messages, replayed.messages * ITEMS);
     let summary = Summary {
         messages,
-        items: messages * ITEMS,
-        items_written: audited.items,
+        items,
+        items_written: proven.items,
+        reduction: summary::left_out(proven.items, items),
         blocks: blocks.0,
         replicas: network.replicas(),
-        bundles_verified: audited.verified,
-        bundles_failed: audited.failed,
+        final_after_replica_killed: replayed.recovery.is_some(),
+        recovery_ms: replayed.recovery.map(|time| summary::tenths(time.as_secs_f64() * 1_000.0)),
+        bundles_verified: proven.verified,
+        bundles_failed: proven.failed,
+        tampering_found: Tampering { history: history.found, bundle },
         puback_ms: Spread::of(replayed.puback),
         final_ms: Spread::of(replayed.finals),
-        seconds: tenths(clock.monotonic().as_secs_f64()),
+        seconds: summary::tenths(clock.monotonic().as_secs_f64()),
     };
-    Ok(Told { summary, held: audited.fault_count == 0 && lie_refused, clients })
+    let held = proven.fault_count == 0
+        && history.clean
+        && summary.tampering_found.history
+        && summary.tampering_found.bundle
+        && summary.final_after_replica_killed;
+    Ok(Told { summary, held, looks: keep::Looks { clients, tampered: history.tampered } })
 }
 
 /// Sums up; leaves the network running for a while, if that is asked for.
@@ -198,13 +182,13 @@ async fn conclude(
     network: &LocalNetwork,
     screen: &Screen,
 ) -> anyhow::Result<()> {
-    let Told { summary, held, clients } = told;
-    summarize(&summary, held, screen)?;
+    let Told { summary, held, looks } = told;
+    summary.tell(held, screen)?;
     if args.json {
         output::json(&summary)?;
     }
     if args.keep {
-        keep(network, &clients, screen)?;
+        looks.tell(network, screen)?;
         interrupted().await?;
     }
     ensure!(held, anyhow!("not every check held").context(Failed));
@@ -243,7 +227,7 @@ async fn start_gateways(
     readings: Vec<Reading>,
     screen: &Screen,
 ) -> anyhow::Result<(Vec<Station>, Expected)> {
-    screen.say("\n2. Two gateways, registered on the ledger by the admin")?;
+    screen.say("\n2. Two gateways and the write policies, put on the ledger by the admin")?;
     let mut stations = Vec::new();
     let mut expected = Expected::default();
     for (at, name) in GATEWAYS.into_iter().enumerate() {
@@ -252,7 +236,12 @@ async fn start_gateways(
         let key = keyfile::create(&network.dir().join(format!("gateway-{}.key", at + 1)))?;
         let registered = network.register(&client, key.public()).await?;
         let replica = at % network.replicas();
-        let options = network.gateway(client.clone(), key.clone(), state, replica);
+        // The other replicas are there for when this one is gone.
+        let options = (1..network.replicas())
+            .map(|next| &network.files().nodes[(replica + next) % network.replicas()])
+            .fold(network.gateway(client.clone(), key.clone(), state, replica), |options, other| {
+                options.endpoint(other.host.to_string(), other.ports.mqtt)
+            });
         let gateway = crate::gateway::Gateway::connect(options).await?;
         gateway.ready(GATEWAY_READY).await.with_context(|| format!("gateway {client}"))?;
         screen.say(format_args!(
@@ -266,24 +255,44 @@ async fn start_gateways(
         }
         stations.push(Station { client, gateway, readings: own });
     }
+    set_policies(network, screen).await?;
     Ok((stations, expected))
+}
+
+async fn set_policies(network: &mut LocalNetwork, screen: &Screen) -> anyhow::Result<()> {
+    let RulesFile { replaces, policies } = RulesFile::parse(POLICIES).map_err(|problem| anyhow!(problem))?;
+    for rule in policies.rules() {
+        screen.say(format_args!("   policy {:11}   {}", rule.name.as_str(), rule.policy))?;
+    }
+    let action = AdminAction::SetPolicies { replaces: replaces.unwrap_or_default(), policies };
+    let submitted = network.submit(0, action).await?;
+    network.reached(submitted.height).await
 }
 
 async fn publish(
     network: &mut LocalNetwork,
     stations: Vec<Station>,
+    expected: &mut Expected,
     screen: &Screen,
 ) -> anyhow::Result<Replayed> {
-    screen.say("\n3. The readings: temperature and humidity, signed, encrypted, published with QoS 1")?;
+    screen.say("\n3. The readings: four items a message, signed, encrypted, published with QoS 1")?;
     let clock = SystemClock::new();
-    let replayed = replay::replay(network, stations, screen).await?;
-    let messages = replayed.finals.len();
+    let replayed = replay::replay(network, stations, expected, screen).await?;
+    match replayed.recovery {
+        Some(time) => screen.say(format_args!(
+            "   {:.0} ms after its death a message that was signed later was final",
+            time.as_secs_f64() * 1_000.0
+        ))?,
+        None => screen.say("   WRONG: no message that was signed after its death became final")?,
+    }
     screen.say(format_args!(
-        "   {} messages are final, {} each second, in {}",
-        count(messages),
-        count(per_second(messages, clock.monotonic())),
+        "   {} messages are acknowledged, {} each second; of {} the policies picked something, in {}",
+        count(replayed.messages),
+        count(per_second(replayed.messages, clock.monotonic())),
+        count(replayed.finals.len()),
         plural(replayed.blocks.len(), "block")
     ))?;
+    replayed.outage.end(network, screen).await?;
     Ok(replayed)
 }
 
@@ -291,19 +300,18 @@ async fn publish(
 async fn agree(network: &mut LocalNetwork, replayed: &Replayed, screen: &Screen) -> anyhow::Result<Height> {
     let height = replayed.blocks.last().copied().context("nothing was published")?;
     network.reached(height).await?;
-    let mut heads = BTreeSet::new();
+    let mut hashes = BTreeSet::new();
     for replica in 0..network.replicas() {
-        let status = network.status(replica).await?;
-        heads.insert((status.height, status.block));
+        hashes.insert(network.block(replica, height).await?);
     }
-    ensure!(heads.len() == 1, "the replicas do not have the same ledger: {heads:?}");
-    let (height, block) = heads.pop_first().context("there is no replica")?;
+    ensure!(hashes.len() == 1, "the replicas have different blocks {height}: {hashes:?}");
+    let block = hashes.pop_first().context("there is no replica")?;
     let who = match network.replicas() {
         1 => "the replica has".to_owned(),
         n => format!("all {n} replicas have the same"),
     };
     screen.say(format_args!("   {who} block {height}: {}…", block.short()))?;
-    Ok(height)
+    Ok(network.status(0).await?.height)
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
@@ -312,125 +320,8 @@ fn per_second(messages: usize, time: Duration) -> usize {
     (messages as f64 / time.as_secs_f64().max(0.001)).round() as usize
 }
 
-async fn verify(
-    network: &LocalNetwork,
-    clients: &[ClientId],
-    expected: Expected,
-    screen: &Screen,
-) -> anyhow::Result<Audited> {
-    screen.say("\n4. The proofs: every bundle, verified with the genesis document alone")?;
-    let audited = audit::audit(network, clients, expected, screen).await?;
-    screen.say(format_args!(
-        "   {} bundles hold, {} fail; they prove {} items",
-        count(audited.verified),
-        count(audited.failed),
-        count(audited.items)
-    ))?;
-    if audited.fault_count == 0 {
-        screen.say("   every reading that was sent is among them, with the value that was sent, once")?;
-    }
-    for fault in &audited.faults {
-        screen.say(format_args!("   WRONG: {fault}"))?;
-    }
-    if let Some((_, proven, item)) = &audited.hottest {
-        screen.say(format_args!(
-            "   the hottest hour: {} °C on {}, says {}; block {}, signed by {} of {} replicas",
-            item.value,
-            date(item.event_time),
-            item.client,
-            proven.block.height,
-            proven.block.signed_by.len(),
-            proven.replicas
-        ))?;
-    }
-    Ok(audited)
-}
-
-/// Changes one byte of a bundle and shows that it proves nothing any more; whether that is so.
-fn lie(network: &LocalNetwork, audited: &Audited, screen: &Screen) -> anyhow::Result<bool> {
-    screen.say("\n5. A lie: somebody changes that temperature")?;
-    let (bytes, _, item) = audited.hottest.as_ref().context("no bundle proves a temperature")?;
-    let forged = audit::forge(bytes, item).context("a bundle does not contain the item that it proves")?;
-    std::fs::write(network.dir().join(HOTTEST), bytes)?;
-    std::fs::write(network.dir().join(FORGED), &forged.bytes)?;
-    screen.say(format_args!(
-        "   byte {} of {} in a copy of its bundle is changed: {} °C now reads {} °C",
-        count(forged.at),
-        count(bytes.len()),
-        item.value,
-        forged.claims
-    ))?;
-    let refused = match audit::refusal(network.genesis(), &forged.bytes)? {
-        Some(problem) => {
-            screen.say(format_args!("   NOT PROVEN: {problem}"))?;
-            true
-        }
-        None => {
-            screen.say("   WRONG: the copy is believed")?;
-            false
-        }
-    };
-    let believed = audit::believed_copies(network.genesis(), bytes)?;
-    screen.say(format_args!(
-        "   the same for each of its bytes: {} copies, {} believed",
-        count(bytes.len()),
-        count(believed)
-    ))?;
-    Ok(refused && believed == 0)
-}
-
-fn summarize(summary: &Summary, held: bool, screen: &Screen) -> anyhow::Result<()> {
-    let Summary { puback_ms, final_ms, .. } = summary;
-    let verdict = if held { "Every check held" } else { "NOT every check held" };
-    screen.say(format_args!("\n{verdict}, in {:.1} s", summary.seconds))?;
-    screen.say(format_args!(
-        "   {} of {} items on the ledger, in {} on {}",
-        count(summary.items_written),
-        count(summary.items),
-        plural(usize::try_from(summary.blocks)?, "block"),
-        plural(summary.replicas, "replica")
-    ))?;
-    screen.say("   milliseconds from signing to …            p50      p99      max")?;
-    for (what, spread) in
-        [("PUBACK: safe in a replica's log", puback_ms), ("ack: final on the ledger", final_ms)]
-    {
-        screen.say(format_args!("   {what:36} {:8.1} {:8.1} {:8.1}", spread.p50, spread.p99, spread.max))?;
-    }
-    Ok(())
-}
-
-/// Says where everything is.
-fn keep(network: &LocalNetwork, clients: &[ClientId], screen: &Screen) -> anyhow::Result<()> {
-    screen.say("\nThe network runs until you press Ctrl-C; then its files are removed, too.")?;
-    for (replica, node) in network.files().nodes.iter().enumerate() {
-        let api = network.api_url(replica);
-        screen.say(format_args!(
-            "   replica {replica}   API {api}/v1/status   metrics {api}/metrics   MQTT 127.0.0.1:{}",
-            node.ports.mqtt
-        ))?;
-    }
-    let program = std::env::args_os().next().map_or_else(|| "ledgermq".into(), PathBuf::from);
-    let (program, dir) = (program.display(), network.dir());
-    let genesis = network.files().genesis.display();
-    screen.say("Try, from another terminal:")?;
-    for client in clients {
-        screen.say(format_args!("   curl '{}/v1/records?client={client}&limit=3'", network.api_url(0)))?;
-    }
-    screen.say(format_args!("   {program} client list --network {}", dir.display()))?;
-    for bundle in [HOTTEST, FORGED] {
-        let bundle = dir.join(bundle);
-        screen.say(format_args!("   {program} verify {} --genesis {genesis}", bundle.display()))?;
-    }
-    Ok(())
-}
-
 /// A day, for a person.
 fn date(time: Timestamp) -> String {
     let parsed = i64::try_from(time.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     parsed.map_or_else(|| format!("{time} ms"), |time| time.strftime("%-d %B %Y").to_string())
-}
-
-fn plural(number: usize, thing: &str) -> String {
-    let s = if number == 1 { "" } else { "s" };
-    format!("{} {thing}{s}", count(number))
 }

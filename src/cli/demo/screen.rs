@@ -89,3 +89,9 @@ impl Drop for Progress<'_> {
 pub(super) fn count(number: usize) -> HumanCount {
     HumanCount(number as u64)
 }
+
+/// A number of things.
+pub(super) fn plural(number: usize, thing: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{} {thing}{s}", count(number))
+}

@@ -31,7 +31,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// A file of rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct RulesFile {
+pub(in crate::cli) struct RulesFile {
     /// The version that they replace, if the file says it.
     pub replaces: Option<u64>,
     /// The rules and quotas.
@@ -63,7 +63,11 @@ impl RulesFile {
         Self::parse(&text).map_err(|problem| anyhow!("in {}, {problem}", path.display()))
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// What is wrong, and in which line.
+    pub(in crate::cli) fn parse(text: &str) -> Result<Self, String> {
         let line = |at: usize| text.get(..at).unwrap_or(text).matches('\n').count() + 1;
         let Text { replaces, rules, quotas } = toml::from_str(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);

@@ -21,7 +21,7 @@ use crate::device::body::Body;
 use crate::ledger::AdminAction;
 use crate::policy::{PolicySet, Rule};
 use crate::types::{ClientId, Stream, Timestamp};
-use file::RulesFile;
+pub(super) use file::RulesFile;
 use trial::{Trial, Tried};
 
 /// The most versions that are listed.

@@ -11,7 +11,8 @@ use anyhow::Context as _;
 use futures::{StreamExt as _, stream};
 
 use super::readings::{Expected, TEMPERATURE};
-use super::screen::Screen;
+use super::screen::{Screen, count};
+use super::date;
 use crate::cli::local::LocalNetwork;
 use crate::device::{Item, Value};
 use crate::ledger::Genesis;
@@ -27,9 +28,13 @@ const FAULTS_SHOWN: usize = 5;
 /// The bit of a 64-bit float, in its second byte, that is flipped: it makes 35.6 °C 39.6 °C.
 const FLIP: u64 = 0x02 << 48;
 
+/// The bundle of the hottest hour, and the forged copy, in the demo's directory.
+pub(super) const HOTTEST: &str = "hottest.lmqproof";
+pub(super) const FORGED: &str = "forged.lmqproof";
+
 /// What came of all bundles.
 #[derive(Debug, Default)]
-pub(super) struct Audited {
+pub(super) struct Proofs {
     /// Bundles that hold.
     pub(super) verified: usize,
     /// Bundles that do not.
@@ -44,30 +49,98 @@ pub(super) struct Audited {
     pub(super) hottest: Option<(Vec<u8>, Proven, Item)>,
 }
 
-/// Downloads and verifies the bundles of all records of these clients; each from another replica, as
-/// any is as good as the other.
-pub(super) async fn audit(
+/// Downloads and verifies every bundle, and tells what came of it.
+pub(super) async fn verify(
     network: &LocalNetwork,
     clients: &[ClientId],
     expected: Expected,
     screen: &Screen,
-) -> anyhow::Result<Audited> {
+) -> anyhow::Result<Proofs> {
+    screen.say("\n4. The proofs: every bundle, verified with the genesis document alone")?;
+    let proofs = check(network, clients, expected, screen).await?;
+    screen.say(format_args!(
+        "   {} bundles hold, {} fail; they prove {} items",
+        count(proofs.verified),
+        count(proofs.failed),
+        count(proofs.items)
+    ))?;
+    if proofs.fault_count == 0 {
+        screen.say("   all that the nodes said is written is among them, with the value that was sent, once")?;
+    }
+    for fault in &proofs.faults {
+        screen.say(format_args!("   WRONG: {fault}"))?;
+    }
+    if let Some((_, proven, item)) = &proofs.hottest {
+        screen.say(format_args!(
+            "   the hottest hour: {} °C on {}, says {}; block {}, signed by {} of {} replicas",
+            item.value,
+            date(item.event_time),
+            item.client,
+            proven.block.height,
+            proven.block.signed_by.len(),
+            proven.replicas
+        ))?;
+    }
+    Ok(proofs)
+}
+
+/// Changes one byte of a bundle and shows that it proves nothing any more; whether that is so.
+pub(super) fn lie(network: &LocalNetwork, proofs: &Proofs, screen: &Screen) -> anyhow::Result<bool> {
+    screen.say("\n6. A lie: somebody changes that temperature")?;
+    let (bytes, _, item) = proofs.hottest.as_ref().context("no bundle proves a temperature")?;
+    let forged = forge(bytes, item).context("a bundle does not contain the item that it proves")?;
+    std::fs::write(network.dir().join(HOTTEST), bytes)?;
+    std::fs::write(network.dir().join(FORGED), &forged.bytes)?;
+    screen.say(format_args!(
+        "   byte {} of {} in a copy of its bundle is changed: {} °C now reads {} °C",
+        count(forged.at),
+        count(bytes.len()),
+        item.value,
+        forged.claims
+    ))?;
+    let refused = match refusal(network.genesis(), &forged.bytes)? {
+        Some(problem) => {
+            screen.say(format_args!("   NOT PROVEN: {problem}"))?;
+            true
+        }
+        None => {
+            screen.say("   WRONG: the copy is believed")?;
+            false
+        }
+    };
+    let believed = believed_copies(network.genesis(), bytes)?;
+    screen.say(format_args!(
+        "   the same for each of its bytes: {} copies, {} believed",
+        count(bytes.len()),
+        count(believed)
+    ))?;
+    Ok(refused && believed == 0)
+}
+
+/// Downloads and verifies the bundles of all records of these clients; each from another replica, as
+/// any is as good as the other.
+async fn check(
+    network: &LocalNetwork,
+    clients: &[ClientId],
+    expected: Expected,
+    screen: &Screen,
+) -> anyhow::Result<Proofs> {
     let mut paths = BTreeSet::new();
     for (at, client) in clients.iter().enumerate() {
         let records = network.records(at % network.replicas(), client).await?;
         paths.extend(records.into_iter().map(|record| record.bundle));
     }
     let verifier = Arc::new(Verifier::new(network.genesis())?);
-    let mut audit = Audit { audited: Audited::default(), expected };
+    let mut check = Check { proofs: Proofs::default(), expected };
     let mut progress = screen.progress(paths.len(), "bundles verified");
     let mut verdicts = stream::iter(paths.iter().enumerate())
         .map(|(at, path)| judge(network, at % network.replicas(), path, &verifier))
         .buffer_unordered(AT_ONCE);
     while let Some((bytes, verdict)) = verdicts.next().await.transpose()? {
-        audit.add(bytes, verdict);
-        progress.show(audit.audited.verified, "")?;
+        check.add(bytes, verdict);
+        progress.show(check.proofs.verified, "")?;
     }
-    Ok(audit.end())
+    Ok(check.end())
 }
 
 type Verdict = Result<Proven, String>;
@@ -81,37 +154,37 @@ async fn judge(
     let bytes = network.fetch(replica, path).await?;
     let verifier = Arc::clone(verifier);
     let judged = tokio::task::spawn_blocking(move || {
-        let verdict = verify(&verifier, &bytes);
+        let verdict = prove(&verifier, &bytes);
         (bytes, verdict)
     });
     let (bytes, verdict) = judged.await.context("verification has failed")?;
     Ok((bytes, verdict.map_err(|problem| format!("{path}: {problem}"))))
 }
 
-fn verify(verifier: &Verifier, bytes: &[u8]) -> Verdict {
+fn prove(verifier: &Verifier, bytes: &[u8]) -> Verdict {
     let bundle = ProofBundle::decode(bytes).map_err(|error| error.to_string())?;
     verifier.verify(&bundle).map_err(|error| error.to_string())
 }
 
-/// The audit as it goes on.
-struct Audit {
-    audited: Audited,
+/// The checks as they go on.
+struct Check {
+    proofs: Proofs,
     expected: Expected,
 }
 
-impl Audit {
+impl Check {
     fn add(&mut self, bytes: Vec<u8>, verdict: Verdict) {
         let proven = match verdict {
             Ok(proven) => proven,
             Err(problem) => {
-                self.audited.failed += 1;
+                self.proofs.failed += 1;
                 return self.fault(problem);
             }
         };
-        self.audited.verified += 1;
+        self.proofs.verified += 1;
         let mut hotter = None;
         for record in &proven.records {
-            self.audited.items += 1;
+            self.proofs.items += 1;
             if let Err(problem) = self.expected.tick_off(&record.item) {
                 self.fault(problem);
             }
@@ -120,13 +193,13 @@ impl Audit {
             }
         }
         if let Some(item) = hotter {
-            self.audited.hottest = Some((bytes, proven, item));
+            self.proofs.hottest = Some((bytes, proven, item));
         }
     }
 
     fn is_hotter(&self, item: &Item) -> bool {
         let Value::Float(value) = item.value else { return false };
-        let so_far = match &self.audited.hottest {
+        let so_far = match &self.proofs.hottest {
             Some((_, _, Item { value: Value::Float(value), .. })) => *value,
             _ => f64::NEG_INFINITY,
         };
@@ -134,32 +207,32 @@ impl Audit {
     }
 
     fn fault(&mut self, problem: String) {
-        self.audited.fault_count += 1;
-        if self.audited.faults.len() < FAULTS_SHOWN {
-            self.audited.faults.push(problem);
+        self.proofs.fault_count += 1;
+        if self.proofs.faults.len() < FAULTS_SHOWN {
+            self.proofs.faults.push(problem);
         }
     }
 
-    fn end(mut self) -> Audited {
+    fn end(mut self) -> Proofs {
         match self.expected.missing() {
             0 => {}
-            missing => self.fault(format!("{missing} items that were sent are proven by no bundle")),
+            missing => self.fault(format!("{missing} items that a node said are written are proven by no bundle")),
         }
-        self.audited
+        self.proofs
     }
 }
 
 /// A copy of a bundle in which somebody has changed a measurement.
-pub(super) struct Forged {
-    pub(super) bytes: Vec<u8>,
+struct Forged {
+    bytes: Vec<u8>,
     /// Which byte, from 0.
-    pub(super) at: usize,
+    at: usize,
     /// What the copy claims.
-    pub(super) claims: Value,
+    claims: Value,
 }
 
 /// Changes one byte of a bundle so that `item` reads otherwise; none if the item is not in it.
-pub(super) fn forge(bytes: &[u8], item: &Item) -> Option<Forged> {
+fn forge(bytes: &[u8], item: &Item) -> Option<Forged> {
     let Value::Float(value) = item.value else { return None };
     let claims = Value::Float(f64::from_bits(value.to_bits() ^ FLIP));
     let (honest, forged) = (item.encode(), Item { value: claims.clone(), ..item.clone() }.encode());
@@ -171,18 +244,18 @@ pub(super) fn forge(bytes: &[u8], item: &Item) -> Option<Forged> {
 }
 
 /// Why a copy proves nothing; none if it proves something, which must not be.
-pub(super) fn refusal(genesis: &Genesis, copy: &[u8]) -> anyhow::Result<Option<String>> {
-    Ok(verify(&Verifier::new(genesis)?, copy).err())
+fn refusal(genesis: &Genesis, copy: &[u8]) -> anyhow::Result<Option<String>> {
+    Ok(prove(&Verifier::new(genesis)?, copy).err())
 }
 
 /// Changes each byte of a bundle in turn; gives how many copies still prove something.
-pub(super) fn believed_copies(genesis: &Genesis, bytes: &[u8]) -> anyhow::Result<usize> {
+fn believed_copies(genesis: &Genesis, bytes: &[u8]) -> anyhow::Result<usize> {
     let verifier = Verifier::new(genesis)?;
     let mut copy = bytes.to_vec();
     let mut believed = 0;
     for at in 0..copy.len() {
         copy[at] ^= 0x01;
-        believed += usize::from(verify(&verifier, &copy).is_ok());
+        believed += usize::from(prove(&verifier, &copy).is_ok());
         copy[at] ^= 0x01;
     }
     Ok(believed)
