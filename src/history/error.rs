@@ -113,6 +113,12 @@ pub enum HistoryError {
         /// What is not as it was.
         what: String,
     },
+    /// The program is about to end.
+    #[error("reading the history was interrupted: {detail}")]
+    Interrupted {
+        /// By what.
+        detail: String,
+    },
 }
 
 impl HistoryError {

@@ -12,6 +12,7 @@
 //! Rows of a node are numbered from 1 without gaps. Everything that is written may be written
 //! again: a message that is there stays as it is. docs/HISTORY.md describes the tables.
 
+pub mod audit;
 mod error;
 mod insert;
 mod location;
@@ -34,7 +35,7 @@ pub use row::{
 pub use store::{SqlHistory, SqlReader};
 
 use crate::ledger::HistoryDigest;
-use crate::types::{Hash, Height, NodeId};
+use crate::types::{ClientId, Hash, Height, MessageSeq, NodeId};
 
 /// Where a node keeps its history. Each call is one transaction; after an error nothing of it was
 /// done, or all of it and the answer was lost: the same call may follow either way.
@@ -130,4 +131,23 @@ pub trait HistoryReader: Send + Sync {
     /// # Errors
     /// [`HistoryError`].
     async fn strays(&self, node: &NodeId, limit: u32) -> Result<Vec<u64>, HistoryError>;
+
+    /// The rows of a node that say they are of this message, `limit` at most.
+    ///
+    /// # Errors
+    /// [`HistoryError`].
+    async fn rows_of(
+        &self,
+        node: &NodeId,
+        client: &ClientId,
+        seq: MessageSeq,
+        limit: u32,
+    ) -> Result<Vec<ReadRow>, HistoryError>;
+
+    /// What is in the tables and is of no node, or at no place that a row can have; each as a
+    /// sentence, `limit` at most.
+    ///
+    /// # Errors
+    /// [`HistoryError`].
+    async fn oddities(&self, limit: u32) -> Result<Vec<String>, HistoryError>;
 }

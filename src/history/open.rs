@@ -17,6 +17,9 @@ use crate::types::NetworkId;
 /// than a busy server takes, shorter than anybody wants to wait for one that is gone.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a look through whole tables may take, which only an audit does.
+const SCAN_PATIENCE: Duration = Duration::from_secs(3600);
+
 /// What opening is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -30,8 +33,22 @@ static DRIVERS: Once = Once::new();
 
 /// Bounds the time that something takes.
 pub(super) async fn bounded<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    within(PATIENCE, work).await
+}
+
+/// The same for a look through whole tables.
+pub(super) async fn bounded_scan<T>(
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    within(SCAN_PATIENCE, work).await
+}
+
+async fn within<T>(
+    patience: Duration,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
     let late = |_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(late)
+    tokio::time::timeout(patience, work).await.unwrap_or_else(late)
 }
 
 /// Connects and checks; see the module.

@@ -10,6 +10,7 @@ use sqlx::{AnyConnection, Row as _};
 
 use super::insert::signed;
 use super::row::{StoredDigest, StoredFate, StoredItem, StoredRow};
+use super::schema::Dialect;
 use crate::device::Value;
 use crate::types::{Hash, NodeId};
 
@@ -126,8 +127,9 @@ fn stored_item(row: &AnyRow) -> Result<StoredItem, sqlx::Error> {
         row.try_get::<Option<String>, _>(8)?.map(Value::Text),
         row.try_get::<Option<i64>, _>(9)?.map(|value| Value::Boolean(value != 0)),
     ];
+    let is_boolean = row.try_get::<Option<i64>, _>(9)?.is_none_or(|value| matches!(value, 0 | 1));
     let mut values = values.into_iter().flatten();
-    let value = values.next();
+    let value = values.next().filter(|_| is_boolean);
     Ok(StoredItem {
         item: row.try_get(1)?,
         device: row.try_get(2)?,
@@ -180,6 +182,31 @@ pub(super) async fn strays(
     rows.iter().map(|row| Ok(u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or_default())).collect()
 }
 
+/// The rows of a node that say they are of this message, `limit` at most.
+pub(super) async fn rows_of(
+    connection: &mut AnyConnection,
+    (id, node): (i64, NodeId),
+    (client, seq): (&str, u64),
+    limit: u32,
+) -> Result<Vec<ReadRow>, sqlx::Error> {
+    let numbers = sqlx::query(
+        "SELECT number FROM messages WHERE client = $1 AND seq = $2 AND node = $3 AND number > 0 ORDER BY number \
+         LIMIT $4",
+    );
+    let numbers = numbers.bind(client.to_owned()).bind(signed(seq)).bind(id).bind(i64::from(limit));
+    let numbers = numbers.fetch_all(&mut *connection).await?;
+    let mut found = Vec::with_capacity(numbers.len());
+    for number in numbers {
+        let Ok(number) = number.try_get::<i64, _>(0) else { continue };
+        let number = u64::try_from(number).unwrap_or_default();
+        found.extend(rows(connection, (id, node), number.saturating_sub(1), 1).await?);
+    }
+    Ok(found)
+}
+
+const DIGESTS: &str = "SELECT number, first, count, content, row_hashes, height FROM digests WHERE node = $1 AND \
+                       number > $2 ORDER BY number LIMIT $3";
+
 /// The digests of a node above `after`, ascending by number, `limit` at most.
 pub(super) async fn digests(
     connection: &mut AnyConnection,
@@ -187,26 +214,89 @@ pub(super) async fn digests(
     after: u64,
     limit: u32,
 ) -> Result<Vec<StoredDigest>, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT number, first, content, row_hashes, height FROM digests WHERE node = $1 AND number > $2 \
-         ORDER BY number LIMIT $3",
-    );
-    let rows = rows.bind(id).bind(signed(after)).bind(i64::from(limit)).fetch_all(connection).await?;
-    rows.iter().map(|row| stored_digest(node, row)).collect()
+    let page = sqlx::query(DIGESTS).bind(id).bind(signed(after)).bind(i64::from(limit));
+    match page.fetch_all(&mut *connection).await {
+        Err(error) if is_decoding(&error) => {}
+        page => return Ok(page?.iter().map(|row| stored_digest(node, row)).collect()),
+    }
+    // One of them cannot be read at all: which one?
+    let numbers =
+        sqlx::query("SELECT number FROM digests WHERE node = $1 AND number > $2 ORDER BY number LIMIT $3")
+            .bind(id)
+            .bind(signed(after))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *connection)
+            .await?;
+    let mut digests = Vec::with_capacity(numbers.len());
+    for number in numbers {
+        let number: i64 = number.try_get(0)?;
+        let one = sqlx::query(DIGESTS).bind(id).bind(number.saturating_sub(1)).bind(1_i64);
+        match one.fetch_all(&mut *connection).await {
+            Ok(rows) => digests.extend(rows.iter().map(|row| stored_digest(node, row))),
+            Err(error) if is_decoding(&error) => {
+                digests.push(unreadable_digest(node, u64::try_from(number).unwrap_or_default()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(digests)
 }
 
-fn stored_digest(node: NodeId, row: &AnyRow) -> Result<StoredDigest, sqlx::Error> {
-    let number =
-        |at: usize| Ok::<_, sqlx::Error>(u64::try_from(row.try_get::<i64, _>(at)?).unwrap_or_default());
-    let hashes: Vec<u8> = row.try_get(3)?;
+fn unreadable_digest(node: NodeId, number: u64) -> StoredDigest {
+    let (content, row_hashes) = (Vec::new(), Vec::new());
+    StoredDigest { node, number, first: 0, count: 0, content, row_hashes, height: None, is_whole: false }
+}
+
+/// A digest; what of it is not of its kind is left empty.
+fn stored_digest(node: NodeId, row: &AnyRow) -> StoredDigest {
+    let number = |at: usize| row.try_get::<i64, _>(at).ok().and_then(|number| u64::try_from(number).ok());
+    let bytes = |at: usize| row.try_get::<Vec<u8>, _>(at).ok();
+    let height = row.try_get::<Option<i64>, _>(5).ok();
+    let height =
+        height.and_then(|height| height.map_or(Some(None), |height| u64::try_from(height).ok().map(Some)));
+    let (content, hashes) = (bytes(3), bytes(4));
+    let is_whole = [number(0), number(1), number(2)].iter().all(Option::is_some)
+        && content.is_some()
+        && hashes.as_ref().is_some_and(|hashes| hashes.len().is_multiple_of(32))
+        && height.is_some();
+    let hashes = hashes.unwrap_or_default();
     let (hashes, _rest) = hashes.as_chunks::<32>();
-    let height: Option<i64> = row.try_get(4)?;
-    Ok(StoredDigest {
+    StoredDigest {
         node,
-        number: number(0)?,
-        first: number(1)?,
-        content: row.try_get(2)?,
+        number: number(0).unwrap_or_default(),
+        first: number(1).unwrap_or_default(),
+        count: number(2).unwrap_or_default(),
+        content: content.unwrap_or_default(),
         row_hashes: hashes.iter().map(|hash| Hash(*hash)).collect(),
-        height: height.and_then(|height| u64::try_from(height).ok()),
-    })
+        height: height.flatten(),
+        is_whole,
+    }
+}
+
+/// What is of no node, or at no place that a row can have: looked for table by table.
+pub(super) async fn oddities(
+    connection: &mut AnyConnection,
+    dialect: Dialect,
+    limit: u32,
+) -> Result<Vec<String>, sqlx::Error> {
+    let mut found = Vec::new();
+    for table in ["messages", "items", "fates", "digests"] {
+        let kinds = match dialect {
+            Dialect::Sqlite => "typeof(t.node) <> 'integer' OR typeof(t.number) <> 'integer' OR ",
+            Dialect::Postgres => "",
+        };
+        let sql = format!(
+            "SELECT DISTINCT CAST(t.node AS TEXT), CAST(t.number AS TEXT) FROM {table} t WHERE {kinds} t.number < 1 OR \
+             t.node NOT IN (SELECT id FROM nodes) LIMIT $1"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(i64::from(limit));
+        for row in rows.fetch_all(&mut *connection).await? {
+            let (node, number): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+            let (node, number) = (node.unwrap_or_default(), number.unwrap_or_default());
+            found.push(format!(
+                "table {table} has something at node {node:?}, number {number:?}, where no row can be"
+            ));
+        }
+    }
+    Ok(found)
 }

@@ -164,6 +164,8 @@ pub struct StoredDigest {
     pub number: u64,
     /// The number of its first row.
     pub first: u64,
+    /// How many rows it is of.
+    pub count: u64,
     /// The canonical bytes of the [`crate::ledger::HistoryDigest`].
     pub content: Vec<u8>,
     /// The hashes of its rows, in order: good if their root is the one on the ledger, and then they
@@ -171,4 +173,6 @@ pub struct StoredDigest {
     pub row_hashes: Vec<Hash>,
     /// The height of the block that it is in; none while it is not final.
     pub height: Option<u64>,
+    /// Whether all of it could be read as what it is; what could not be is empty here.
+    pub is_whole: bool,
 }

@@ -7,14 +7,14 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::error::HistoryError;
 use super::insert::{self, signed};
 use super::location::Location;
-use super::open::{Access, bounded, open};
+use super::open::{Access, bounded, bounded_scan, open};
 use super::read::{self, ReadRow};
 use super::row::{HistoryRow, MessageKey, RowFate, RowStanding, StoredDigest};
 use super::schema::Dialect;
 use super::{HistoryReader, HistoryStore};
 use crate::codec;
 use crate::ledger::HistoryDigest;
-use crate::types::{Hash, Height, NetworkId, NodeId};
+use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId};
 
 /// A node's history, to be written and read.
 #[derive(Debug)]
@@ -269,6 +269,25 @@ impl HistoryReader for SqlReader {
     async fn strays(&self, node: &NodeId, limit: u32) -> Result<Vec<u64>, HistoryError> {
         let mut connection = self.connection.lock().await;
         let strays = Box::pin(read::strays(&mut connection, self.id(node).0, limit));
-        bounded(strays).await.map_err(|error| self.failed(&error))
+        bounded_scan(strays).await.map_err(|error| self.failed(&error))
+    }
+
+    async fn rows_of(
+        &self,
+        node: &NodeId,
+        client: &ClientId,
+        seq: MessageSeq,
+        limit: u32,
+    ) -> Result<Vec<ReadRow>, HistoryError> {
+        let mut connection = self.connection.lock().await;
+        let message = (client.as_str(), seq.0);
+        let rows = Box::pin(read::rows_of(&mut connection, self.id(node), message, limit));
+        bounded(rows).await.map_err(|error| self.failed(&error))
+    }
+
+    async fn oddities(&self, limit: u32) -> Result<Vec<String>, HistoryError> {
+        let mut connection = self.connection.lock().await;
+        let oddities = Box::pin(read::oddities(&mut connection, self.location.dialect(), limit));
+        bounded_scan(oddities).await.map_err(|error| self.failed(&error))
     }
 }

@@ -72,6 +72,19 @@ impl State {
     /// [`ApplyError`]: the block is not the next one, or this replica has diverged and must stop.
     pub fn apply(&mut self, certified: &CertifiedBlock) -> Result<Executed, ApplyError> {
         let (block, content) = (certified.block(), &certified.certificate().content);
+        let mut executed = self.repeat(block)?;
+        self.head.sequence = content.sequence;
+        executed.checkpoint = self.checkpoint();
+        let diverged = ApplyError::Diverged { height: block.header.height };
+        if executed.checkpoint == *content { Ok(executed) } else { Err(diverged) }
+    }
+
+    /// Executes the operations of a block whose certificate is not at hand, and checks that the same
+    /// block comes out. Whether a quorum agreed to it is for a later block's certificate to say.
+    ///
+    /// # Errors
+    /// As [`State::apply`].
+    pub fn repeat(&mut self, block: &Block) -> Result<Executed, ApplyError> {
         let header = &block.header;
         // A quorum's next block is on top of another one than this replica has: fetching again helps nobody.
         if header.height == self.head.height.next() && header.previous != self.head.block {
@@ -90,10 +103,8 @@ impl State {
             }
         }
         let Header { sequence, timestamp, origin_view: view, proposer, .. } = *header;
-        let mut executed = execution.finish(Origin { sequence, timestamp, view, proposer }, verdicts);
-        self.head.sequence = content.sequence;
-        executed.checkpoint = self.checkpoint();
-        if executed.checkpoint == *content { Ok(executed) } else { Err(diverged()) }
+        let executed = execution.finish(Origin { sequence, timestamp, view, proposer }, verdicts);
+        if self.head.block == header.hash() { Ok(executed) } else { Err(diverged()) }
     }
 
     /// Moves the head to a checkpoint that certified batches without effect lead to.

@@ -1,0 +1,141 @@
+//! The audit: whether a history is what its nodes wrote, with a ledger and SQL access alone.
+//!
+//! ```text
+//! blocks ─▶ AuditedLedger (genesis is trusted, nobody else) ─┐
+//!                                                             ├─▶ audit ─▶ AuditReport
+//! the database ─▶ HistoryReader (nothing of it is trusted) ──┘
+//! ```
+//!
+//! Each row is checked by itself (signature, body, items, columns), against the ledger (the client's
+//! key, the fate), against the policies (the decision is made again), and against the node's digests
+//! on the ledger, which name each row that was altered, deleted, added or moved. docs/AUDIT.md says what that
+//! proves and what it does not.
+//!
+//! Rows are streamed: what is kept in memory is the ledger's facts and the rows of one digest.
+
+mod decision;
+mod digests;
+mod fate;
+mod ledger;
+mod missing;
+mod node;
+mod report;
+mod row;
+mod runs;
+
+use std::collections::BTreeMap;
+
+pub use ledger::{AuditedLedger, AuditedLedgerError};
+pub use report::{
+    AuditReport, AuditVerdict, Finding, FindingKind, Gap, LedgerSummary, LostRows, NodeReport, Part,
+};
+
+use self::node::NodeAudit;
+use self::report::Findings;
+use self::runs::Runs;
+use super::{HistoryError, HistoryReader};
+use crate::types::{ClientId, NodeId};
+
+/// Findings that are listed if nobody says otherwise.
+pub const MAX_FINDINGS: usize = 1_000;
+
+/// What to audit, and what is known already.
+#[derive(Debug, Clone)]
+pub struct AuditOptions {
+    /// Only rows of this client; digests are of all rows, whoever sent them. Best with
+    /// [`AuditedLedger::only`].
+    pub client: Option<ClientId>,
+    /// The most findings that are listed; the others are counted.
+    pub max_findings: usize,
+    /// Rows that are known to be lost: a history that was begun anew, or restored from a backup.
+    pub known_lost: Vec<LostRows>,
+}
+
+impl Default for AuditOptions {
+    fn default() -> Self {
+        Self { client: None, max_findings: MAX_FINDINGS, known_lost: Vec::new() }
+    }
+}
+
+impl AuditOptions {
+    fn is_known_lost(&self, node: &NodeId, first: u64, last: u64) -> bool {
+        self.known_lost.iter().any(|lost| lost.node == *node && lost.first <= first && last <= lost.last)
+    }
+
+    fn has_lost(&self, node: &NodeId) -> bool {
+        self.known_lost.iter().any(|lost| lost.node == *node)
+    }
+
+    fn stray_limit(&self) -> u32 {
+        u32::try_from(self.max_findings).unwrap_or(u32::MAX).max(1)
+    }
+}
+
+/// Audits all histories that `history` has.
+///
+/// Open the history first and replay the ledger then: it must not end before the history does.
+///
+/// # Errors
+/// [`HistoryError`]: the history cannot be read. Whatever is wrong with what it says is a finding.
+pub async fn audit(
+    ledger: &AuditedLedger,
+    history: &dyn HistoryReader,
+    options: &AuditOptions,
+) -> Result<AuditReport, HistoryError> {
+    let mut findings = Findings::new(options.max_findings);
+    let (mut nodes, mut unchecked, mut seen) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let mut ahead = None;
+    if ledger.certified_height() < ledger.height() {
+        unchecked.push("the last blocks of the ledger have no certificate: fetch them again".to_owned());
+    }
+    for node in history.nodes() {
+        let audited = Box::pin(NodeAudit::run(ledger, history, options, node, &mut findings)).await?;
+        ahead = ahead.max(audited.ahead);
+        unchecked.extend(audited.report.lost.iter().filter(|lost| !options.is_known_lost(&node, lost.first, lost.last)).map(
+            |lost| {
+                format!(
+                    "rows {} to {} of node {node}, which the ledger has digests of, are gone from the beginning of its \
+                     history: it was lost and begun anew, or somebody took them away; if that loss is known, say so \
+                     with --lost {node}:{}-{}",
+                    lost.first, lost.last, lost.first, lost.last
+                )
+            },
+        ));
+        nodes.push(audited.report);
+        seen.insert(node, audited.seen);
+    }
+    if let Some(height) = ahead {
+        unchecked.push(format!(
+            "the history has something of block {height}, and the ledger at hand ends with block {}: give a newer \
+             ledger, one of after the history was copied",
+            ledger.height()
+        ));
+    }
+    for place in history.oddities(options.stray_limit()).await? {
+        findings.push(Finding::new(FindingKind::Added, None, place).what([Part::Place]));
+    }
+    if nodes.is_empty() {
+        unchecked.push("the history has no node's rows".to_owned());
+    }
+    missing::find(ledger, &seen, options, &mut findings);
+    let (gaps, omitted_gaps) = missing::gaps(ledger, &seen, options);
+    let Findings { kept, omitted, .. } = findings;
+    let verdict = match (kept.is_empty() && omitted == 0, unchecked.is_empty()) {
+        (false, _) => AuditVerdict::Tampering,
+        (true, false) => AuditVerdict::Unchecked,
+        (true, true) => AuditVerdict::Clean,
+    };
+    Ok(AuditReport {
+        verdict,
+        ledger: ledger.summary(),
+        nodes,
+        findings: kept,
+        omitted_findings: omitted,
+        unchecked,
+        gaps,
+        omitted_gaps,
+    })
+}
+
+/// Messages that have rows, by node and client.
+type Seen = BTreeMap<NodeId, BTreeMap<ClientId, Runs>>;

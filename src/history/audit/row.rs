@@ -1,0 +1,212 @@
+//! A row by itself: what can be said of it with its client's key and nothing else.
+//!
+//! The client signed the header; the header names body and items; the other columns repeat the
+//! header. So each part that does not fit is named, without knowing what it was before.
+
+use std::collections::BTreeSet;
+
+use super::report::Part;
+use crate::crypto::{VerifyingKey, blake3_plain};
+use crate::device::body::Body;
+use crate::device::{Header, Item};
+use crate::history::row::{StoredFate, StoredItem, StoredRow};
+use crate::history::{ReadRow, UnreadableRow};
+use crate::ledger::HistoryDigest;
+use crate::merkle::Tree;
+use crate::policy::Decision;
+use crate::types::{ClientId, Hash, NetworkId, PublicKey, Signature};
+
+/// A row, checked by itself.
+#[derive(Debug)]
+pub(super) struct RowFacts {
+    pub(super) number: u64,
+    /// What a digest's tree has of it; none if it cannot be read.
+    pub(super) hash: Option<Hash>,
+    /// BLAKE3 of the header.
+    pub(super) header_hash: Hash,
+    pub(super) header: Option<Header>,
+    /// The message that it is of, as far as it can be told.
+    pub(super) message: Option<(ClientId, u64)>,
+    /// What is not as it was.
+    pub(super) parts: BTreeSet<Part>,
+    /// The client is not registered on the ledger, so nothing is known of its signature.
+    pub(super) unknown_client: bool,
+    /// It is of no client that is asked for: only its hash counts.
+    pub(super) skipped: bool,
+    pub(super) decision: Option<Decision>,
+    /// The items of the body.
+    pub(super) items: Vec<Item>,
+    pub(super) fate: Option<StoredFate>,
+    /// Why it cannot be read.
+    pub(super) unreadable: Option<String>,
+}
+
+/// Parts that a row's hash covers.
+pub(super) const HASHED: [Part; 4] = [Part::Header, Part::Signature, Part::ClientKey, Part::Decision];
+
+impl RowFacts {
+    fn new(number: u64) -> Self {
+        Self {
+            number,
+            hash: None,
+            header_hash: Hash([0; 32]),
+            header: None,
+            message: None,
+            parts: BTreeSet::new(),
+            unknown_client: false,
+            skipped: false,
+            decision: None,
+            items: Vec::new(),
+            fate: None,
+            unreadable: None,
+        }
+    }
+
+    fn unreadable(row: UnreadableRow) -> Self {
+        let parts = BTreeSet::from([Part::Unreadable]);
+        Self { parts, unreadable: Some(row.what), ..Self::new(row.number) }
+    }
+
+    /// Whether body, items and decision can be relied on.
+    pub(super) fn is_sound(&self) -> bool {
+        let parts = [Part::Header, Part::Body, Part::Decision, Part::Unreadable];
+        self.header.is_some() && !self.skipped && !parts.iter().any(|part| self.parts.contains(part))
+    }
+}
+
+/// What a check needs besides the row.
+#[derive(Debug, Clone)]
+pub(super) struct RowJob {
+    pub(super) row: ReadRow,
+    /// The key that is the client's on the ledger.
+    pub(super) key: Option<VerifyingKey>,
+    /// Nothing but the hash is wanted.
+    pub(super) skip: bool,
+}
+
+impl RowJob {
+    /// Checks the row by itself. Takes the time of a signature check.
+    pub(super) fn check(self, network: &NetworkId) -> RowFacts {
+        let row = match self.row {
+            Ok(row) => row,
+            Err(unreadable) => return RowFacts::unreadable(unreadable),
+        };
+        let mut facts = RowFacts::new(row.number);
+        facts.hash = Some(row.hash());
+        facts.header_hash = Header::hash_of(&row.header);
+        facts.header = Header::decode(&row.header).ok();
+        let column = ClientId::new(row.client.clone()).ok().zip(u64::try_from(row.seq).ok());
+        facts.message = facts.header.as_ref().map(|header| (header.client.clone(), header.seq.0)).or(column);
+        facts.skipped = self.skip;
+        if self.skip {
+            return facts;
+        }
+        let body = check_body(&row, &mut facts);
+        check_signature(network, &row, self.key.as_ref(), &mut facts);
+        // A header that is not the client's says nothing of the rest.
+        if !facts.parts.contains(&Part::Header) {
+            check_columns(&row, &mut facts);
+            match body {
+                Some(items) => {
+                    if !same_items(&row.items, &items) {
+                        facts.parts.insert(Part::Items);
+                    }
+                    facts.items = items;
+                }
+                None => {
+                    facts.parts.insert(Part::Body);
+                }
+            }
+        }
+        facts.decision = Decision::parse(&row.decision).ok();
+        let count = facts.header.as_ref().map(|header| header.count as usize);
+        let decided = facts.decision.as_ref().map(|decision| decision.items.len());
+        if decided.is_none() || (count.is_some() && !facts.parts.contains(&Part::Header) && decided != count)
+        {
+            facts.parts.insert(Part::Decision);
+        }
+        facts.fate = row.fate;
+        facts
+    }
+}
+
+/// The items of the body, if it is the one that the header names.
+fn check_body(row: &StoredRow, facts: &mut RowFacts) -> Option<Vec<Item>> {
+    let header = facts.header.as_ref()?;
+    if blake3_plain(&row.body) != header.body_hash {
+        return None;
+    }
+    let body = Body::parse(&header.client, &row.body).ok()?;
+    let bytes: Vec<Vec<u8>> = body.items.iter().map(Item::encode).collect();
+    let fits = usize::try_from(header.count) == Ok(body.items.len())
+        && body.event_time == header.event_time
+        && Tree::new(&bytes).is_ok_and(|tree| tree.root() == header.items_root);
+    fits.then_some(body.items)
+}
+
+/// Finds which of header, signature and key is not as it was; of one change, the one that it is.
+fn check_signature(network: &NetworkId, row: &StoredRow, key: Option<&VerifyingKey>, facts: &mut RowFacts) {
+    if facts.header.is_none() {
+        facts.parts.insert(Part::Header);
+        return;
+    }
+    let signed_by = |key: &VerifyingKey| {
+        <[u8; 64]>::try_from(row.signature.as_slice()).is_ok_and(|signature| {
+            crate::device::header::verify(network, &row.header, &Signature(signature), key).is_ok()
+        })
+    };
+    let hash_fits = row.header_hash == facts.header_hash.as_bytes();
+    let Some(key) = key else {
+        // An altered name of the client is no other client's row.
+        if hash_fits {
+            facts.unknown_client = true;
+        } else {
+            facts.parts.insert(Part::Header);
+        }
+        return;
+    };
+    let own_key = row.client_key == key.public().as_bytes();
+    if signed_by(key) {
+        if !own_key {
+            facts.parts.insert(Part::ClientKey);
+        }
+        return;
+    }
+    let column_key = <[u8; 32]>::try_from(row.client_key.as_slice()).ok().map(PublicKey);
+    let column_key = column_key.and_then(|key| VerifyingKey::parse(&key).ok());
+    if !own_key && column_key.is_some_and(|key| signed_by(&key)) {
+        facts.parts.insert(Part::ClientKey);
+    } else if !hash_fits {
+        facts.parts.insert(Part::Header);
+    } else {
+        facts.parts.insert(Part::Signature);
+        if !own_key {
+            facts.parts.insert(Part::ClientKey);
+        }
+    }
+}
+
+/// The columns that repeat the header.
+fn check_columns(row: &StoredRow, facts: &mut RowFacts) {
+    let Some(header) = &facts.header else { return };
+    let number = |column: i64, value: u64| u64::try_from(column) == Ok(value);
+    let columns = [
+        (Part::HeaderHash, row.header_hash == facts.header_hash.as_bytes()),
+        (Part::Client, row.client == header.client.as_str()),
+        (Part::Seq, number(row.seq, header.seq.0)),
+        (Part::Stream, row.stream == header.stream.as_str()),
+        (Part::EventTime, number(row.event_time, header.event_time.0)),
+    ];
+    facts.parts.extend(columns.into_iter().filter(|(_, fits)| !fits).map(|(part, _)| part));
+}
+
+fn same_items(stored: &[StoredItem], items: &[Item]) -> bool {
+    stored.len() == items.len()
+        && stored.iter().zip(items).enumerate().all(|(index, (stored, item))| stored.is(index, item))
+}
+
+/// Whether a digest's ranges name a message.
+pub(super) fn names(digest: &HistoryDigest, (client, seq): &(ClientId, u64)) -> bool {
+    let runs = digest.ranges.binary_search_by(|(of, _)| of.cmp(client));
+    runs.is_ok_and(|at| digest.ranges[at].1.iter().any(|(first, last)| (first.0..=last.0).contains(seq)))
+}
