@@ -5,6 +5,7 @@
 //! | `first_light.rs` | a reading goes from a gateway to a proof, on four replicas |
 //! | `crashes.rs` | nothing that was acknowledged is lost, whoever is killed |
 //! | `evidence.rs` | who contradicts itself is proven faulty by all others, for good |
+//! | `history.rs` | a history that takes nothing for a while costs nothing that was promised |
 //! | `hostile_messages.rs` | each bad message gets the answer that the protocol names |
 //! | `hostile_ports.rs` | garbage on any port harms nobody |
 //! | `operations.rs` | the ledger takes an admin's operations, and nobody else's |
@@ -18,6 +19,7 @@ mod crashes;
 mod device;
 mod evidence;
 mod first_light;
+mod history;
 mod hostile_messages;
 mod hostile_ports;
 #[cfg(feature = "interop")]
@@ -27,6 +29,7 @@ mod mqtt;
 mod network;
 mod operations;
 mod policies;
+mod rows;
 mod starting;
 mod status;
 mod transfer;

@@ -16,12 +16,12 @@ const NODE: usize = 3;
 const MARK: &str = "ledgermq-faults-";
 
 /// A small file system of its own; unmounted when dropped, also by a test that panics.
-struct SmallDisk {
+pub struct SmallDisk {
     path: PathBuf,
 }
 
 impl SmallDisk {
-    fn mount(path: &Path, size: &str) -> Self {
+    pub fn mount(path: &Path, size: &str) -> Self {
         unmount_leftovers();
         fs::create_dir_all(path).unwrap();
         let options = format!("size={size},mode=0700");
@@ -35,13 +35,13 @@ impl SmallDisk {
     }
 
     /// Takes all the room that is left.
-    fn fill(&self) {
+    pub fn fill(&self) {
         let mut ballast = fs::File::create(self.ballast()).unwrap();
         let error = std::io::copy(&mut std::io::repeat(0), &mut ballast).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
     }
 
-    fn make_room(&self) {
+    pub fn make_room(&self) {
         fs::remove_file(self.ballast()).unwrap();
     }
 

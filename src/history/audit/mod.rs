@@ -117,7 +117,9 @@ pub async fn audit(
     if nodes.is_empty() {
         unchecked.push("the history has no node's rows".to_owned());
     }
-    missing::find(ledger, &seen, options, &mut findings);
+    let lost: Vec<LostRows> =
+        nodes.iter().flat_map(|node| &node.lost).chain(&options.known_lost).copied().collect();
+    missing::find(ledger, &seen, (options, &lost), &mut findings);
     let (gaps, omitted_gaps) = missing::gaps(ledger, &seen, options);
     let Findings { kept, omitted, .. } = findings;
     let verdict = match (kept.is_empty() && omitted == 0, unchecked.is_empty()) {
