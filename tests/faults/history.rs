@@ -116,9 +116,9 @@ async fn what_postgresql_refuses_holds_clients_back_until_somebody_mends_it() {
     let troubles = [
         ("REVOKE INSERT ON messages FROM node", "GRANT INSERT ON messages TO node", "permission denied"),
         (
-            "ALTER TABLE items ALTER COLUMN num TYPE TEXT USING num::text",
-            "ALTER TABLE items ALTER COLUMN num TYPE BIGINT USING num::bigint",
-            "is of type text but expression is of type bigint",
+            "ALTER TABLE items ALTER COLUMN num TYPE DATE USING DATE '2000-01-01' + num::integer",
+            "ALTER TABLE items ALTER COLUMN num TYPE BIGINT USING num - DATE '2000-01-01'",
+            "is of type date but expression is of type bigint",
         ),
         ("ALTER TABLE fates RENAME TO taken_away", "ALTER TABLE taken_away RENAME TO fates", "does not exist"),
     ];

@@ -6,19 +6,20 @@ use ledgermq::history::audit::{
     AuditOptions, AuditReport, AuditVerdict, AuditedLedger, Finding, FindingKind, audit,
 };
 use ledgermq::history::{Location, SqlReader};
+use ledgermq::ledger::CertifiedBlock;
+use ledgermq::types::NodeId;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, Executor as _, Row as _};
 
 use crate::node::history_location;
 use crate::sites::Remains;
 
-/// The ledger, from its blocks.
-pub fn ledger(remains: &Remains) -> AuditedLedger {
-    let mut ledger = AuditedLedger::new(&remains.genesis).unwrap();
-    for block in &remains.blocks {
+/// The ledger, from its blocks above those that it has.
+pub fn follow(ledger: &mut AuditedLedger, blocks: &[CertifiedBlock]) {
+    let known = usize::try_from(ledger.height().0).unwrap();
+    for block in &blocks[known..] {
         ledger.add(block.block(), Some(block.certificate())).unwrap();
     }
-    ledger
 }
 
 /// Audits the history in a node's directory.
@@ -28,19 +29,19 @@ pub async fn audit_of(ledger: &AuditedLedger, dir: &Path, options: &AuditOptions
 }
 
 /// Audits every history: nothing is found, and nothing is left unchecked but what is known to be lost.
-pub async fn no_false_alarm(remains: &Remains, ledger: &AuditedLedger) -> Vec<AuditReport> {
+pub async fn no_false_alarm(sites: &[(NodeId, PathBuf, bool)], ledger: &AuditedLedger) -> Vec<AuditReport> {
     let mut reports = Vec::new();
-    for (at, (_, dir, wiped)) in remains.sites.iter().enumerate() {
+    for (node, dir, has_lost) in sites {
         let mut report = audit_of(ledger, dir, &AuditOptions::default()).await;
-        if *wiped {
-            assert_eq!((report.findings, report.verdict), (Vec::new(), AuditVerdict::Unchecked), "node {at} was wiped");
-            let known_lost = report.nodes[0].lost.clone();
-            assert_eq!((known_lost.len(), known_lost[0].first), (1, 1), "{known_lost:?}");
-            report = audit_of(ledger, dir, &AuditOptions { known_lost, ..AuditOptions::default() }).await;
+        let lost = report.nodes.first().map(|node| node.lost.clone()).unwrap_or_default();
+        if *has_lost && !lost.is_empty() {
+            assert_eq!((report.findings, report.verdict), (Vec::new(), AuditVerdict::Unchecked), "{node} lost rows");
+            assert_eq!((lost.len(), lost[0].first), (1, 1), "{lost:?}");
+            report = audit_of(ledger, dir, &AuditOptions { known_lost: lost, ..AuditOptions::default() }).await;
         }
         let first: Vec<_> = report.findings.iter().take(5).collect();
-        assert_eq!(report.findings.len(), 0, "node {at}: {first:?}");
-        assert_eq!(report.verdict, AuditVerdict::Clean, "node {at}: {:?}", report.unchecked);
+        assert_eq!(report.findings.len(), 0, "{node}: {first:?}");
+        assert_eq!(report.verdict, AuditVerdict::Clean, "{node}: {:?}", report.unchecked);
         reports.push(report);
     }
     reports
@@ -84,8 +85,8 @@ async fn a_covered_row(dir: &Path) -> (i64, i64) {
 
 /// A handful of ways to tamper with a history that is otherwise as the week left it: each is found, and the
 /// row is named.
-pub async fn tampering_is_found(remains: &Remains, ledger: &AuditedLedger) {
-    let dir = &remains.sites[0].1;
+pub async fn tampering_is_found(remains: &Remains) {
+    let (ledger, dir) = (&remains.ledger, &remains.sites[0].1);
     let (row, node) = a_covered_row(dir).await;
     let next = row + 1;
     let of = format!("node = {node} AND number = {row}");
@@ -108,7 +109,7 @@ pub async fn tampering_is_found(remains: &Remains, ledger: &AuditedLedger) {
                 "INSERT INTO messages SELECT node, (SELECT MAX(number) + 1 FROM messages WHERE node = {node}), {copied} \
                  FROM messages WHERE {of}"
             ),
-            FindingKind::Altered,
+            FindingKind::Added,
         ),
         ("two rows that are swapped", swap, FindingKind::Reordered),
         (

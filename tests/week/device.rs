@@ -45,7 +45,7 @@ impl Device {
         Self {
             id: ClientId::new(format!("devices/{name}")).unwrap(),
             key: SecretKey::from_seed(&seed),
-            stream: Stream::new("env").unwrap(),
+            stream: Stream::new(if name.starts_with("roof") { "sky" } else { "env" }).unwrap(),
             home,
             sent: Vec::new(),
             is_greedy: name == "greedy",

@@ -33,16 +33,15 @@ mod world;
 fn audited_week(seed: u64) {
     actix::System::new().block_on(async {
         let remains = plan::week(seed).await;
-        println!("seed {seed}, {} blocks; refused: {:?}", remains.blocks.len(), remains.refused);
+        println!("seed {seed}; refused by the ledger: {:?}", remains.refused);
         for (what, count) in &remains.counts {
             println!("{count:6} {what}");
         }
-        let ledger = audited::ledger(&remains);
-        let reports = audited::no_false_alarm(&remains, &ledger).await;
+        let reports = audited::no_false_alarm(&remains.sites, &remains.ledger).await;
         for report in &reports {
             println!("{:?}", report.nodes[0]);
         }
-        audited::tampering_is_found(&remains, &ledger).await;
+        audited::tampering_is_found(&remains).await;
     });
 }
 

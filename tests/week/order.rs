@@ -59,6 +59,11 @@ impl Order {
         }
     }
 
+    /// All blocks.
+    pub fn blocks(&self) -> Vec<CertifiedBlock> {
+        self.done.iter().filter_map(|one| one.certified.clone()).collect()
+    }
+
     pub fn is_idle(&self) -> bool {
         self.pool.is_empty()
     }

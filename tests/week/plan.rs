@@ -6,7 +6,7 @@ use crate::clock::{DAY, HOUR, MINUTE};
 use crate::device::Device;
 use crate::rng::Rng;
 use crate::sites::Remains;
-use crate::world::{Event, NODES, World};
+use crate::world::{Event, Loss, NODES, World};
 
 /// Names of the clients that are there from the beginning.
 const CLIENTS: [&str; 7] = ["north", "south", "east", "west", "roof", "cellar", "greedy"];
@@ -31,13 +31,16 @@ fn policies(rng: &mut Rng) -> PolicySet {
     let temperature = [change(0.5), change(2.0), both(6, 1.0), WritePolicy::Always];
     let slow = [WritePolicy::Periodic(every(3)), both(12, 1.5), change(5.0)];
     let rest = [change(0.1), WritePolicy::Always, WritePolicy::Periodic(every(24))];
-    let rules = vec![
+    let mut rules = vec![
         rule("temperature", "temperature", rng.pick(&temperature)),
         rule("slow", "pressure", rng.pick(&slow)),
         rule("humidity", "humidity", rng.pick(&[change(5.0), change(2.0), WritePolicy::Never])),
         rule("doors", "o*", change(1.0)),
+        Rule { stream: Pattern::new("sk*").unwrap(), ..rule("sky", "temp*", rng.pick(&rest)) },
         rule("rest", "*", rng.pick(&rest)),
     ];
+    let at = rng.index(rules.len() - 1);
+    rules.swap(at, 0);
     let greedy = Pattern::new("devices/greedy").unwrap();
     let max_items = 8 + rng.below(8) as u32;
     PolicySet::with_quotas(rules, vec![Quota { client: greedy, max_items }]).unwrap()
@@ -58,6 +61,11 @@ pub async fn week(seed: u64) -> Remains {
     plan_nodes(&mut world);
     plan_clients(&mut world);
     world.closes_at = 7 * DAY;
+    for day in 0..7 {
+        let time = day * DAY + world.rng.between(6 * HOUR, 20 * HOUR);
+        world.run_until(time).await;
+        world.audit().await;
+    }
     world.run_until(7 * DAY).await;
     world.end().await
 }
@@ -71,20 +79,22 @@ fn plan_policies(world: &mut World) {
     }
 }
 
-/// At most one node is away at a time; the last one loses its disk, and each of the others something else.
+/// At most one node is away at a time; and two of them lose something.
 fn plan_nodes(world: &mut World) {
-    let (mut time, mut round, mut was_wiped) = (6 * HOUR, 0, false);
+    let (mut time, mut round) = (6 * HOUR, 0);
+    // The last node loses everything once, another one its history.
+    let mut losses = vec![(NODES - 1, Loss::Everything), (NODES - 2, Loss::History)];
     while time < 6 * DAY + 12 * HOUR {
         let (node, away) = (round % NODES, world.rng.between(2 * MINUTE, 5 * HOUR));
-        let wiped = node == NODES - 1 && time > 2 * DAY + 12 * HOUR && !was_wiped;
-        was_wiped |= wiped;
+        let lost = losses.iter().position(|(of, _)| *of == node && time > 2 * DAY + 12 * HOUR);
+        let loss = lost.map_or(Loss::Nothing, |at| losses.remove(at).1);
         // Something is on its way when it ends.
         for device in (0..CLIENTS.len()).filter(|device| device % NODES == node) {
             world.at(time - 2_000, Event::Burst(device));
         }
         match round % 3 {
-            0 if !wiped => world.at(time, Event::Stop(node)),
-            _ => world.at(time, Event::Kill(node, wiped)),
+            0 if loss == Loss::Nothing => world.at(time, Event::Stop(node)),
+            _ => world.at(time, Event::Kill(node, loss)),
         }
         world.at(time + away, Event::Start(node));
         let cut_off = (node + 1) % NODES;

@@ -4,36 +4,44 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ledgermq::ledger::{CertifiedBlock, Genesis};
+use ledgermq::history::Location;
+use ledgermq::history::audit::AuditedLedger;
 use ledgermq::store::LedgerStore as _;
 use ledgermq::types::NodeId;
 
+use crate::audited::{follow, no_false_alarm};
 use crate::clock::MINUTE;
-use crate::node::{Running, wipe};
+use crate::node::{Running, history_location, wipe};
 use crate::order::Ordered;
-use crate::world::{Counts, Event, NODES, Site, World};
+use crate::world::{Counts, Event, Loss, NODES, Site, World};
 
 /// What is left of a week, for an audit.
 pub struct Remains {
-    pub genesis: Genesis,
-    pub blocks: Vec<CertifiedBlock>,
+    pub ledger: AuditedLedger,
     pub counts: Counts,
-    /// Each node, its directory, and whether it lost its disk.
+    /// Each node, its directory, and whether it lost its history.
     pub sites: Vec<(NodeId, PathBuf, bool)>,
     pub refused: Vec<String>,
     pub _dir: tempfile::TempDir,
 }
 
 impl World {
-    pub async fn kill(&mut self, at: usize, wiped: bool) {
+    pub async fn kill(&mut self, at: usize, loss: Loss) {
         let Some(node) = self.sites[at].running.take() else { return };
         node.end().await;
         self.count("nodes killed");
         let site = &mut self.sites[at];
-        if wiped {
-            wipe(&site.dir);
-            site.wiped = true;
-            self.count("nodes wiped");
+        site.has_lost |= loss != Loss::Nothing;
+        match loss {
+            Loss::Nothing => {}
+            Loss::History => {
+                std::fs::remove_dir_all(site.dir.join("history")).unwrap();
+                self.count("histories lost");
+            }
+            Loss::Everything => {
+                wipe(&site.dir);
+                self.count("nodes wiped");
+            }
         }
     }
 
@@ -109,15 +117,34 @@ impl World {
             self.run_events(time).await;
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let mut sites = Vec::new();
-        for site in self.sites {
-            sites.push((site.key.node_id(), site.dir, site.wiped));
-            site.running.unwrap().end().await;
+        let sites = self.histories();
+        for site in &mut self.sites {
+            site.running.take().unwrap().end().await;
         }
-        let blocks = self.order.done.iter().filter_map(|one| one.certified.clone()).collect();
-        let genesis = self.net.genesis.clone();
+        follow(&mut self.ledger, &self.order.blocks());
         let refused = self.order.refused;
-        Remains { genesis, blocks, counts: self.counts, sites, refused, _dir: self.dir }
+        Remains { ledger: self.ledger, counts: self.counts, sites, refused, _dir: self.dir }
+    }
+
+    /// Where the histories are, of nodes that run and of others.
+    fn histories(&self) -> Vec<(NodeId, PathBuf, bool)> {
+        self.sites.iter().map(|site| (site.key.node_id(), site.dir.clone(), site.has_lost)).collect()
+    }
+
+    /// Audits the histories as they are while everything goes on.
+    pub async fn audit(&mut self) {
+        follow(&mut self.ledger, &self.order.blocks());
+        let is_there = |(_, dir, _): &(NodeId, PathBuf, bool)| match history_location(dir) {
+            Location::Sqlite(path) => path.metadata().is_ok_and(|file| file.len() > 0),
+            Location::Postgres(_) => true,
+        };
+        let histories: Vec<_> = self.histories().into_iter().filter(is_there).collect();
+        let reports = no_false_alarm(&histories, &self.ledger).await;
+        for report in reports.iter().flat_map(|report| &report.nodes) {
+            *self.counts.entry("rows audited on the way").or_default() += report.rows as usize;
+            *self.counts.entry("rows audited that no digest covered").or_default() += report.not_covered as usize;
+            *self.counts.entry("rows audited that were not final").or_default() += report.not_final as usize;
+        }
     }
 }
 

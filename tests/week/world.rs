@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ledgermq::crypto::SecretKey;
+use ledgermq::history::audit::AuditedLedger;
 use ledgermq::ledger::{
     AdminAction, AdminOperation, ClientSettings, Genesis, ReplicaSet, Request, VerifiedRequest,
 };
@@ -28,6 +29,15 @@ pub const NODES: usize = 4;
 
 /// The most that may go by between two looks at the histories.
 const STEP: u64 = 120 * MINUTE;
+
+/// What a node loses while it does not run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    Nothing,
+    /// Its history, and not its ledger and its log.
+    History,
+    Everything,
+}
 
 /// Something that happens.
 pub enum Event {
@@ -53,8 +63,8 @@ pub enum Event {
     Save(usize),
     /// A node asks again for what is not final.
     AskAgain(usize),
-    /// `kill -9`, with or without the loss of the disk.
-    Kill(usize, bool),
+    /// `kill -9`, and what is lost with it.
+    Kill(usize, Loss),
     /// An orderly stop.
     Stop(usize),
     Start(usize),
@@ -83,7 +93,8 @@ pub struct Site {
     pub cut_off_until: u64,
     /// How many batches are certified here.
     pub certified: usize,
-    pub wiped: bool,
+    /// Whether it lost its history.
+    pub has_lost: bool,
 }
 
 /// What happened, by name.
@@ -95,6 +106,8 @@ pub struct World {
     pub sites: Vec<Site>,
     pub devices: Vec<Device>,
     pub order: Order,
+    /// What an auditor has of the blocks.
+    pub ledger: AuditedLedger,
     pub counts: Counts,
     pub rng: Rng,
     admin: SecretKey,
@@ -134,10 +147,11 @@ impl World {
             std::fs::create_dir_all(&path).unwrap();
             let running = Some(Running::open(&net, key, &path).await);
             let key = key.clone();
-            sites.push(Site { key, dir: path, running, starts: 0, cut_off_until: 0, certified: 0, wiped: false });
+            sites.push(Site { key, dir: path, running, starts: 0, cut_off_until: 0, certified: 0, has_lost: false });
         }
         Self {
             order: Order::new(&net.genesis, keys),
+            ledger: AuditedLedger::new(&net.genesis).unwrap(),
             net,
             network,
             sites,
@@ -268,7 +282,7 @@ impl World {
                 self.soon(60 * MINUTE, 300 * MINUTE, Event::Save(node));
             }
             Event::AskAgain(node) => self.ask_again(node),
-            Event::Kill(node, wiped) => self.kill(node, wiped).await,
+            Event::Kill(node, loss) => self.kill(node, loss).await,
             Event::Stop(node) => self.stop(node).await,
             Event::Start(node) => self.start(node).await,
             other => self.disturb(other),
