@@ -15,6 +15,7 @@
 //! run on the blocking pool, at most [`MAX_BLOCKING_READS`] at once; others wait their turn within
 //! their request's time.
 
+mod certified;
 mod consensus;
 mod evidence;
 mod json;
@@ -37,6 +38,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::ApiConfig;
 use crate::metrics::Metrics;
 
+pub use certified::{MAX_CERTIFIED_ANSWER, WithCertificate, decode_certified};
 pub use consensus::{
     ConsensusView, ReplicaLine, ReplicaStateView, SilentView, VerdictCode, VerdictView, ViewChangeView, Why,
 };

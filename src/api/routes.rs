@@ -42,6 +42,7 @@ pub(super) fn configure(app: &mut ServiceConfig, limits: &ApiConfig) {
         .service(resource("/v1/genesis", web::get().to(genesis)))
         .service(resource("/v1/blocks", web::get().to(blocks)))
         .service(resource("/v1/blocks/{height}", web::get().to(block)))
+        .service(resource("/v1/certified-blocks", web::get().to(super::certified::certified_blocks)))
         .service(resource("/v1/records", web::get().to(records)))
         .service(resource("/v1/records/{height}/{operation}/bundle", web::get().to(bundle)))
         .service(resource("/v1/clients", web::get().to(clients)))

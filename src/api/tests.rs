@@ -338,6 +338,36 @@ async fn only_certified_blocks_are_shown_page_by_page() {
 }
 
 #[actix_web::test]
+async fn certified_blocks_are_given_byte_for_byte_and_page_by_page() {
+    let running = Running::start();
+    let get = async |path: &str| {
+        let answer = running.http.get(running.url(path)).send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()["content-type"] == BUNDLE), (200, true));
+        decode_certified(&answer.bytes().await.unwrap()).unwrap()
+    };
+    const BUNDLE: &str = "application/octet-stream";
+    let blocks = get("/v1/certified-blocks?from=1").await;
+    assert_eq!(blocks.len(), 4, "no block without a certificate");
+    for ((block, certificate), height) in blocks.into_iter().zip(1..) {
+        assert_eq!(Some(block), running.node.block(Height(height)).unwrap());
+        assert_eq!(certificate, running.node.certificate(Height(height)).unwrap());
+    }
+    assert_eq!(get("/v1/certified-blocks?from=2&limit=2").await.len(), 2);
+    assert_eq!(get("/v1/certified-blocks?from=5").await.len(), 0);
+    assert_eq!(get("/v1/certified-blocks?from=18446744073709551615").await.len(), 0);
+    for bad in ["", "?from=x", "?from=1&limit=0", "?from=1&limit=99999999", "?from=1&to=2"] {
+        assert_eq!(running.get(&format!("/v1/certified-blocks{bad}")).await.0, 400, "{bad}");
+    }
+}
+
+#[test]
+fn what_is_no_list_of_certified_blocks_is_refused() {
+    for bad in [&[0_u8, 0, 0][..], &[0, 0, 0, 9, 1], &[0, 0, 0, 1, 7], &[0xff; 8]] {
+        assert!(decode_certified(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[actix_web::test]
 async fn a_block_is_shown_with_its_operations_and_who_signed_it() {
     let running = Running::start();
     let (status, body) = running.get("/v1/blocks/3").await;

@@ -2,9 +2,10 @@
 //!
 //! What a person reads goes to standard output as text, what a script reads as one JSON value
 //! (`--json`). Errors go to standard error and say what to do; the exit code is 0 only on success,
-//! 2 for wrong arguments, 1 for all else; `status` has codes of its own. Progress bars are drawn on a
+//! 2 for wrong arguments, 1 for all else; `status` and `audit` have codes of their own. Progress bars are drawn on a
 //! terminal only.
 
+mod audit;
 mod bench;
 mod client;
 mod demo;
@@ -68,6 +69,7 @@ enum Command {
     Publish(publish::PublishArgs),
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
+    Audit(audit::AuditArgs),
     #[command(subcommand)]
     Evidence(evidence::EvidenceCommand),
 }
@@ -105,6 +107,7 @@ fn told(error: &anyhow::Error) -> String {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Status(args) => return status::run(&args),
+        Command::Audit(args) => return audit::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Init(args) => init::run(&args),

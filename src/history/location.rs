@@ -62,12 +62,10 @@ impl Location {
         }
     }
 
-    /// The URL that sqlx connects to.
-    pub(super) fn connect_url(&self, writable: bool) -> Url {
+    /// The URL that sqlx connects to, to write.
+    pub(super) fn connect_url(&self) -> Url {
         match self {
-            Self::Sqlite(path) => {
-                SqliteConnectOptions::new().filename(path).read_only(!writable).to_url_lossy()
-            }
+            Self::Sqlite(path) => SqliteConnectOptions::new().filename(path).to_url_lossy(),
             Self::Postgres(url) => url.clone(),
         }
     }

@@ -23,6 +23,7 @@ mod schema;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;
+mod untouched;
 
 use async_trait::async_trait;
 

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use sqlx::any::AnyConnectOptions;
 use sqlx::{AnyConnection, AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
+use url::Url;
 
 use super::error::HistoryError;
 use super::location::Location;
 use super::schema::{self, Dialect};
+use super::untouched::Untouched;
 use crate::types::NetworkId;
 
 /// How long a connection may take to be made, and then any one statement or transaction: longer
@@ -19,15 +21,6 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a look through whole tables may take, which only an audit does.
 const SCAN_PATIENCE: Duration = Duration::from_secs(3600);
-
-/// What opening is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Writing: an empty database becomes a history, an older one is brought up to date.
-    Write,
-    /// Reading: nothing is changed.
-    Read,
-}
 
 static DRIVERS: Once = Once::new();
 
@@ -51,40 +44,101 @@ async fn within<T>(
     tokio::time::timeout(patience, work).await.unwrap_or_else(late)
 }
 
-/// Connects and checks; see the module.
-pub(super) async fn open(
+/// A connection that reads, and what must stay for it.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) connection: AnyConnection,
+    pub(super) untouched: Option<Untouched>,
+}
+
+/// Connects to write and checks; see the module.
+pub(super) async fn open(location: &Location, network: &NetworkId) -> Result<AnyConnection, HistoryError> {
+    location.create_file()?;
+    let failed = |error: sqlx::Error| HistoryError::of(&location.to_string(), &error);
+    let mut connection = connect(&location.connect_url()).await.map_err(failed)?;
+    let found = bounded(look(&mut connection, location.dialect())).await.map_err(failed)?;
+    let version = check(found, location, network)?;
+    prepare(&mut connection, location.dialect()).await.map_err(failed)?;
+    if version != Some(schema::VERSION) {
+        let upgraded = bounded(upgrade(&mut connection, location, network)).await.map_err(failed)?;
+        check(upgraded, location, network)?;
+    }
+    Ok(connection)
+}
+
+/// Connects to read, and checks; nothing is changed. All that is read is of one moment.
+pub(super) async fn open_to_read(location: &Location, network: &NetworkId) -> Result<Reading, HistoryError> {
+    let Location::Sqlite(path) = location else {
+        return begin_to_read(location, network, None).await.map_err(|error| error.of(location));
+    };
+    let first = begin_to_read(location, network, Some(Untouched::plan(path)?)).await;
+    match first {
+        Err(NotRead { error: Either::Sql(error), untouched: Some(untouched) })
+            if untouched.would_help(&error) =>
+        {
+            let copied = Some(Untouched::copied(path)?);
+            begin_to_read(location, network, copied).await.map_err(|error| error.of(location))
+        }
+        first => first.map_err(|error| error.of(location)),
+    }
+}
+
+/// Why a database was not read, and how it was tried.
+struct NotRead {
+    error: Either,
+    untouched: Option<Untouched>,
+}
+
+enum Either {
+    Sql(sqlx::Error),
+    History(HistoryError),
+}
+
+impl NotRead {
+    fn of(self, location: &Location) -> HistoryError {
+        match self.error {
+            Either::Sql(error) => HistoryError::of(&location.to_string(), &error),
+            Either::History(error) => error,
+        }
+    }
+}
+
+async fn begin_to_read(
     location: &Location,
     network: &NetworkId,
-    access: Access,
-) -> Result<AnyConnection, HistoryError> {
+    untouched: Option<Untouched>,
+) -> Result<Reading, NotRead> {
+    let url = untouched.as_ref().map_or_else(|| location.connect_url(), |untouched| untouched.url.clone());
+    let begun = async {
+        let mut connection = connect(&url).await?;
+        let begin = match location.dialect() {
+            Dialect::Sqlite => "BEGIN",
+            Dialect::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        bounded(sqlx::query(begin).execute(&mut connection)).await?;
+        let found = bounded(look(&mut connection, location.dialect())).await?;
+        Ok((connection, found))
+    };
+    let (connection, found) = match begun.await {
+        Ok(begun) => begun,
+        Err(error) => return Err(NotRead { error: Either::Sql(error), untouched }),
+    };
+    let error = match check(found, location, network) {
+        Ok(Some(_)) => return Ok(Reading { connection, untouched }),
+        Ok(None) => HistoryError::Empty { location: location.to_string() },
+        Err(error) => error,
+    };
+    Err(NotRead { error: Either::History(error), untouched })
+}
+
+async fn connect(url: &Url) -> Result<AnyConnection, sqlx::Error> {
     DRIVERS.call_once(|| {
         // Fails only if somebody in this process did so before, with the same drivers.
         let _done_before =
             sqlx::any::install_drivers(&[sqlx::sqlite::any::DRIVER, sqlx::postgres::any::DRIVER]);
     });
-    if access == Access::Write {
-        location.create_file()?;
-    }
-    let name = location.to_string();
-    let failed = |error: sqlx::Error| HistoryError::of(&name, &error);
-    let url = location.connect_url(access == Access::Write);
-    let options = AnyConnectOptions::from_url(&url).map_err(failed)?;
-    let options = options.disable_statement_logging();
-    let mut connection = bounded(options.connect()).await.map_err(failed)?;
-    let found = bounded(look(&mut connection, location.dialect())).await.map_err(failed)?;
-    let version = check(found, location, network)?;
-    match (access, version) {
-        (Access::Read, None) => return Err(HistoryError::Empty { location: name }),
-        (Access::Write, version) => {
-            prepare(&mut connection, location.dialect()).await.map_err(failed)?;
-            if version != Some(schema::VERSION) {
-                let upgraded = bounded(upgrade(&mut connection, location, network)).await.map_err(failed)?;
-                check(upgraded, location, network)?;
-            }
-        }
-        (Access::Read, Some(_)) => {}
-    }
-    Ok(connection)
+    let options = AnyConnectOptions::from_url(url)?.disable_statement_logging();
+    bounded(options.connect()).await
 }
 
 /// What a database says of itself.

@@ -21,6 +21,11 @@ pub struct UnreadableRow {
     pub node: NodeId,
     /// Its place in that history.
     pub number: u64,
+    /// The columns of `messages`, or `items` or `fates`, that hold something of another kind; none if not even
+    /// that can be told.
+    pub columns: Vec<&'static str>,
+    /// The client and its number of the message, as columns say, if those can be read.
+    pub message: Option<(String, i64)>,
     /// What the database says.
     pub what: String,
 }
@@ -34,8 +39,16 @@ const COLUMNS: &str = "SELECT m.number, m.client, m.seq, m.stream, m.event_time,
 
 /// The nodes that have rows in the database, with their numbers in it.
 pub(super) async fn nodes(connection: &mut AnyConnection) -> Result<Vec<(i64, String)>, sqlx::Error> {
-    let rows = sqlx::query("SELECT id, node FROM nodes ORDER BY id").fetch_all(connection).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    // As texts, since SQLite takes anything in any column.
+    let nodes = "SELECT CAST(id AS TEXT), CAST(node AS TEXT) FROM nodes ORDER BY id";
+    let rows = sqlx::query(nodes).fetch_all(connection).await?;
+    let node = |row: &AnyRow| {
+        let (id, node): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+        // No row has the number 0.
+        let id = id.and_then(|id| id.parse().ok()).unwrap_or_default();
+        Ok((id, node.unwrap_or_default()))
+    };
+    rows.iter().map(node).collect()
 }
 
 /// The rows of a node above `after`, ascending by number, `limit` at most.
@@ -51,7 +64,7 @@ pub(super) async fn rows(
     }
     // One of them cannot be read: which one?
     let numbers =
-        sqlx::query("SELECT number FROM messages WHERE node = $1 AND number > $2 ORDER BY number LIMIT $3")
+        sqlx::query("SELECT number FROM messages WHERE node = $1 AND number > $2 AND number = CAST(number AS BIGINT) ORDER BY number LIMIT $3")
             .bind(id)
             .bind(signed(after))
             .bind(i64::from(limit))
@@ -64,12 +77,46 @@ pub(super) async fn rows(
         match page(connection, (id, node), number.saturating_sub(1), 1).await {
             Ok(page) => rows.extend(page.into_iter().map(Ok)),
             Err(error) if is_decoding(&error) => {
-                rows.push(Err(UnreadableRow { node, number, what: error.to_string() }));
+                let what = error.to_string();
+                let (columns, message) = unreadable(connection, id, signed(number)).await.unwrap_or_default();
+                rows.push(Err(UnreadableRow { node, number, columns, message, what }));
             }
             Err(error) => return Err(error),
         }
     }
     Ok(rows)
+}
+
+/// The columns of one row that hold something of another kind, and which message it says it is.
+async fn unreadable(
+    connection: &mut AnyConnection,
+    id: i64,
+    number: i64,
+) -> Result<(Vec<&'static str>, Option<(String, i64)>), sqlx::Error> {
+    let sql = const_format(COLUMNS, "WHERE m.node = $1 AND m.number = $2");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).bind(number).fetch_one(&mut *connection).await?;
+    let text = |at: usize| row.try_get::<String, _>(at).is_err();
+    let number_is_bad = |at: usize| row.try_get::<i64, _>(at).is_err();
+    let bytes = |at: usize| row.try_get::<Vec<u8>, _>(at).is_err();
+    let fate = row.try_get::<Option<String>, _>(11).is_err()
+        || row.try_get::<Option<i64>, _>(12).is_err()
+        || row.try_get::<Option<Vec<u8>>, _>(13).is_err();
+    let columns = [
+        ("client", text(1)),
+        ("seq", number_is_bad(2)),
+        ("stream", text(3)),
+        ("event_time", number_is_bad(4)),
+        ("header_hash", bytes(5)),
+        ("header", bytes(6)),
+        ("signature", bytes(7)),
+        ("client_key", bytes(8)),
+        ("body", bytes(9)),
+        ("decision", bytes(10)),
+        ("fates", fate),
+        ("items", items(connection, id, number - 1, number).await.is_err()),
+    ];
+    let columns = columns.into_iter().filter(|(_, is_bad)| *is_bad).map(|(name, _)| name).collect();
+    Ok((columns, row.try_get(1).ok().zip(row.try_get(2).ok())))
 }
 
 const fn is_decoding(error: &sqlx::Error) -> bool {
@@ -85,7 +132,10 @@ async fn page(
     after: u64,
     limit: u32,
 ) -> Result<Vec<StoredRow>, sqlx::Error> {
-    let sql = const_format(COLUMNS, "WHERE m.node = $1 AND m.number > $2 ORDER BY m.number LIMIT $3");
+    let sql = const_format(
+        COLUMNS,
+        "WHERE m.node = $1 AND m.number > $2 AND m.number = CAST(m.number AS BIGINT) ORDER BY m.number LIMIT $3",
+    );
     let messages = sqlx::query(sqlx::AssertSqlSafe(sql))
         .bind(id)
         .bind(signed(after))
@@ -110,7 +160,8 @@ async fn items(
 ) -> Result<BTreeMap<i64, Vec<StoredItem>>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT number, item, device, service, num, event_time, integer_value, float_value, text_value, \
-         boolean_value, unit FROM items WHERE node = $1 AND number > $2 AND number <= $3 ORDER BY number, item",
+         boolean_value, unit FROM items WHERE node = $1 AND number > $2 AND number <= $3 AND \
+         number = CAST(number AS BIGINT) ORDER BY number, item",
     );
     let rows = rows.bind(id).bind(after).bind(last).fetch_all(connection).await?;
     let mut items: BTreeMap<i64, Vec<StoredItem>> = BTreeMap::new();
@@ -175,7 +226,7 @@ pub(super) async fn strays(
 ) -> Result<Vec<u64>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT DISTINCT s.number FROM (SELECT node, number FROM items UNION SELECT node, number FROM fates) s \
-         WHERE s.node = $1 AND NOT EXISTS \
+         WHERE s.node = $1 AND s.number = CAST(s.number AS BIGINT) AND NOT EXISTS \
          (SELECT 1 FROM messages m WHERE m.node = s.node AND m.number = s.number) ORDER BY s.number LIMIT $2",
     );
     let rows = rows.bind(id).bind(i64::from(limit)).fetch_all(connection).await?;
@@ -205,7 +256,7 @@ pub(super) async fn rows_of(
 }
 
 const DIGESTS: &str = "SELECT number, first, count, content, row_hashes, height FROM digests WHERE node = $1 AND \
-                       number > $2 ORDER BY number LIMIT $3";
+                       number > $2 AND number = CAST(number AS BIGINT) ORDER BY number LIMIT $3";
 
 /// The digests of a node above `after`, ascending by number, `limit` at most.
 pub(super) async fn digests(
@@ -221,7 +272,7 @@ pub(super) async fn digests(
     }
     // One of them cannot be read at all: which one?
     let numbers =
-        sqlx::query("SELECT number FROM digests WHERE node = $1 AND number > $2 ORDER BY number LIMIT $3")
+        sqlx::query("SELECT number FROM digests WHERE node = $1 AND number > $2 AND number = CAST(number AS BIGINT) ORDER BY number LIMIT $3")
             .bind(id)
             .bind(signed(after))
             .bind(i64::from(limit))

@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::error::HistoryError;
 use super::insert::{self, signed};
 use super::location::Location;
-use super::open::{Access, bounded, bounded_scan, open};
+use super::open::{Reading, bounded, bounded_scan, open, open_to_read};
 use super::read::{self, ReadRow};
 use super::row::{HistoryRow, MessageKey, RowFate, RowStanding, StoredDigest};
 use super::schema::Dialect;
@@ -39,7 +39,7 @@ impl SqlHistory {
     }
 
     async fn connect(&self) -> Result<Connected, HistoryError> {
-        let mut connection = open(&self.location, &self.network, Access::Write).await?;
+        let mut connection = open(&self.location, &self.network).await?;
         let node = bounded(node_number(&mut connection, &self.node)).await;
         Ok(Connected { connection, node: node.map_err(|error| self.failed(&error))? })
     }
@@ -209,12 +209,15 @@ async fn standing(
     Ok(keys.iter().map(standing).collect())
 }
 
-/// A history of any number of nodes, opened to be read and never changed.
+/// A history of any number of nodes, opened to be read and never changed. All that it gives is of the
+/// moment when it was opened.
 #[derive(Debug)]
 pub struct SqlReader {
     location: Location,
-    connection: Mutex<AnyConnection>,
+    reading: Mutex<Reading>,
     nodes: Vec<(i64, NodeId)>,
+    /// Names of nodes that are none.
+    no_nodes: Vec<String>,
 }
 
 impl SqlReader {
@@ -223,14 +226,28 @@ impl SqlReader {
     /// # Errors
     /// [`HistoryError`].
     pub async fn open(location: Location, network: &NetworkId) -> Result<Self, HistoryError> {
-        let mut connection = open(&location, network, Access::Read).await?;
+        let mut reading = open_to_read(&location, network).await?;
         let failed = |error: sqlx::Error| HistoryError::of(&location.to_string(), &error);
-        let found = bounded(read::nodes(&mut connection)).await.map_err(failed)?;
-        let altered =
-            || HistoryError::Altered { location: location.to_string(), what: "a name of a node".to_owned() };
-        let nodes: Result<Vec<_>, _> =
-            found.into_iter().map(|(id, node)| Ok((id, node.parse().map_err(|_| altered())?))).collect();
-        Ok(Self { nodes: nodes?, connection: Mutex::new(connection), location })
+        let found = bounded(read::nodes(&mut reading.connection)).await.map_err(failed)?;
+        let (mut nodes, mut no_nodes) = (Vec::new(), Vec::new());
+        for (id, name) in found {
+            match name.parse() {
+                Ok(node) => nodes.push((id, node)),
+                Err(_) => no_nodes.push(format!("table nodes has {name:?}, which is no node's name")),
+            }
+        }
+        Ok(Self { nodes, no_nodes, reading: Mutex::new(reading), location })
+    }
+
+    /// The connection, unless somebody began to write what is read without locks.
+    async fn reading(&self) -> Result<MutexGuard<'_, Reading>, HistoryError> {
+        let reading = self.reading.lock().await;
+        let wal = reading.untouched.as_ref().and_then(|untouched| untouched.alone_without.as_ref());
+        if wal.is_some_and(|wal| wal.exists()) {
+            let detail = "a node opened it while it was read; read it again".to_owned();
+            return Err(HistoryError::Unavailable { location: self.location.to_string(), detail });
+        }
+        Ok(reading)
     }
 
     fn id(&self, node: &NodeId) -> (i64, NodeId) {
@@ -250,8 +267,8 @@ impl HistoryReader for SqlReader {
     }
 
     async fn rows(&self, node: &NodeId, after: u64, limit: u32) -> Result<Vec<ReadRow>, HistoryError> {
-        let mut connection = self.connection.lock().await;
-        let rows = Box::pin(read::rows(&mut connection, self.id(node), after, limit));
+        let mut reading = self.reading().await?;
+        let rows = Box::pin(read::rows(&mut reading.connection, self.id(node), after, limit));
         bounded(rows).await.map_err(|error| self.failed(&error))
     }
 
@@ -261,14 +278,14 @@ impl HistoryReader for SqlReader {
         after: u64,
         limit: u32,
     ) -> Result<Vec<StoredDigest>, HistoryError> {
-        let mut connection = self.connection.lock().await;
-        let digests = Box::pin(read::digests(&mut connection, self.id(node), after, limit));
+        let mut reading = self.reading().await?;
+        let digests = Box::pin(read::digests(&mut reading.connection, self.id(node), after, limit));
         bounded(digests).await.map_err(|error| self.failed(&error))
     }
 
     async fn strays(&self, node: &NodeId, limit: u32) -> Result<Vec<u64>, HistoryError> {
-        let mut connection = self.connection.lock().await;
-        let strays = Box::pin(read::strays(&mut connection, self.id(node).0, limit));
+        let mut reading = self.reading().await?;
+        let strays = Box::pin(read::strays(&mut reading.connection, self.id(node).0, limit));
         bounded_scan(strays).await.map_err(|error| self.failed(&error))
     }
 
@@ -279,15 +296,17 @@ impl HistoryReader for SqlReader {
         seq: MessageSeq,
         limit: u32,
     ) -> Result<Vec<ReadRow>, HistoryError> {
-        let mut connection = self.connection.lock().await;
+        let mut reading = self.reading().await?;
         let message = (client.as_str(), seq.0);
-        let rows = Box::pin(read::rows_of(&mut connection, self.id(node), message, limit));
+        let rows = Box::pin(read::rows_of(&mut reading.connection, self.id(node), message, limit));
         bounded(rows).await.map_err(|error| self.failed(&error))
     }
 
     async fn oddities(&self, limit: u32) -> Result<Vec<String>, HistoryError> {
-        let mut connection = self.connection.lock().await;
-        let oddities = Box::pin(read::oddities(&mut connection, self.location.dialect(), limit));
-        bounded_scan(oddities).await.map_err(|error| self.failed(&error))
+        let mut reading = self.reading().await?;
+        let oddities = Box::pin(read::oddities(&mut reading.connection, self.location.dialect(), limit));
+        let mut found = bounded_scan(oddities).await.map_err(|error| self.failed(&error))?;
+        found.extend(self.no_nodes.iter().cloned());
+        Ok(found)
     }
 }

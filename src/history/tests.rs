@@ -286,7 +286,7 @@ async fn a_file_that_is_no_database_is_refused_and_left_alone() {
     assert!(matches!(refused, HistoryError::Damaged { .. }) && !refused.may_pass(), "{refused}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     let gone = SqlReader::open(Location::Sqlite(dir.path().join("none.sqlite")), &NETWORK).await;
-    assert!(matches!(gone, Err(HistoryError::Unavailable { .. })), "a reader makes no file");
+    assert!(matches!(gone, Err(HistoryError::File { .. })), "a reader makes no file");
     assert!(!dir.path().join("none.sqlite").exists());
 }
 

@@ -152,6 +152,15 @@ impl Digester {
         self.submitted = None;
     }
 
+    /// The ledger has digests beyond those that this history knows of: that one, and the first row that
+    /// follows none of them.
+    pub(super) fn behind(&self, on_ledger: Option<DigestRecord>) -> Option<(DigestRecord, u64)> {
+        let record = on_ledger.filter(|record| record.number > self.chain.0)?;
+        let sealed = self.unwritten.front().map(|digest| digest.first);
+        let open = self.open.as_ref().map(|open| open.first);
+        Some((record, sealed.or(open).unwrap_or(record.last_row + 1)))
+    }
+
     /// How many digests are not final.
     pub(super) fn unwritten(&self) -> usize {
         self.unwritten.len()
@@ -159,6 +168,9 @@ impl Digester {
 
     /// What to do, given what the ledger has of this node and up to where it is final.
     pub(super) fn step(&mut self, on_ledger: Option<DigestRecord>, certified: Height, now: Duration) -> Step {
+        if let Some((record, first)) = self.behind(on_ledger) {
+            return Step::Rebase(record, first);
+        }
         let Some(next) = self.unwritten.front() else { return Step::Wait };
         let (last, hash) = on_ledger.map_or((0, Hash([0; 32])), |record| (record.number, record.hash));
         if last + 1 == next.number && next.previous == hash {
@@ -290,8 +302,10 @@ mod tests {
         let mut anew = digester(1);
         let (one, _) = anew.add(1, Hash([77; 32]), message(9), SECOND).unwrap();
         assert_eq!(anew.step(None, Height(0), SECOND), Step::Submit(one));
-        let step = anew.step(Some(record(&sealed[2], 9)), Height(9), SECOND);
-        assert_eq!(step, Step::Rebase(record(&sealed[2], 9), 1), "the ledger has the third, and another first one");
+        let third = record(&sealed[2], 9);
+        assert_eq!(anew.step(Some(third), Height(9), SECOND), Step::Rebase(third, 1), "the ledger has the third");
+        let first = record(&sealed[0], 3);
+        assert_eq!(anew.step(Some(first), Height(3), SECOND), Step::Rebase(first, 1), "and another first one");
     }
 
     #[test]
@@ -303,6 +317,19 @@ mod tests {
         let (two, _) = add(&mut after, 2, SECOND).unwrap();
         assert_eq!((two.number, two.previous), (2, one.hash()), "and not a second first one");
         assert_eq!(after.step(None, Height(0), SECOND), Step::Wait);
+    }
+
+    #[test]
+    fn rows_without_a_digest_follow_what_the_ledger_turns_out_to_have() {
+        let mut lost = digester(1);
+        let (one, _) = add(&mut lost, 1, SECOND).unwrap();
+        let mut anew = digester(9);
+        let on_ledger = Some(record(&one, 2));
+        assert_eq!(anew.behind(on_ledger), Some((record(&one, 2), 2)), "no rows yet: the next is the second");
+        add(&mut anew, 1, SECOND);
+        assert_eq!(anew.step(on_ledger, Height(2), SECOND), Step::Rebase(record(&one, 2), 1));
+        anew.begin_anew(record(&one, 2));
+        assert_eq!((anew.behind(on_ledger), anew.step(on_ledger, Height(2), SECOND)), (None, Step::Wait));
     }
 
     #[test]

@@ -433,3 +433,21 @@ async fn a_row_waits_until_the_log_has_its_message() {
     eventually("two rows", || bench.metrics.history.rows.get() == 2).await;
     running.stop().await;
 }
+
+#[tokio::test]
+async fn a_history_begun_before_the_ledger_is_fetched_is_numbered_above_what_that_has_digests_of() {
+    let bench = Bench::new(1_000);
+    let running = bench.start();
+    bench.decide(&running, 1).await;
+    running.stop().await;
+    let first = bench.last_submitted().unwrap();
+    let anew = Bench::new(1_000);
+    let running = anew.start();
+    eventually("it has begun", || anew.metrics.history.available.get() == 1).await;
+    anew.on_ledger(&first, 3);
+    anew.decide(&running, 2).await;
+    running.stop().await;
+    assert_eq!(anew.stored().await[0].number, 2);
+    let second = anew.last_submitted().unwrap();
+    assert_eq!((second.number, second.previous, second.first), (2, first.hash(), 2));
+}

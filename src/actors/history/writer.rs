@@ -274,6 +274,11 @@ impl HistoryTask {
 
     async fn append(&mut self, rows: &[HistoryRow]) -> Option<()> {
         let started = self.parts.clock.monotonic();
+        // A node that lost its ledger with its history fetches blocks while it begins anew.
+        let on_ledger = self.parts.view.history_digest(&self.parts.key.node_id());
+        if let Some((record, first)) = self.digester.behind(on_ledger) {
+            self.rebase(record, first).await?;
+        }
         let numbers = loop {
             match self.parts.store.append(self.above, rows).await {
                 Ok(numbers) => break numbers,

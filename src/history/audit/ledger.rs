@@ -218,6 +218,11 @@ impl AuditedLedger {
         self.network
     }
 
+    /// Whether a client was ever registered.
+    pub fn knows(&self, client: &ClientId) -> bool {
+        self.clients.contains_key(client)
+    }
+
     /// What was replayed.
     pub fn summary(&self) -> LedgerSummary {
         let head = self.state.head();

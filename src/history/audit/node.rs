@@ -67,6 +67,9 @@ pub(super) struct NodeAudit<'a> {
     /// The last row that a digest on the ledger covers.
     covered_to: u64,
     first_row: Option<u64>,
+    last_row: u64,
+    /// Rows that were told to be gone.
+    gone: Runs,
 }
 
 impl<'a> NodeAudit<'a> {
@@ -98,6 +101,8 @@ impl<'a> NodeAudit<'a> {
             seen: BTreeMap::new(),
             covered_to: covered_to.unwrap_or_default(),
             first_row: None,
+            last_row: 0,
+            gone: Runs::default(),
         };
         audit.rows().await?;
         audit.strays().await?;
@@ -160,6 +165,7 @@ impl<'a> NodeAudit<'a> {
         let number = facts.number;
         self.report.rows += 1;
         self.first_row = self.first_row.or(Some(number));
+        self.last_row = number;
         self.report.items += facts.items.len() as u64;
         self.close_below(number).await?;
         while let Some(digest) = self.coming.pop_front_if(|digest| digest.first <= number) {
@@ -265,6 +271,12 @@ impl<'a> NodeAudit<'a> {
             self.lost(digest);
             return Ok(());
         }
+        if !digest.is_kept {
+            let detail = format!("digest {} is gone; the ledger has it, of these rows", digest.number);
+            let finding = Finding::new(FindingKind::Digest, Some(self.node), detail);
+            self.findings
+                .push(finding.rows(digest.first, digest.last).digest(digest.number).what([Part::Digest]));
+        }
         self.tell_deleted(&digest, &held);
         let mut is_explained = !held.deleted.is_empty();
         for (number, place) in &held.places {
@@ -299,6 +311,7 @@ impl<'a> NodeAudit<'a> {
         if self.is_known_lost(digest.first, digest.last) {
             return;
         }
+        self.gone.insert(digest.first, digest.last);
         let detail = format!("all rows of digest {} are gone", digest.number);
         let finding = Finding::new(FindingKind::Deleted, Some(self.node), detail);
         self.findings.push(finding.rows(digest.first, digest.last).digest(digest.number));
@@ -331,6 +344,7 @@ impl<'a> NodeAudit<'a> {
                 last += 1;
                 at += 1;
             }
+            self.gone.insert(first, last);
             let mut detail = format!("digest {} has it, and it is gone", digest.number);
             if message.is_none() && !gone.is_empty() {
                 detail.push_str(&format!("; the messages that are gone: {}", told(&gone)));
@@ -502,8 +516,17 @@ impl<'a> NodeAudit<'a> {
     /// What is in the database and belongs to no row.
     async fn strays(&mut self) -> Result<(), HistoryError> {
         for number in self.reader.strays(&self.node, self.options.stray_limit()).await? {
-            let detail = "there are items, or a fate, and no message";
-            let finding = Finding::new(FindingKind::Added, Some(self.node), detail).row(number);
+            if self.gone.contains(number) {
+                continue;
+            }
+            let kind = if number <= self.last_row.max(self.covered_to) {
+                FindingKind::Deleted
+            } else {
+                FindingKind::Added
+            };
+            let detail =
+                "there are items, or a fate, and no message: it was taken away, or they were put there";
+            let finding = Finding::new(kind, Some(self.node), detail).row(number);
             self.findings.push(finding.what([Part::Place]));
         }
         Ok(())

@@ -63,8 +63,29 @@ impl RowFacts {
     }
 
     fn unreadable(row: UnreadableRow) -> Self {
-        let parts = BTreeSet::from([Part::Unreadable]);
-        Self { parts, unreadable: Some(row.what), ..Self::new(row.number) }
+        let part = |column: &&str| match *column {
+            "client" => Part::Client,
+            "seq" => Part::Seq,
+            "stream" => Part::Stream,
+            "event_time" => Part::EventTime,
+            "header_hash" => Part::HeaderHash,
+            "header" => Part::Header,
+            "signature" => Part::Signature,
+            "client_key" => Part::ClientKey,
+            "body" => Part::Body,
+            "decision" => Part::Decision,
+            "items" => Part::Items,
+            "fates" => Part::Fate,
+            _ => Part::Unreadable,
+        };
+        let mut parts: BTreeSet<Part> = row.columns.iter().map(part).collect();
+        if parts.is_empty() {
+            parts.insert(Part::Unreadable);
+        }
+        let message = row
+            .message
+            .and_then(|(client, seq)| Some((ClientId::new(client).ok()?, u64::try_from(seq).ok()?)));
+        Self { parts, message, unreadable: Some(row.what), ..Self::new(row.number) }
     }
 
     /// Whether body, items and decision can be relied on.

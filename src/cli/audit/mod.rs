@@ -1,0 +1,153 @@
+//! `ledgermq audit`: whether a history is what its nodes wrote, and what is not.
+//!
+//! Reads a database and a ledger, trusts the genesis document alone, and changes nothing. The work
+//! is in [`crate::history::audit`]; here it gets its sources, and its words.
+
+pub(super) mod source;
+mod text;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::{ArgGroup, Args};
+use serde_json::json;
+use url::Url;
+
+use super::http::api_url;
+use super::output;
+use crate::config::read_genesis;
+use crate::history::SqlReader;
+use crate::history::audit::{AuditOptions, AuditReport, AuditVerdict, LostRows, audit};
+use crate::types::{ClientId, NodeId};
+
+/// The exit code if something was altered.
+const TAMPERING: u8 = 1;
+
+/// The exit code if not everything could be checked, as for wrong arguments.
+const UNCHECKED: u8 = 2;
+
+/// Shown below the options.
+const LEGEND: &str = "\
+Examples:
+  ledgermq audit --genesis genesis.json --ledger net/node-0 --history net/node-0
+  ledgermq audit --genesis genesis.json --node http://127.0.0.1:8080 --history history.sqlite
+  ledgermq audit --genesis genesis.json --node http://db-1:8080 --history postgres://audit@db/history
+
+Exit codes:
+  0  clean: all is as it was
+  1  tampering: something is not; each row is named
+  2  could not check, or not all of it: the message says why; also for wrong arguments
+
+docs/AUDIT.md says what an audit proves and what it does not.";
+
+/// Find what was altered, deleted or added in a history
+///
+/// Holds each row of a history database against the signature of its client, the ledger, the policies
+/// in force, and the digests that its node wrote on the ledger. Neither the database nor a node is trusted,
+/// only the genesis document. Nothing is changed: a SQLite file is read as it is, also one that a running
+/// node writes.
+#[derive(Debug, Args)]
+#[command(after_long_help = LEGEND)]
+#[command(group = ArgGroup::new("chain").required(true).args(["ledger", "node"]))]
+pub(super) struct AuditArgs {
+    /// The genesis document, from a source that you trust
+    #[arg(long, value_name = "FILE")]
+    genesis: PathBuf,
+    /// Take the ledger from the data directory of a stopped node, or from a copy of one
+    #[arg(long, value_name = "DIR")]
+    ledger: Option<PathBuf>,
+    /// Take the ledger from the API of a node, such as http://127.0.0.1:8080; it is not trusted
+    #[arg(long, value_name = "URL", value_parser = api_url)]
+    node: Option<Url>,
+    /// The history: a SQLite file, a node's data directory, or postgres://user:password@host/database
+    #[arg(long, value_name = "PATH|DIR|URL")]
+    history: String,
+    /// Only rows of this client
+    #[arg(long, value_name = "GROUP/NAME")]
+    client: Option<ClientId>,
+    /// Rows that are known to be lost, with a history that was begun anew or restored: NODE:FIRST-LAST
+    #[arg(long, value_name = "ROWS", value_parser = lost_rows)]
+    lost: Vec<LostRows>,
+    /// List at most so many findings; the others are counted
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_findings: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Reads `NODE:FIRST-LAST`.
+fn lost_rows(text: &str) -> Result<LostRows, String> {
+    let parse = || {
+        let (node, rows) = text.split_once(':')?;
+        let (first, last) = rows.split_once('-')?;
+        let (node, first, last) = (node.parse::<NodeId>().ok()?, first.parse().ok()?, last.parse().ok()?);
+        (first <= last).then_some(LostRows { node, first, last })
+    };
+    parse().ok_or_else(|| "give a node's id and its rows, such as 5f…e1:1-4096".to_owned())
+}
+
+pub(super) fn run(args: &AuditArgs) -> anyhow::Result<ExitCode> {
+    let report = match report(args) {
+        Ok(report) => report,
+        Err(error) => {
+            if args.json {
+                output::json(
+                    &json!({ "verdict": AuditVerdict::Unchecked, "unchecked": [super::told(&error)] }),
+                )?;
+            }
+            eprintln!("error: {}", super::told(&error));
+            return Ok(ExitCode::from(UNCHECKED));
+        }
+    };
+    if args.json {
+        output::json(&report)?;
+    } else {
+        text::print(&report)?;
+    }
+    Ok(match report.verdict {
+        AuditVerdict::Clean => ExitCode::SUCCESS,
+        AuditVerdict::Tampering => ExitCode::from(TAMPERING),
+        AuditVerdict::Unchecked => ExitCode::from(UNCHECKED),
+    })
+}
+
+fn report(args: &AuditArgs) -> anyhow::Result<AuditReport> {
+    let genesis = read_genesis(&args.genesis)?;
+    let location = source::history(&args.history)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    let options = AuditOptions {
+        client: args.client.clone(),
+        max_findings: usize::try_from(args.max_findings).unwrap_or(usize::MAX),
+        known_lost: args.lost.clone(),
+    };
+    runtime.block_on(async {
+        // What the history has at this moment is on the ledger that is read after it.
+        let history = SqlReader::open(location, &genesis.network_id()).await?;
+        let ledger = match (&args.ledger, &args.node) {
+            (Some(dir), _) => source::from_directory(&genesis, dir, args.client.clone())?,
+            (None, Some(api)) => source::from_api(&genesis, api.clone(), args.client.clone()).await?,
+            (None, None) => bail!("give --ledger DIR or --node URL"),
+        };
+        if let Some(client) = args.client.as_ref().filter(|client| !ledger.knows(client)) {
+            bail!("{client} was never registered on this ledger; check --client");
+        }
+        Ok(Box::pin(audit(&ledger, &history, &options)).await?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_rows_are_a_node_and_a_range() {
+        let node = NodeId([7; 32]);
+        assert_eq!(lost_rows(&format!("{node}:1-40")), Ok(LostRows { node, first: 1, last: 40 }));
+        for bad in ["", "7:1-4", &format!("{node}"), &format!("{node}:4-1"), &format!("{node}:a-b")] {
+            assert!(lost_rows(bad).is_err(), "{bad}");
+        }
+    }
+}

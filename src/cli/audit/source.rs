@@ -1,0 +1,145 @@
+//! Where an audit's ledger and history come from. Neither is trusted, and neither is changed.
+
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail};
+use tempfile::TempDir;
+use url::Url;
+
+use crate::api::{MAX_CERTIFIED_ANSWER, decode_certified};
+use crate::cli::http::Nodes;
+use crate::history::Location;
+use crate::history::audit::AuditedLedger;
+use crate::ledger::Genesis;
+use crate::store::{LedgerStore as _, SledStore, StoreError, StoreSettings};
+use crate::types::{ClientId, Height};
+
+/// The history that somebody names: a URL, a file, or a node's data directory.
+pub(in crate::cli) fn history(text: &str) -> anyhow::Result<Location> {
+    let location = Location::parse(text)?;
+    let Location::Sqlite(path) = &location else { return Ok(location) };
+    if !path.is_dir() {
+        return Ok(location);
+    }
+    let in_data_dir = Location::of_node(None, path)?;
+    let beside = path.join("history.sqlite");
+    match &in_data_dir {
+        Location::Sqlite(file) if file.is_file() => Ok(in_data_dir),
+        _ if beside.is_file() => Ok(Location::Sqlite(beside)),
+        _ => bail!(
+            "{} has no history/history.sqlite: give the data directory of a node, or the file",
+            path.display()
+        ),
+    }
+}
+
+/// The ledger in a data directory. It is copied first, since the store cannot be opened without being written.
+pub(in crate::cli) fn from_directory(
+    genesis: &Genesis,
+    dir: &Path,
+    only: Option<ClientId>,
+) -> anyhow::Result<AuditedLedger> {
+    let copy = copy_of(&ledger_dir(dir)?)?;
+    let network = genesis.network_id();
+    let store = SledStore::open(copy.path(), &StoreSettings::new(network)).map_err(|error| match error {
+        StoreError::WrongNetwork { expected, found, .. } => anyhow!(
+            "the ledger in {} belongs to network {found}, the genesis document to {expected}: give those that \
+             belong together",
+            dir.display()
+        ),
+        error => anyhow::Error::new(error).context(format!("reading a copy of the ledger in {}", dir.display())),
+    })?;
+    let mut ledger = AuditedLedger::new(genesis)?.only(only);
+    for height in (1..=store.certified_height().0).map(Height) {
+        let Some(block) = store.block(height)? else {
+            bail!("the ledger in {} lacks block {height}: take it from another node", dir.display());
+        };
+        ledger.add(&block, store.certificate(height)?.as_ref())?;
+    }
+    if ledger.height() == Height(0) {
+        bail!("the ledger in {} has no certified block: take it from another node", dir.display());
+    }
+    Ok(ledger)
+}
+
+/// The directory of the store in a data directory.
+fn ledger_dir(dir: &Path) -> anyhow::Result<PathBuf> {
+    let candidates = [dir.join("ledger"), dir.to_owned()];
+    let found = candidates.into_iter().find(|dir| dir.join("sled").is_dir());
+    found.with_context(|| {
+        format!("{} has no ledger in it: give the data directory of a node, or a copy of it", dir.display())
+    })
+}
+
+/// A copy of a store that nobody writes meanwhile.
+fn copy_of(dir: &Path) -> anyhow::Result<TempDir> {
+    // Held until all is copied. A copy may be without this file.
+    let lock = File::open(dir.join("lock")).ok();
+    if let Some(Err(error)) = lock.as_ref().map(File::try_lock_shared) {
+        match error {
+            TryLockError::WouldBlock => bail!(
+                "the ledger in {} is in use: stop the node first, or ask it with --node URL",
+                dir.display()
+            ),
+            TryLockError::Error(error) => {
+                return Err(error).with_context(|| format!("cannot lock {}", dir.display()));
+            }
+        }
+    }
+    let copy = TempDir::with_prefix("ledgermq-audit-").context("cannot make a temporary directory")?;
+    copy_files(dir, copy.path()).with_context(|| {
+        format!(
+            "cannot copy the ledger in {} to {}; it needs as much room there, set TMPDIR to another place",
+            dir.display(),
+            copy.path().display()
+        )
+    })?;
+    Ok(copy)
+}
+
+fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
+        if kind.is_dir() {
+            fs::create_dir(&target)?;
+            copy_files(&entry.path(), &target)?;
+        } else if kind.is_file() && entry.file_name() != "lock" {
+            fs::copy(entry.path(), &target)?;
+            // The evidence may be read-only; its copy is opened to be written.
+            fs::set_permissions(&target, fs::Permissions::from_mode(0o600))?;
+        }
+    }
+    Ok(())
+}
+
+/// The ledger that a node gives; each block is verified, so it need not be trusted.
+pub(in crate::cli) async fn from_api(
+    genesis: &Genesis,
+    api: Url,
+    only: Option<ClientId>,
+) -> anyhow::Result<AuditedLedger> {
+    let nodes = Nodes::new(vec![api.clone()])?.reading(MAX_CERTIFIED_ANSWER);
+    let mut ledger = AuditedLedger::new(genesis)?.only(only);
+    loop {
+        let path = format!("/v1/certified-blocks?from={}", ledger.height().next());
+        let answer = nodes.bytes(&path).await?;
+        let blocks = decode_certified(&answer)
+            .with_context(|| format!("{api} gives no blocks of this version: ask another node"))?;
+        if blocks.is_empty() {
+            break;
+        }
+        for (block, certificate) in blocks {
+            let added = ledger.add(&block, certificate.as_ref());
+            added.with_context(|| {
+                format!("{api} gives a ledger that does not hold; is it of this network?")
+            })?;
+        }
+    }
+    if ledger.height() == Height(0) {
+        bail!("{api} has no certified block yet: ask another node");
+    }
+    Ok(ledger)
+}

@@ -1,0 +1,84 @@
+//! An audit's report for a person.
+
+use crate::cli::output::{line, plain};
+use crate::history::audit::{AuditReport, AuditVerdict, Finding, Gap, NodeReport};
+
+/// Gaps that are shown; JSON has more.
+const GAPS_SHOWN: usize = 10;
+
+pub(super) fn print(report: &AuditReport) -> anyhow::Result<()> {
+    let ledger = &report.ledger;
+    line(match report.verdict {
+        AuditVerdict::Clean => "CLEAN      all that was checked is as it was",
+        AuditVerdict::Tampering => "TAMPERING  something is not as it was",
+        AuditVerdict::Unchecked => {
+            "UNCHECKED  nothing is known to be altered, and not all of it could be checked"
+        }
+    })?;
+    line(format_args!(
+        "  ledger   {} blocks of network {}, {} clients, policies version {}, {} digests",
+        ledger.height,
+        ledger.network.short(),
+        ledger.clients,
+        ledger.policies,
+        ledger.digests
+    ))?;
+    report.nodes.iter().try_for_each(node)?;
+    for finding in &report.findings {
+        line(describe(finding))?;
+    }
+    if report.omitted_findings > 0 {
+        line(format_args!("  and {} more findings", report.omitted_findings))?;
+    }
+    for reason in &report.unchecked {
+        line(format_args!("  could not check: {}", plain(reason)))?;
+    }
+    for Gap { client, first, last } in report.gaps.iter().take(GAPS_SHOWN) {
+        let which =
+            if first == last { format!("message {first}") } else { format!("messages {first} to {last}") };
+        line(format_args!("  note: {which} of {client} reached no node, or was refused"))?;
+    }
+    let more = (report.gaps.len().saturating_sub(GAPS_SHOWN)) as u64 + report.omitted_gaps;
+    if more > 0 {
+        line(format_args!("  note: and {more} more gaps"))?;
+    }
+    Ok(())
+}
+
+fn node(node: &NodeReport) -> anyhow::Result<()> {
+    line(format_args!(
+        "  history  node {}: {} rows, {} proven by {} digests, {} with no final digest yet; {} decisions repeated",
+        node.node.short(),
+        node.rows,
+        node.covered,
+        node.digests,
+        node.not_covered,
+        node.decisions
+    ))?;
+    let notes = [
+        (node.not_final, "messages are not final yet"),
+        (node.unjudged, "decisions could not be repeated: what they were judged against is not at hand"),
+        (node.after_revocation, "messages came after their client was revoked"),
+    ];
+    for (count, what) in notes.into_iter().filter(|(count, _)| *count > 0) {
+        line(format_args!("           {count} {what}"))?;
+    }
+    Ok(())
+}
+
+fn describe(finding: &Finding) -> String {
+    let mut text = format!("  {:<13}", finding.kind.to_string());
+    if let Some(row) = finding.row {
+        text.push_str(&match finding.last_row {
+            Some(last) => format!(" rows {row} to {last}"),
+            None => format!(" row {row}"),
+        });
+    }
+    if let (Some(client), Some(seq)) = (&finding.client, finding.seq) {
+        text.push_str(&format!(" ({client}, message {seq})"));
+    }
+    if let Some(node) = &finding.node {
+        text.push_str(&format!(" of node {}", node.short()));
+    }
+    format!("{text}: {}", plain(&finding.detail))
+}

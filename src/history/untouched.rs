@@ -1,0 +1,99 @@
+//! Reading a SQLite file without leaving a trace: one that a running node writes, a copy, or one on
+//! a read-only disk.
+//!
+//! | beside the file | it is | read |
+//! | --- | --- | --- |
+//! | `-wal` and `-shm` | in use, or copied from a node that was | read-only; SQLite's readers hold no writer back |
+//! | neither | closed in order | as an immutable file, without any lock |
+//! | `-wal` alone | a copy of a file in use | from a copy of both, in a temporary directory |
+//!
+//! In the first case, when SQLite would have to write (on a read-only disk), a copy is read, too.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
+use tempfile::TempDir;
+use url::Url;
+
+use super::error::HistoryError;
+
+/// Where SQLite says in a file's header that it has a write-ahead log.
+const WRITE_VERSION_AT: usize = 18;
+const WRITE_AHEAD: u8 = 2;
+
+/// Codes with which SQLite says that it would have to write: cannot open, read-only, and two of its
+/// details: recovery, and no shared memory.
+const NEEDS_WRITING: [&str; 4] = ["14", "8", "264", "520"];
+
+/// How a file is read.
+#[derive(Debug)]
+pub(super) struct Untouched {
+    /// For sqlx.
+    pub(super) url: Url,
+    /// While this file is not there, nobody else has the database open.
+    pub(super) alone_without: Option<PathBuf>,
+    /// What is read, if it is a copy.
+    pub(super) copy: Option<TempDir>,
+}
+
+impl Untouched {
+    /// Finds out how a file is to be read.
+    pub(super) fn plan(path: &Path) -> Result<Self, HistoryError> {
+        let failed = |source| HistoryError::File { location: path.display().to_string(), source };
+        if fs::metadata(path).map_err(failed)?.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let (wal, shm) = (beside(path, "-wal"), beside(path, "-shm"));
+        match (wal.exists(), shm.exists()) {
+            (true, false) => Self::copied(path),
+            (false, _) if is_write_ahead(path).map_err(failed)? => {
+                Ok(Self { url: url(path, true), alone_without: Some(wal), copy: None })
+            }
+            _ => Ok(Self { url: url(path, false), alone_without: None, copy: None }),
+        }
+    }
+
+    /// A copy of the file and its write-ahead log.
+    pub(super) fn copied(path: &Path) -> Result<Self, HistoryError> {
+        let failed = |source| HistoryError::File { location: path.display().to_string(), source };
+        let dir = TempDir::with_prefix("ledgermq-audit-").map_err(failed)?;
+        let copy = dir.path().join("history.sqlite");
+        for suffix in ["", "-wal"].into_iter().filter(|suffix| beside(path, suffix).exists()) {
+            let to = beside(&copy, suffix);
+            fs::copy(beside(path, suffix), &to).map_err(failed)?;
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        }
+        Ok(Self { url: url(&copy, false), alone_without: None, copy: Some(dir) })
+    }
+
+    /// Whether this error goes away where there is a copy that SQLite may write beside.
+    pub(super) fn would_help(&self, error: &sqlx::Error) -> bool {
+        let code = match error {
+            sqlx::Error::Database(error) => error.code(),
+            _ => None,
+        };
+        self.copy.is_none() && code.is_some_and(|code| NEEDS_WRITING.contains(&code.as_ref()))
+    }
+}
+
+fn url(path: &Path, immutable: bool) -> Url {
+    SqliteConnectOptions::new().filename(path).read_only(true).immutable(immutable).to_url_lossy()
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+/// Whether the file says that it has a write-ahead log, which is gone if it was closed in order.
+fn is_write_ahead(path: &Path) -> io::Result<bool> {
+    let mut header = Vec::new();
+    File::open(path)?.take(WRITE_VERSION_AT as u64 + 1).read_to_end(&mut header)?;
+    Ok(header.get(WRITE_VERSION_AT) == Some(&WRITE_AHEAD))
+}
