@@ -179,8 +179,13 @@ async fn digests_are_kept_with_the_hashes_of_their_rows() {
     assert_eq!(history.digests(0, 9).await.unwrap()[0].height, Some(6));
     history.start_over(1, 40).await.unwrap();
     assert_eq!(history.last_digest().await.unwrap(), None);
-    let numbers = |rows: Vec<StoredRow>| rows.iter().map(|row| (row.number, row.items.len())).collect::<Vec<_>>();
-    assert_eq!(numbers(read_all(&history).await), [(41, 4), (42, 4)], "the rows come after what the ledger has");
+    let numbers =
+        |rows: Vec<StoredRow>| rows.iter().map(|row| (row.number, row.items.len())).collect::<Vec<_>>();
+    assert_eq!(
+        numbers(read_all(&history).await),
+        [(41, 4), (42, 4)],
+        "the rows come after what the ledger has"
+    );
     history.start_over(41, 40).await.unwrap();
     assert_eq!(numbers(read_all(&history).await), [(41, 4), (42, 4)], "which they do already");
 }

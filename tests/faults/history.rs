@@ -120,7 +120,11 @@ async fn what_postgresql_refuses_holds_clients_back_until_somebody_mends_it() {
             "ALTER TABLE items ALTER COLUMN num TYPE BIGINT USING num - DATE '2000-01-01'",
             "is of type date but expression is of type bigint",
         ),
-        ("ALTER TABLE fates RENAME TO taken_away", "ALTER TABLE taken_away RENAME TO fates", "does not exist"),
+        (
+            "ALTER TABLE fates RENAME TO taken_away",
+            "ALTER TABLE taken_away RENAME TO fates",
+            "does not exist",
+        ),
     ];
     for (harm, mend, words) in troubles {
         each_once(&network, 0, &location, count).await;

@@ -35,9 +35,14 @@ pub async fn no_false_alarm(sites: &[(NodeId, PathBuf, bool)], ledger: &AuditedL
         let mut report = audit_of(ledger, dir, &AuditOptions::default()).await;
         let lost = report.nodes.first().map(|node| node.lost.clone()).unwrap_or_default();
         if *has_lost && !lost.is_empty() {
-            assert_eq!((report.findings, report.verdict), (Vec::new(), AuditVerdict::Unchecked), "{node} lost rows");
+            assert_eq!(
+                (report.findings, report.verdict),
+                (Vec::new(), AuditVerdict::Unchecked),
+                "{node} lost rows"
+            );
             assert_eq!((lost.len(), lost[0].first), (1, 1), "{lost:?}");
-            report = audit_of(ledger, dir, &AuditOptions { known_lost: lost, ..AuditOptions::default() }).await;
+            report =
+                audit_of(ledger, dir, &AuditOptions { known_lost: lost, ..AuditOptions::default() }).await;
         }
         let first: Vec<_> = report.findings.iter().take(5).collect();
         assert_eq!(report.findings.len(), 0, "{node}: {first:?}");
@@ -50,7 +55,8 @@ pub async fn no_false_alarm(sites: &[(NodeId, PathBuf, bool)], ledger: &AuditedL
 /// Does something to a copy of a node's history with SQL, and audits that.
 async fn tampered(ledger: &AuditedLedger, dir: &Path, sql: &str) -> AuditReport {
     let copy = tempfile::tempdir().unwrap();
-    let (Location::Sqlite(from), Location::Sqlite(to)) = (history_location(dir), history_location(copy.path()))
+    let (Location::Sqlite(from), Location::Sqlite(to)) =
+        (history_location(dir), history_location(copy.path()))
     else {
         panic!("not a file")
     };
@@ -96,11 +102,31 @@ pub async fn tampering_is_found(remains: &Remains) {
     );
     let copied = "client, seq + 1000000, stream, event_time, header_hash, header, signature, client_key, body, decision";
     let ways: [(&str, String, FindingKind); 10] = [
-        ("a value", format!("UPDATE items SET text_value = 'x' WHERE {of} AND item = 0"), FindingKind::Altered),
-        ("a body", format!("UPDATE messages SET body = CAST(body || ' ' AS BLOB) WHERE {of}"), FindingKind::Altered),
-        ("a time", format!("UPDATE messages SET event_time = event_time + 1 WHERE {of}"), FindingKind::Altered),
-        ("a signature", format!("UPDATE messages SET signature = zeroblob(64) WHERE {of}"), FindingKind::Altered),
-        ("a fate", format!("UPDATE fates SET fate = 'the client was revoked' WHERE {of}"), FindingKind::Altered),
+        (
+            "a value",
+            format!("UPDATE items SET text_value = 'x' WHERE {of} AND item = 0"),
+            FindingKind::Altered,
+        ),
+        (
+            "a body",
+            format!("UPDATE messages SET body = CAST(body || ' ' AS BLOB) WHERE {of}"),
+            FindingKind::Altered,
+        ),
+        (
+            "a time",
+            format!("UPDATE messages SET event_time = event_time + 1 WHERE {of}"),
+            FindingKind::Altered,
+        ),
+        (
+            "a signature",
+            format!("UPDATE messages SET signature = zeroblob(64) WHERE {of}"),
+            FindingKind::Altered,
+        ),
+        (
+            "a fate",
+            format!("UPDATE fates SET fate = 'the client was revoked' WHERE {of}"),
+            FindingKind::Altered,
+        ),
         ("an item that is gone", format!("DELETE FROM items WHERE {of} AND item = 1"), FindingKind::Altered),
         ("a row that is gone", format!("DELETE FROM messages WHERE {of}"), FindingKind::Deleted),
         (
@@ -122,7 +148,11 @@ pub async fn tampering_is_found(remains: &Remains) {
         let report = tampered(ledger, dir, &sql).await;
         println!("{what}: {:?}", report.findings);
         assert_eq!(report.verdict, AuditVerdict::Tampering, "{what}");
-        assert!(report.findings.len() <= 4, "{what}: what is not touched is not named: {:?}", report.findings);
+        assert!(
+            report.findings.len() <= 4,
+            "{what}: what is not touched is not named: {:?}",
+            report.findings
+        );
         let found = report.findings.iter().any(|finding| finding.kind == kind);
         assert!(found, "{what}: {:?}", report.findings);
         let is_named = |finding: &&Finding| finding.row == u64::try_from(row).ok();

@@ -20,7 +20,12 @@ pub struct Gate {
 
 impl Gate {
     pub fn new(store: SqlHistory) -> Self {
-        Self { store, gone: AtomicBool::new(false), taken: AtomicU64::new(0), lost_answers: AtomicU64::new(0) }
+        Self {
+            store,
+            gone: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
+            lost_answers: AtomicU64::new(0),
+        }
     }
 
     pub fn unplug(&self, gone: bool) {

@@ -29,6 +29,26 @@ mod rng;
 mod sites;
 mod world;
 
+/// What must have happened in a week.
+const EVENTFUL: [&str; 16] = [
+    "catching up by fetching",
+    "digests submitted",
+    "histories lost",
+    "histories unplugged or back",
+    "keys replaced",
+    "memories lost",
+    "messages of the log offered again",
+    "messages of which nothing is written",
+    "messages repeated",
+    "messages resumed",
+    "nodes cut off",
+    "nodes killed",
+    "nodes stopped",
+    "nodes wiped",
+    "rows audited that no digest covered",
+    "too many items",
+];
+
 /// Runs a week, audits what it left, and tampers with it.
 fn audited_week(seed: u64) {
     actix::System::new().block_on(async {
@@ -37,6 +57,11 @@ fn audited_week(seed: u64) {
         for (what, count) in &remains.counts {
             println!("{count:6} {what}");
         }
+        for what in EVENTFUL {
+            assert!(remains.counts.contains_key(what), "a week without {what} shows nothing of it");
+        }
+        let of = |words| remains.refused.iter().any(|rejection| rejection.contains(words));
+        assert!(of("Revoked") && of("SeqReused"), "{:?}", remains.refused);
         let reports = audited::no_false_alarm(&remains.sites, &remains.ledger).await;
         for report in &reports {
             println!("{:?}", report.nodes[0]);

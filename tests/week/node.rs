@@ -163,8 +163,7 @@ impl Running {
     ) -> Self {
         let (log, store, state, admission, bases, metrics) = parts;
         let (network, view) = (net.genesis.network_id(), Arc::<LedgerView>::default());
-        let history =
-            Arc::new(Gate::new(SqlHistory::new(history_location(dir), network, key.node_id())));
+        let history = Arc::new(Gate::new(SqlHistory::new(history_location(dir), network, key.node_id())));
         let digests: Arc<Mutex<Vec<HistoryDigest>>> = Arc::default();
         let made = Arc::clone(&digests);
         let parts = HistoryParts {
@@ -293,8 +292,12 @@ impl Running {
         let place = self.admission.place().await.unwrap();
         let header = message.header();
         let (client, seq) = (header.client.clone(), header.seq);
-        let record =
-            AdmissionRecord { client: client.clone(), seq, header: message.signed().hash(), items: header.count };
+        let record = AdmissionRecord {
+            client: client.clone(),
+            seq,
+            header: message.signed().hash(),
+            items: header.count,
+        };
         let first_needed = self.log.last().next();
         let received = self.net.clock.monotonic();
         assert_eq!(self.admission.admit(&record, first_needed, received, place), Standing::New);

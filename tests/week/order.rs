@@ -68,7 +68,6 @@ impl Order {
         self.pool.is_empty()
     }
 
-
     /// Orders most of what waits; some of it comes later than what was submitted after it.
     pub fn propose(&mut self, now: Timestamp, rng: &mut Rng) {
         let is_write = |request: &VerifiedRequest| request.telemetry().is_some();

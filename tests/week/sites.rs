@@ -73,9 +73,7 @@ impl World {
         let head = node.state.lock().unwrap().head().sequence;
         // What was executed and not certified before is certified again.
         let certified = node.store.certified_height();
-        let is_certified = |one: &&Arc<Ordered>| {
-            one.sequence <= head && one.checkpoint.height <= certified
-        };
+        let is_certified = |one: &&Arc<Ordered>| one.sequence <= head && one.checkpoint.height <= certified;
         site.certified = self.order.done.iter().take_while(is_certified).count();
         let (resumed, replayed, requests) =
             (node.resumed, node.replayed, node.open.values().cloned().collect::<Vec<_>>());
@@ -142,9 +140,9 @@ impl World {
         let reports = no_false_alarm(&histories, &self.ledger).await;
         for report in reports.iter().flat_map(|report| &report.nodes) {
             *self.counts.entry("rows audited on the way").or_default() += report.rows as usize;
-            *self.counts.entry("rows audited that no digest covered").or_default() += report.not_covered as usize;
+            *self.counts.entry("rows audited that no digest covered").or_default() +=
+                report.not_covered as usize;
             *self.counts.entry("rows audited that were not final").or_default() += report.not_final as usize;
         }
     }
 }
-

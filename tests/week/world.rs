@@ -147,7 +147,15 @@ impl World {
             std::fs::create_dir_all(&path).unwrap();
             let running = Some(Running::open(&net, key, &path).await);
             let key = key.clone();
-            sites.push(Site { key, dir: path, running, starts: 0, cut_off_until: 0, certified: 0, has_lost: false });
+            sites.push(Site {
+                key,
+                dir: path,
+                running,
+                starts: 0,
+                cut_off_until: 0,
+                certified: 0,
+                has_lost: false,
+            });
         }
         Self {
             order: Order::new(&net.genesis, keys),
@@ -247,7 +255,8 @@ impl World {
     pub fn send(&mut self, at: usize, request: Arc<VerifiedRequest>) {
         let site = &self.sites[at];
         let (starts, begin) = (site.starts, self.now.max(site.cut_off_until));
-        let delay = if self.rng.percent(5) { self.rng.below(10 * MINUTE) } else { self.rng.between(2, 3_000) };
+        let delay =
+            if self.rng.percent(5) { self.rng.below(10 * MINUTE) } else { self.rng.between(2, 3_000) };
         self.at(begin + delay, Event::Submit(at, starts, request));
     }
 

@@ -303,9 +303,17 @@ mod tests {
         let (one, _) = anew.add(1, Hash([77; 32]), message(9), SECOND).unwrap();
         assert_eq!(anew.step(None, Height(0), SECOND), Step::Submit(one));
         let third = record(&sealed[2], 9);
-        assert_eq!(anew.step(Some(third), Height(9), SECOND), Step::Rebase(third, 1), "the ledger has the third");
+        assert_eq!(
+            anew.step(Some(third), Height(9), SECOND),
+            Step::Rebase(third, 1),
+            "the ledger has the third"
+        );
         let first = record(&sealed[0], 3);
-        assert_eq!(anew.step(Some(first), Height(3), SECOND), Step::Rebase(first, 1), "and another first one");
+        assert_eq!(
+            anew.step(Some(first), Height(3), SECOND),
+            Step::Rebase(first, 1),
+            "and another first one"
+        );
     }
 
     #[test]

@@ -185,8 +185,7 @@ impl HistoryTask {
     }
 
     fn is_own(&self, digest: &HistoryDigest) -> bool {
-        let is_own =
-            digest.node == self.parts.key.node_id() && digest.verify(&self.parts.network).is_ok();
+        let is_own = digest.node == self.parts.key.node_id() && digest.verify(&self.parts.network).is_ok();
         if !is_own {
             tracing::error!(number = digest.number, "a digest in the history was altered; it is left out");
         }
