@@ -175,7 +175,9 @@ impl<'a> NodeAudit<'a> {
         self.check_fate(&mut facts);
         let repeated = if facts.is_sound() { self.judge.repeat(&facts).await? } else { Repeated::default() };
         self.report.decisions += repeated.judged;
-        if repeated.unknown_version.is_some() && number > self.covered_to {
+        // A node takes messages of clients, and judges by policies, that its ledger has.
+        let unknown = repeated.unknown_version.is_some() || (facts.unknown_client && !facts.skipped);
+        if unknown && number > self.covered_to {
             let next = self.ledger.height().next().0;
             self.ahead = Some(self.ahead.unwrap_or_default().max(next));
         }
