@@ -228,7 +228,8 @@ impl SqlReader {
     pub async fn open(location: Location, network: &NetworkId) -> Result<Self, HistoryError> {
         let mut reading = open_to_read(&location, network).await?;
         let failed = |error: sqlx::Error| HistoryError::of(&location.to_string(), &error);
-        let found = bounded(read::nodes(&mut reading.connection)).await.map_err(failed)?;
+        let found =
+            bounded(read::nodes(&mut reading.connection, location.dialect())).await.map_err(failed)?;
         let (mut nodes, mut no_nodes) = (Vec::new(), Vec::new());
         for (id, name) in found {
             match name.parse() {

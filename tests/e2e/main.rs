@@ -12,9 +12,11 @@
 //! | `transfer.rs` | a node that is behind, wiped or killed gets the ledger from the others, whoever lies |
 //! | `starting.rs` | a node that must not start says what to do |
 //! | `status.rs` | anyone can see whether the network advances, and if not, why |
+//! | `audit.rs` | the history of a network that was killed is clean, and an altered one is not |
 //! | `interop.rs` | gateways and MQTT tools that share no code with this program |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod audit;
 mod crashes;
 mod device;
 mod evidence;
