@@ -147,7 +147,7 @@ impl PolicyParts {
         let record = LogRecord::Accepted(logged, decision.clone());
         let position = self.log.append(vec![record.entry()]).await?;
         self.admission.logged(&header.client, header.seq, position);
-        self.history.decided(Arc::clone(message), decision.bytes(), Arc::clone(&admitted.history));
+        self.history.decided(Arc::clone(message), decision.bytes(), position, Arc::clone(&admitted.history));
         Ok((position, decision))
     }
 

@@ -474,7 +474,7 @@ impl VerifierParts {
         let Some(history) = self.history.0.place(&message).await else { return };
         history.pin(position);
         let (message, history) = (Arc::new(message), Arc::new(history));
-        self.history.1.decided(Arc::clone(&message), decision.bytes(), Arc::clone(&history));
+        self.history.1.decided(Arc::clone(&message), decision.bytes(), position, Arc::clone(&history));
         let header = message.header();
         let known = TakeUp(FinalMessage {
             client,

@@ -2,8 +2,20 @@
 
 use crate::types::NetworkId;
 
-/// The code with which SQLite says that a file is damaged, and that it is no database.
-const SQLITE_DAMAGED: [&str; 2] = ["11", "26"];
+/// The codes with which SQLite says that a file is damaged, and that it is no database.
+const SQLITE_DAMAGED: [u32; 2] = [11, 26];
+
+/// Those that may pass: busy, locked, no memory, read-only, I/O error, full, cannot open, protocol of locks.
+const SQLITE_MAY_PASS: [u32; 8] = [5, 6, 7, 8, 10, 13, 14, 15];
+
+/// PostgreSQL's classes of errors that may pass: connection, transaction state (a standby takes no
+/// writes), authorization (its files are being changed), no such database (yet), rollback, resources
+/// (the disk, too), not in the right state, operator, system, internal.
+const POSTGRES_MAY_PASS: [&str; 10] = ["08", "25", "28", "3D", "40", "53", "55", "57", "58", "XX"];
+
+/// A number that is taken, in SQLite (primary key, unique) and PostgreSQL: somebody else was faster, and
+/// the next try takes another one.
+const TAKEN: [&str; 3] = ["1555", "2067", "23505"];
 
 /// Why the history cannot be used. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +39,18 @@ pub enum HistoryError {
         "the history {location} is not available: {detail}; start it, free it or make room, nothing is lost"
     )]
     Unavailable {
+        /// Where it is.
+        location: String,
+        /// What the database says.
+        detail: String,
+    },
+    /// The database answers, and does not take what it is given or asked: a table or column is missing or of
+    /// another type, a right was taken away.
+    #[error(
+        "the history {location} refuses what it is given: {detail}; its tables or rights are not as this program \
+         made them: bring them back, or name an empty database in history.url and start again; nothing is lost"
+    )]
+    Refused {
         /// Where it is.
         location: String,
         /// What the database says.
@@ -101,23 +125,65 @@ impl HistoryError {
     /// Sorts an error of the database.
     pub(super) fn of(location: &str, error: &sqlx::Error) -> Self {
         let (location, detail) = (location.to_owned(), error.to_string());
-        if let sqlx::Error::Database(database) = error
-            && let Some(code) = database.code()
-            && SQLITE_DAMAGED.contains(&code.as_ref())
-        {
-            return Self::Damaged { location, detail };
-        }
         match error {
+            sqlx::Error::Database(database) => match database.code() {
+                Some(code) => Self::of_code(location, detail, &code),
+                None => Self::Unavailable { location, detail },
+            },
             sqlx::Error::Configuration(_) => Self::Url { what: format!("{location}: {detail}") },
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
                 Self::Altered { location, what: detail }
             }
+            sqlx::Error::Encode(_) | sqlx::Error::TypeNotFound { .. } => Self::Refused { location, detail },
             _ => Self::Unavailable { location, detail },
+        }
+    }
+
+    /// Sorts what a database says: PostgreSQL's codes have five characters, SQLite's are numbers whose low byte is
+    /// the kind.
+    fn of_code(location: String, detail: String, code: &str) -> Self {
+        let sqlite = code.parse().ok().filter(|_| code.len() < 5).map(|code: u32| code & 0xff);
+        if sqlite.is_some_and(|code| SQLITE_DAMAGED.contains(&code)) {
+            return Self::Damaged { location, detail };
+        }
+        let may_pass = match sqlite {
+            Some(code) => SQLITE_MAY_PASS.contains(&code),
+            None => POSTGRES_MAY_PASS.iter().any(|class| code.starts_with(class)),
+        };
+        if may_pass || TAKEN.contains(&code) {
+            Self::Unavailable { location, detail }
+        } else {
+            Self::Refused { location, detail }
         }
     }
 
     /// Whether the same may work later without anybody's doing anything here.
     pub const fn may_pass(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sort(code: &str) -> HistoryError {
+        HistoryError::of_code("here".into(), "why".into(), code)
+    }
+
+    #[test]
+    fn what_may_pass_is_told_from_what_somebody_has_to_mend() {
+        // SQLite: busy, busy snapshot, full, a write error of the disk; PostgreSQL: shut down, disk full, no memory,
+        // deadlock, read-only standby.
+        for code in ["5", "517", "13", "778", "57P01", "53100", "53200", "40P01", "25006", "1555", "23505"] {
+            assert!(sort(code).may_pass(), "{code}");
+        }
+        // SQLite: no such table, a constraint; PostgreSQL: no such table, no right, another type, out of range.
+        for code in ["1", "1299", "42P01", "42501", "42804", "22003", "23502"] {
+            assert!(matches!(sort(code), HistoryError::Refused { .. }), "{code}");
+        }
+        for code in ["11", "26", "267"] {
+            assert!(matches!(sort(code), HistoryError::Damaged { .. }), "{code}");
+        }
     }
 }

@@ -282,6 +282,30 @@ pub(super) async fn put_digest(
     bound.execute(connection).await.map(|_| ())
 }
 
+/// Forgets the digests of the rows from `first` on, and gives these rows numbers above `above`. Numbers go
+/// by way of negative ones, so that none meets another.
+pub(super) async fn start_over(
+    connection: &mut AnyConnection,
+    dialect: Dialect,
+    node: i64,
+    first: u64,
+    above: u64,
+) -> Result<(), sqlx::Error> {
+    let by = signed((above + 1).saturating_sub(first));
+    let mut transaction = connection.begin_with(begin(dialect)).await?;
+    let forget = sqlx::query("DELETE FROM digests WHERE node = $1 AND first >= $2");
+    forget.bind(node).bind(signed(first)).execute(&mut *transaction).await?;
+    let tables: &[&str] = if by > 0 { &["messages", "items", "fates"] } else { &[] };
+    for table in tables {
+        let sql = format!("UPDATE {table} SET number = -(number + $1) WHERE node = $2 AND number >= $3");
+        let away = sqlx::query(AssertSqlSafe(sql)).bind(by).bind(node).bind(signed(first));
+        away.execute(&mut *transaction).await?;
+        let sql = format!("UPDATE {table} SET number = -number WHERE node = $1 AND number < 0");
+        sqlx::query(AssertSqlSafe(sql)).bind(node).execute(&mut *transaction).await?;
+    }
+    transaction.commit().await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

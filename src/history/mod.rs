@@ -76,11 +76,12 @@ pub trait HistoryStore: Send + Sync {
     /// [`HistoryError`].
     async fn put_digest(&self, digest: &HistoryDigest, row_hashes: &[Hash]) -> Result<(), HistoryError>;
 
-    /// Forgets a digest that the ledger refused.
+    /// Forgets the digests of the rows from `first` on, which the ledger refused, and moves these rows up so
+    /// that they come after `above`, if they do not.
     ///
     /// # Errors
     /// [`HistoryError`].
-    async fn drop_digest(&self, number: u64) -> Result<(), HistoryError>;
+    async fn start_over(&self, first: u64, above: u64) -> Result<(), HistoryError>;
 
     /// Notes that a digest is final, in the block of that height.
     ///

@@ -37,18 +37,21 @@ const COLUMNS: &str = "SELECT m.number, m.client, m.seq, m.stream, m.event_time,
                        m.signature, m.client_key, m.body, m.decision, f.fate, f.height, f.items \
                        FROM messages m LEFT JOIN fates f ON f.node = m.node AND f.number = m.number ";
 
-/// The nodes that have rows in the database, with their numbers in it.
-pub(super) async fn nodes(connection: &mut AnyConnection) -> Result<Vec<(i64, String)>, sqlx::Error> {
-    // As texts, since SQLite takes anything in any column.
-    let nodes = "SELECT CAST(id AS TEXT), CAST(node AS TEXT) FROM nodes ORDER BY id";
-    let rows = sqlx::query(nodes).fetch_all(connection).await?;
-    let node = |row: &AnyRow| {
-        let (id, node): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-        // No row has the number 0.
-        let id = id.and_then(|id| id.parse().ok()).unwrap_or_default();
-        Ok((id, node.unwrap_or_default()))
+/// The nodes that have rows in the database, with their numbers in it. What has no number has 0, as no row has.
+pub(super) async fn nodes(
+    connection: &mut AnyConnection,
+    dialect: Dialect,
+) -> Result<Vec<(i64, String)>, sqlx::Error> {
+    // SQLite takes anything in any column, also what is no text.
+    let nodes = match dialect {
+        Dialect::Sqlite => {
+            "SELECT CASE typeof(id) WHEN 'integer' THEN id ELSE 0 END, hex(node) FROM nodes ORDER BY id"
+        }
+        Dialect::Postgres => "SELECT id, encode(convert_to(node, 'UTF8'), 'hex') FROM nodes ORDER BY id",
     };
-    rows.iter().map(node).collect()
+    let rows = sqlx::query(nodes).fetch_all(connection).await?;
+    let name = |hex: String| String::from_utf8_lossy(&hex::decode(hex).unwrap_or_default()).into_owned();
+    rows.iter().map(|row| Ok((row.try_get(0)?, name(row.try_get(1)?)))).collect()
 }
 
 /// The rows of a node above `after`, ascending by number, `limit` at most.
@@ -330,22 +333,26 @@ pub(super) async fn oddities(
     dialect: Dialect,
     limit: u32,
 ) -> Result<Vec<String>, sqlx::Error> {
+    let (kinds, place) = match dialect {
+        Dialect::Sqlite => (
+            "typeof(t.node) <> 'integer' OR typeof(t.number) <> 'integer' OR ",
+            // Any bytes, as hex where they are no number.
+            "CASE typeof(COLUMN) WHEN 'integer' THEN CAST(COLUMN AS TEXT) ELSE typeof(COLUMN) || ' ' || hex(COLUMN) END",
+        ),
+        Dialect::Postgres => ("", "CAST(COLUMN AS TEXT)"),
+    };
+    let (node, number) = (place.replace("COLUMN", "t.node"), place.replace("COLUMN", "t.number"));
     let mut found = Vec::new();
     for table in ["messages", "items", "fates", "digests"] {
-        let kinds = match dialect {
-            Dialect::Sqlite => "typeof(t.node) <> 'integer' OR typeof(t.number) <> 'integer' OR ",
-            Dialect::Postgres => "",
-        };
         let sql = format!(
-            "SELECT DISTINCT CAST(t.node AS TEXT), CAST(t.number AS TEXT) FROM {table} t WHERE {kinds} t.number < 1 OR \
+            "SELECT DISTINCT {node}, {number} FROM {table} t WHERE {kinds} t.number < 1 OR \
              t.node NOT IN (SELECT id FROM nodes) LIMIT $1"
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(i64::from(limit));
         for row in rows.fetch_all(&mut *connection).await? {
-            let (node, number): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-            let (node, number) = (node.unwrap_or_default(), number.unwrap_or_default());
+            let (node, number): (String, String) = (row.try_get(0)?, row.try_get(1)?);
             found.push(format!(
-                "table {table} has something at node {node:?}, number {number:?}, where no row can be"
+                "table {table} has something at node {node}, number {number}, where no row can be"
             ));
         }
     }

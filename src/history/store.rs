@@ -140,12 +140,15 @@ impl HistoryStore for SqlHistory {
         on_connection!(self, |connected| insert::put_digest(&mut connected.connection, connected.node, row))
     }
 
-    async fn drop_digest(&self, number: u64) -> Result<(), HistoryError> {
-        on_connection!(self, |connected| {
-            let delete = sqlx::query("DELETE FROM digests WHERE node = $1 AND number = $2");
-            let bound = delete.bind(connected.node).bind(signed(number));
-            async { bound.execute(&mut connected.connection).await.map(drop) }
-        })
+    async fn start_over(&self, first: u64, above: u64) -> Result<(), HistoryError> {
+        let dialect = self.location.dialect();
+        on_connection!(self, |connected| insert::start_over(
+            &mut connected.connection,
+            dialect,
+            connected.node,
+            first,
+            above
+        ))
     }
 
     async fn digest_is_final(&self, number: u64, height: Height) -> Result<(), HistoryError> {
@@ -225,7 +228,8 @@ impl SqlReader {
     pub async fn open(location: Location, network: &NetworkId) -> Result<Self, HistoryError> {
         let mut reading = open_to_read(&location, network).await?;
         let failed = |error: sqlx::Error| HistoryError::of(&location.to_string(), &error);
-        let found = bounded(read::nodes(&mut reading.connection)).await.map_err(failed)?;
+        let found =
+            bounded(read::nodes(&mut reading.connection, location.dialect())).await.map_err(failed)?;
         let (mut nodes, mut no_nodes) = (Vec::new(), Vec::new());
         for (id, name) in found {
             match name.parse() {

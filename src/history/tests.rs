@@ -177,8 +177,30 @@ async fn digests_are_kept_with_the_hashes_of_their_rows() {
     assert_eq!((stored.content, stored.height), (codec::encode(&digest), None));
     history.digest_is_final(1, Height(6)).await.unwrap();
     assert_eq!(history.digests(0, 9).await.unwrap()[0].height, Some(6));
-    history.drop_digest(1).await.unwrap();
+    history.start_over(1, 40).await.unwrap();
     assert_eq!(history.last_digest().await.unwrap(), None);
+    let numbers =
+        |rows: Vec<StoredRow>| rows.iter().map(|row| (row.number, row.items.len())).collect::<Vec<_>>();
+    assert_eq!(
+        numbers(read_all(&history).await),
+        [(41, 4), (42, 4)],
+        "the rows come after what the ledger has"
+    );
+    history.start_over(41, 40).await.unwrap();
+    assert_eq!(numbers(read_all(&history).await), [(41, 4), (42, 4)], "which they do already");
+}
+
+#[tokio::test]
+async fn what_the_database_refuses_is_told_from_a_database_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = history(dir.path());
+    history.append(0, &[row(1, 1)]).await.unwrap();
+    tamper(dir.path(), "ALTER TABLE items RENAME TO taken_away").await;
+    let refused = history.append(0, &[row(1, 2)]).await.unwrap_err();
+    assert!(matches!(refused, HistoryError::Refused { .. }) && !refused.may_pass(), "{refused}");
+    assert!(refused.to_string().contains("no such table: items"), "{refused}");
+    tamper(dir.path(), "ALTER TABLE taken_away RENAME TO items").await;
+    assert_eq!(history.append(0, &[row(1, 1), row(1, 2)]).await.unwrap(), [None, Some(2)]);
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use crate::actors::policy::submit;
 use crate::actors::storage::LookUpMessage;
 use crate::history::{HistoryStore, Location, SqlHistory};
 use crate::ledger::{HistoryDigest, Request, VerifiedRequest};
+use crate::store::Log;
 
 /// How long an orderly stop waits for the history. What is not in it then is in the log.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
@@ -29,7 +30,8 @@ pub(super) struct History {
     /// The way into it.
     pub(super) feed: HistoryFeed,
     consensus: Arc<OnceLock<Recipient<SubmitRequest>>>,
-    running: Running,
+    task: HistoryTask,
+    stop: watch::Sender<bool>,
 }
 
 /// The history while the node runs.
@@ -39,9 +41,9 @@ pub(super) struct Running {
 }
 
 impl History {
-    /// Opens the history and starts to write it. A database that cannot be reached may come later; one
+    /// Opens the history. A database that cannot be reached may come later; one
     /// that is not this network's history ends the start.
-    pub(super) async fn new(shared: &Arc<Shared>) -> anyhow::Result<Self> {
+    pub(super) async fn new(shared: &Arc<Shared>, log: Log) -> anyhow::Result<Self> {
         let config = &shared.config.history;
         let url = config.url.as_ref().map(|url| url.0.as_str());
         let location = Location::of_node(url, &shared.config.data_dir)?;
@@ -58,6 +60,7 @@ impl History {
             store: Arc::clone(&store),
             network: shared.network_id,
             key: shared.key.clone(),
+            log,
             view: Arc::clone(&shared.view),
             submit: submitter(shared, Arc::clone(&consensus)),
             terms: DigestTerms { interval: config.digest_interval, max_rows: config.digest_max_rows },
@@ -67,8 +70,7 @@ impl History {
         };
         let (stop, stopping) = watch::channel(false);
         let (task, feed) = HistoryTask::new(parts, stopping);
-        let running = Running { stop, task: tokio::spawn(task.run()) };
-        Ok(Self { store, backlog, feed, consensus, running })
+        Ok(Self { store, backlog, feed, consensus, task, stop })
     }
 
     /// From here on digests can be ordered.
@@ -76,7 +78,8 @@ impl History {
         let _connected_once = self.consensus.set(consensus.clone().recipient());
     }
 
-    /// Offers it what the log has of before a restart.
+    /// Starts to write it, and offers it what the log has of before a restart. What is written goes on behind
+    /// what the ledger has, so Storage comes first.
     pub(super) fn replay(
         self,
         shared: &Shared,
@@ -85,7 +88,7 @@ impl History {
     ) -> Running {
         let (to, with) = ((self.backlog, self.feed), (shared.workers.clone(), shared.network_id));
         tokio::spawn(replay(finished, self.store, to, storage, with));
-        self.running
+        Running { stop: self.stop, task: tokio::spawn(self.task.run()) }
     }
 }
 

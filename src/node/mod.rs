@@ -386,7 +386,7 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
 
     let (executed, executed_mouth) = shared.feeder("executed", RESULTS);
     let (to_ingress, finals_mouth) = shared.feeder("finals", FINALS);
-    let history = history::History::new(shared).await?;
+    let history = history::History::new(shared, opened.log.clone()).await?;
     let finals = Finals::new(
         Arc::clone(&opened.admission),
         Arc::clone(&opened.bases),

@@ -6,6 +6,12 @@
 mod cells;
 mod clean;
 mod command;
+#[cfg(feature = "interop")]
+mod postgres;
 mod served;
+#[cfg(feature = "interop")]
+#[path = "../history/server.rs"]
+#[allow(dead_code)]
+mod server;
 mod tamper;
 mod world;

@@ -337,3 +337,17 @@ async fn a_node_that_breaks_the_policies_is_named_with_the_item() {
     assert_eq!((broken.row, broken.item, broken.seq), (Some(16), Some(1), Some(10)));
     assert!(broken.detail.contains("was to be written and was not"), "{}", broken.detail);
 }
+
+#[tokio::test]
+async fn a_row_of_a_client_that_the_ledger_does_not_know_is_not_taken_for_good() {
+    let mut world = World::ordinary().await;
+    let message = world.message(9, 1, 1000, &[("temperature", "99")]);
+    let decision = world.decide(0, &message);
+    world.append(0, &message, &decision).await;
+    let report = world.audit(0).await;
+    assert_eq!((report.verdict, report.findings.len()), (AuditVerdict::Unchecked, 0), "{report:#?}");
+    world.digest(0).await;
+    world.commit().await;
+    let told = all_told(&world.audit(0).await);
+    assert_eq!(told, altered(15, Part::ClientKey), "the node signed it all the same");
+}

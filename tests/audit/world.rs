@@ -36,6 +36,7 @@ pub const RULES: &str = r#"{"rules": [
 pub struct Node {
     pub key: SecretKey,
     pub dir: PathBuf,
+    pub location: Location,
     pub store: SqlHistory,
     /// The last values that it submitted.
     open: HashMap<ItemKey, Vec<LastWritten>>,
@@ -74,6 +75,11 @@ pub type Reading<'a> = (&'a str, &'a str);
 
 impl World {
     pub fn new(nodes: usize) -> Self {
+        Self::with_histories(nodes, location)
+    }
+
+    /// The same with histories at these places.
+    pub fn with_histories(nodes: usize, place: impl Fn(&Path) -> Location) -> Self {
         let mut replicas: Vec<_> = (1..=4).map(|at| SecretKey::from_seed(&[at; 32])).collect();
         replicas.sort_by_key(SecretKey::node_id);
         let admin = SecretKey::from_seed(&[99; 32]);
@@ -88,7 +94,8 @@ impl World {
         let network = genesis.network_id();
         let node = |at: usize| {
             let dir = dir.path().join(format!("node-{at}"));
-            Node::new(replicas[at].clone(), dir, network)
+            let place = place(&dir);
+            Node::new(replicas[at].clone(), dir, place, network)
         };
         Self {
             nodes: (0..nodes).map(node).collect(),
@@ -108,7 +115,10 @@ impl World {
 
     /// One node, two clients, a policy, 12 messages in two digests, and two without one.
     pub async fn ordinary() -> Self {
-        let mut world = Self::new(1);
+        Self::ordinary_in(Self::new(1)).await
+    }
+
+    pub async fn ordinary_in(mut world: Self) -> Self {
         world.register(1);
         world.register(2);
         world.set_policies(RULES);
@@ -354,7 +364,7 @@ impl World {
     }
 
     pub async fn audit_with(&self, node: usize, options: &AuditOptions) -> AuditReport {
-        let reader = SqlReader::open(location(&self.nodes[node].dir), &self.network).await.unwrap();
+        let reader = SqlReader::open(self.nodes[node].location.clone(), &self.network).await.unwrap();
         audit(&self.ledger(), &reader, options).await.unwrap()
     }
 
@@ -384,10 +394,10 @@ impl World {
 }
 
 impl Node {
-    fn new(key: SecretKey, dir: PathBuf, network: NetworkId) -> Self {
-        let store = SqlHistory::new(location(&dir), network, key.node_id());
+    fn new(key: SecretKey, dir: PathBuf, location: Location, network: NetworkId) -> Self {
+        let store = SqlHistory::new(location.clone(), network, key.node_id());
         let (open, unsealed) = (HashMap::new(), Vec::new());
-        Self { key, dir, store, open, unsealed, chain: (0, Hash([0; 32])), above: 0 }
+        Self { key, dir, location, store, open, unsealed, chain: (0, Hash([0; 32])), above: 0 }
     }
 
     pub fn id(&self) -> NodeId {

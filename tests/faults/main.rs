@@ -8,6 +8,7 @@
 //! | `logs.rs` | a log that is torn, damaged or gone is told apart, and nothing is lost |
 //! | `partitions.rs` | no partition makes two ledgers, and all heal (network namespaces: feature `interop`) |
 //! | `full_disk.rs` | a node whose disk is full stops, says so, and comes back (feature `interop`) |
+//! | `history.rs` | the history's disk is full, PostgreSQL goes away under load (feature `interop`) |
 //! | `checker.rs` | the checker, and `checker_tests.rs` which shows that it finds what is wrong |
 //! | `load.rs`, `plain.rs` | the clients |
 //! | `site.rs`, `table.rs` | a network under load; how long each fault was felt |
@@ -21,6 +22,8 @@ mod checker;
 mod checker_tests;
 #[cfg(feature = "interop")]
 mod full_disk;
+#[cfg(feature = "interop")]
+mod history;
 mod kills;
 mod load;
 mod logs;
@@ -36,6 +39,12 @@ mod network;
 mod partitions;
 mod pauses;
 mod plain;
+#[cfg(feature = "interop")]
+#[path = "../e2e/rows.rs"]
+mod rows;
+#[cfg(feature = "interop")]
+#[path = "../history/server.rs"]
+mod server;
 mod site;
 mod table;
 

@@ -22,7 +22,8 @@ use ledgermq::history::{
 use ledgermq::ledger::HistoryDigest;
 use ledgermq::ledger::digest::{ranges_of, rows_root};
 use ledgermq::metrics::Metrics;
-use ledgermq::store::log::Position;
+use ledgermq::store::Log;
+use ledgermq::store::log::{LogSettings, Position};
 use ledgermq::types::{Hash, Height, NetworkId};
 use messages::{NETWORK, node_key, row};
 use server::Server;
@@ -138,7 +139,7 @@ async fn accept(
             items: header.count,
             verdict: FinalVerdict::Written { items: vec![0], height: Height(seq), block: Hash([0; 32]) },
         };
-        feed.decided(row.message, row.decision, place);
+        feed.decided(row.message, row.decision, Position::NONE, place);
         feed.is_final(&final_message);
         accepted.send_replace(seq);
         tokio::task::yield_now().await;
@@ -164,11 +165,12 @@ async fn stands_still(number: &watch::Receiver<u64>) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_goes_away_under_load_holds_clients_back_and_loses_nothing() {
     let mut server = Server::start();
-    let metrics = Metrics::new().unwrap();
+    let (metrics, dir) = (Metrics::new().unwrap(), tempfile::tempdir().unwrap());
     let parts = HistoryParts {
         store: Arc::new(history(&server)),
         network: NETWORK,
         key: node_key(1),
+        log: Log::open(dir.path(), LogSettings::new(NETWORK, SystemClock::shared())).unwrap().0,
         view: Arc::<LedgerView>::default(),
         submit: Arc::new(|_| ()),
         terms: DigestTerms { interval: Duration::from_secs(3600), max_rows: 100 },

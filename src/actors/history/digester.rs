@@ -44,9 +44,9 @@ pub(super) enum Step {
         /// The height of its block.
         height: Height,
     },
-    /// The ledger has another digest than the one that all of these follow: they are to be made
-    /// again on top of it.
-    Rebase(Vec<HistoryDigest>),
+    /// The ledger has another digest than the one that ours follow: this one, and ours begin with this row. The
+    /// rows from there on are to be given numbers above the ledger's, and digests again.
+    Rebase(DigestRecord, u64),
 }
 
 /// See the module.
@@ -75,9 +75,16 @@ impl Digester {
         }
     }
 
-    /// Goes on from what the ledger has, and from digests of an earlier run that may not be on it.
-    pub(super) fn restore(&mut self, on_ledger: Option<DigestRecord>, unwritten: Vec<HistoryDigest>) {
-        self.chain = on_ledger.map_or((0, Hash([0; 32])), |record| (record.number, record.hash));
+    /// Goes on from what the ledger has and from the last digest that is kept, number and hash, and from
+    /// digests of an earlier run that may not be on the ledger. A node that is behind has kept later ones.
+    pub(super) fn restore(
+        &mut self,
+        on_ledger: Option<DigestRecord>,
+        kept: Option<(u64, Hash)>,
+        unwritten: Vec<HistoryDigest>,
+    ) {
+        let on_ledger = on_ledger.map_or((0, Hash([0; 32])), |record| (record.number, record.hash));
+        self.chain = kept.filter(|(number, _)| *number > on_ledger.0).unwrap_or(on_ledger);
         for digest in unwritten {
             if digest.number > self.chain.0 {
                 self.chain = (digest.number, digest.hash());
@@ -137,13 +144,21 @@ impl Digester {
         digest
     }
 
-    /// Signs digests again, on top of what the ledger has.
-    pub(super) fn sign_again(&mut self, record: DigestRecord, old: &[HistoryDigest]) -> Vec<HistoryDigest> {
+    /// What comes next follows what the ledger has; the rows that it says nothing of are to be given again.
+    pub(super) fn begin_anew(&mut self, record: DigestRecord) {
         self.chain = (record.number, record.hash);
-        let again = |digest: &HistoryDigest| {
-            self.sign((digest.first, digest.rows, digest.root), digest.ranges.clone())
-        };
-        old.iter().map(again).collect()
+        self.open = None;
+        self.unwritten.clear();
+        self.submitted = None;
+    }
+
+    /// The ledger has digests beyond those that this history knows of: that one, and the first row that
+    /// follows none of them.
+    pub(super) fn behind(&self, on_ledger: Option<DigestRecord>) -> Option<(DigestRecord, u64)> {
+        let record = on_ledger.filter(|record| record.number > self.chain.0)?;
+        let sealed = self.unwritten.front().map(|digest| digest.first);
+        let open = self.open.as_ref().map(|open| open.first);
+        Some((record, sealed.or(open).unwrap_or(record.last_row + 1)))
     }
 
     /// How many digests are not final.
@@ -153,6 +168,9 @@ impl Digester {
 
     /// What to do, given what the ledger has of this node and up to where it is final.
     pub(super) fn step(&mut self, on_ledger: Option<DigestRecord>, certified: Height, now: Duration) -> Step {
+        if let Some((record, first)) = self.behind(on_ledger) {
+            return Step::Rebase(record, first);
+        }
         let Some(next) = self.unwritten.front() else { return Step::Wait };
         let (last, hash) = on_ledger.map_or((0, Hash([0; 32])), |record| (record.number, record.hash));
         if last + 1 == next.number && next.previous == hash {
@@ -168,12 +186,10 @@ impl Digester {
         if record.number < next.number && self.unwritten.front().is_some_and(|next| last + 1 < next.number) {
             return Step::Wait;
         }
-        let is_ours = record.number > next.number || record.hash == next.hash();
-        if !is_ours
-            || self.unwritten.iter().any(|own| own.number == record.number && own.hash() != record.hash)
-        {
-            self.submitted = None;
-            return Step::Rebase(std::mem::take(&mut self.unwritten).into());
+        // Each digest names the one before, so one that is ours says that those before it are.
+        let is_ours = |own: &HistoryDigest| own.number == record.number && own.hash() == record.hash;
+        if !self.unwritten.iter().any(is_ours) {
+            return Step::Rebase(record, next.first);
         }
         if record.height > certified {
             return Step::Wait;
@@ -260,7 +276,7 @@ mod tests {
         let (one, _) = add(&mut before, 1, SECOND).unwrap();
         let (two, _) = add(&mut before, 2, SECOND).unwrap();
         let mut after = digester(1);
-        after.restore(Some(record(&one, 4)), vec![one.clone(), two.clone()]);
+        after.restore(Some(record(&one, 4)), None, vec![one.clone(), two.clone()]);
         let final_one = Step::IsFinal { number: 1, height: Height(4) };
         assert_eq!(after.step(Some(record(&one, 4)), Height(4), SECOND), final_one);
         assert_eq!(after.step(Some(record(&one, 4)), Height(4), SECOND), Step::Submit(two.clone()));
@@ -274,9 +290,54 @@ mod tests {
         let (one, _) = add(&mut before, 1, SECOND).unwrap();
         let (two, _) = add(&mut before, 2, SECOND).unwrap();
         let mut after = digester(1);
-        after.restore(None, vec![two.clone()]);
+        after.restore(None, Some((2, two.hash())), vec![two.clone()]);
         assert_eq!(after.step(None, Height(0), SECOND), Step::Wait);
         assert_eq!(after.step(Some(record(&one, 1)), Height(1), SECOND), Step::Submit(two));
+    }
+
+    #[test]
+    fn the_first_digest_of_a_new_history_is_not_taken_for_one_that_the_ledger_has() {
+        let mut lost = digester(1);
+        let sealed: Vec<_> = (1..=3).map(|number| add(&mut lost, number, SECOND).unwrap().0).collect();
+        let mut anew = digester(1);
+        let (one, _) = anew.add(1, Hash([77; 32]), message(9), SECOND).unwrap();
+        assert_eq!(anew.step(None, Height(0), SECOND), Step::Submit(one));
+        let third = record(&sealed[2], 9);
+        assert_eq!(
+            anew.step(Some(third), Height(9), SECOND),
+            Step::Rebase(third, 1),
+            "the ledger has the third"
+        );
+        let first = record(&sealed[0], 3);
+        assert_eq!(
+            anew.step(Some(first), Height(3), SECOND),
+            Step::Rebase(first, 1),
+            "and another first one"
+        );
+    }
+
+    #[test]
+    fn a_node_that_is_behind_what_it_kept_goes_on_above_that() {
+        let mut before = digester(1);
+        let (one, _) = add(&mut before, 1, SECOND).unwrap();
+        let mut after = digester(1);
+        after.restore(None, Some((1, one.hash())), Vec::new());
+        let (two, _) = add(&mut after, 2, SECOND).unwrap();
+        assert_eq!((two.number, two.previous), (2, one.hash()), "and not a second first one");
+        assert_eq!(after.step(None, Height(0), SECOND), Step::Wait);
+    }
+
+    #[test]
+    fn rows_without_a_digest_follow_what_the_ledger_turns_out_to_have() {
+        let mut lost = digester(1);
+        let (one, _) = add(&mut lost, 1, SECOND).unwrap();
+        let mut anew = digester(9);
+        let on_ledger = Some(record(&one, 2));
+        assert_eq!(anew.behind(on_ledger), Some((record(&one, 2), 2)), "no rows yet: the next is the second");
+        add(&mut anew, 1, SECOND);
+        assert_eq!(anew.step(on_ledger, Height(2), SECOND), Step::Rebase(record(&one, 2), 1));
+        anew.begin_anew(record(&one, 2));
+        assert_eq!((anew.behind(on_ledger), anew.step(on_ledger, Height(2), SECOND)), (None, Step::Wait));
     }
 
     #[test]
@@ -284,14 +345,14 @@ mod tests {
         let mut lost = digester(1);
         let (other, _) = add(&mut lost, 9, SECOND).unwrap();
         let mut anew = digester(1);
-        let (one, _) = add(&mut anew, 1, SECOND).unwrap();
-        let (two, _) = add(&mut anew, 2, SECOND).unwrap();
+        add(&mut anew, 1, SECOND).unwrap();
+        add(&mut anew, 2, SECOND).unwrap();
         let on_ledger = record(&other, 4);
-        let Step::Rebase(old) = anew.step(Some(on_ledger), Height(4), SECOND) else { panic!("no rebase") };
-        assert_eq!(old, [one.clone(), two.clone()]);
-        let again = anew.sign_again(on_ledger, &old);
-        assert_eq!((again[0].number, again[0].previous, again[0].root), (2, other.hash(), one.root));
-        assert_eq!((again[1].number, again[1].previous, again[1].root), (3, again[0].hash(), two.root));
-        assert_eq!(anew.step(Some(on_ledger), Height(4), SECOND), Step::Submit(again[0].clone()));
+        assert_eq!(anew.step(Some(on_ledger), Height(4), SECOND), Step::Rebase(on_ledger, 1));
+        anew.begin_anew(on_ledger);
+        assert_eq!(anew.step(Some(on_ledger), Height(4), SECOND), Step::Wait);
+        let (again, _) = add(&mut anew, 10, SECOND).unwrap();
+        assert_eq!((again.number, again.previous, again.first), (2, other.hash(), 10));
+        assert_eq!(anew.step(Some(on_ledger), Height(4), SECOND), Step::Submit(again));
     }
 }

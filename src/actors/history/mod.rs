@@ -35,12 +35,13 @@ pub use writer::{DigestTerms, HistoryParts, HistoryTask, SubmitDigest};
 use super::{Fatal, FinalMessage, FinalVerdict};
 use crate::device::telemetry::Message;
 use crate::history::{HistoryRow, MessageKey, RowFate};
+use crate::store::log::Position;
 
 /// What the task is told.
 #[derive(Debug)]
 enum Told {
-    /// A message was decided.
-    Row(HistoryRow, Arc<Place>),
+    /// A message was decided; where the log has it.
+    Row(HistoryRow, Position, Arc<Place>),
     /// A message is final.
     Fate(MessageKey, Option<RowFate>),
 }
@@ -65,9 +66,10 @@ impl HistoryFeed {
         Self::new(fatal).0
     }
 
-    /// A message was decided. To be said before anybody can know its fate.
-    pub fn decided(&self, message: Arc<Message>, decision: Vec<u8>, place: Arc<Place>) {
-        self.put(Told::Row(HistoryRow { message, decision }, place));
+    /// A message was decided, and its log entry is at `position`. To be said before anybody can know its
+    /// fate; it is written once that entry is on disk.
+    pub fn decided(&self, message: Arc<Message>, decision: Vec<u8>, position: Position, place: Arc<Place>) {
+        self.put(Told::Row(HistoryRow { message, decision }, position, place));
     }
 
     /// A message is final; said once for each that was decided.

@@ -116,7 +116,7 @@ impl Replay {
             items: header.count,
             verdict: FinalVerdict::NotWritten,
         };
-        self.feed.decided(Arc::new(message), decision.bytes(), Arc::new(place));
+        self.feed.decided(Arc::new(message), decision.bytes(), position, Arc::new(place));
         let (feed, storage) = (self.feed.clone(), self.storage.clone());
         // As many as there are places.
         tokio::spawn(async move {

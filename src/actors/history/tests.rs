@@ -20,7 +20,8 @@ use crate::history::{
 use crate::ledger::digest::rows_root;
 use crate::ledger::{DigestRecord, HistoryDigest, Rejection};
 use crate::metrics::Metrics;
-use crate::store::log::Position;
+use crate::store::Log;
+use crate::store::log::{Entry, EntryKind, LogSettings, Position};
 use crate::types::{Hash, Height, MessageSeq};
 
 /// A database that can be unplugged, and then loses answers of what it did all the same.
@@ -73,9 +74,9 @@ impl HistoryStore for Flaky {
         self.store.put_digest(digest, hashes).await
     }
 
-    async fn drop_digest(&self, number: u64) -> Result<(), HistoryError> {
+    async fn start_over(&self, first: u64, above: u64) -> Result<(), HistoryError> {
         self.check()?;
-        self.store.drop_digest(number).await
+        self.store.start_over(first, above).await
     }
 
     async fn digest_is_final(&self, number: u64, height: Height) -> Result<(), HistoryError> {
@@ -105,6 +106,7 @@ struct Bench {
     metrics: Arc<Metrics>,
     view: Arc<LedgerView>,
     submitted: Arc<Mutex<Vec<HistoryDigest>>>,
+    log: Log,
     backlog: Backlog,
     interval: Duration,
     max_rows: u32,
@@ -121,6 +123,8 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let store = SqlHistory::new(file(dir.path()), NETWORK, node_key().node_id());
         let metrics = Metrics::new().unwrap();
+        let settings = LogSettings::new(NETWORK, SystemClock::shared());
+        let (log, _) = Log::open(&dir.path().join("log"), settings).unwrap();
         Self {
             store: Arc::new(Flaky {
                 store,
@@ -131,6 +135,7 @@ impl Bench {
             submitted: Arc::default(),
             backlog: Backlog::new(1 << 20, metrics.queues.queue("history_kib")),
             metrics,
+            log,
             dir,
             interval: Duration::from_secs(3600),
             max_rows,
@@ -144,6 +149,7 @@ impl Bench {
             store: Arc::clone(&self.store) as Arc<dyn HistoryStore>,
             network: NETWORK,
             key: node_key(),
+            log: self.log.clone(),
             view: Arc::clone(&self.view),
             submit: Arc::new(move |digest| submitted.lock().unwrap().push(digest)),
             terms: DigestTerms { interval: self.interval, max_rows: self.max_rows },
@@ -165,7 +171,7 @@ impl Bench {
     async fn decide(&self, running: &Running, seq: u64) {
         let row = row(1, seq);
         let place = self.place(&row, seq).await;
-        running.feed.decided(row.message, row.decision, place);
+        running.feed.decided(row.message, row.decision, Position::NONE, place);
     }
 
     async fn stored(&self) -> Vec<StoredRow> {
@@ -367,6 +373,65 @@ async fn a_history_that_was_taken_away_is_followed_by_one_with_higher_numbers() 
     let second = anew.last_submitted().unwrap();
     assert_eq!((second.number, second.previous, second.first), (2, first.hash(), 2));
     assert_eq!(anew.stored().await[0].number, 2);
+}
+
+#[tokio::test]
+async fn a_history_that_begins_anew_before_the_ledger_is_known_moves_above_what_the_ledger_has() {
+    let bench = Bench::new(2);
+    let running = bench.start();
+    for seq in 1..=4 {
+        bench.decide(&running, seq).await;
+    }
+    eventually("the first is submitted", || bench.last_submitted().is_some()).await;
+    bench.on_ledger(&bench.last_submitted().unwrap(), 3);
+    eventually("the second is submitted", || bench.last_submitted().unwrap().number == 2).await;
+    let second = bench.last_submitted().unwrap();
+    bench.on_ledger(&second, 4);
+    running.stop().await;
+
+    // A node that was wiped: it hears of what it wrote only after it accepted something.
+    let anew = Bench::new(2);
+    let running = anew.start();
+    for seq in 11..=13 {
+        anew.decide(&running, seq).await;
+        running.is_final(seq, written(9));
+    }
+    eventually("a first digest is submitted", || anew.last_submitted().is_some()).await;
+    eventually("all is in the history", || anew.backlog.needed_from().is_none()).await;
+    anew.submitted.lock().unwrap().clear();
+    anew.on_ledger(&second, 4);
+    eventually("another is submitted", || anew.last_submitted().is_some()).await;
+    let third = anew.last_submitted().unwrap();
+    assert_eq!((third.number, third.previous, third.first, third.rows), (3, second.hash(), 5, 2));
+    anew.on_ledger(&third, 5);
+    anew.decide(&running, 14).await;
+    running.stop().await;
+    let fourth = anew.last_submitted().unwrap();
+    assert_eq!((fourth.number, fourth.first, fourth.rows), (4, 7, 2));
+    let stored = anew.stored().await;
+    let rows: Vec<_> = stored.iter().map(|row| (row.number, row.seq, row.items.len())).collect();
+    assert_eq!(rows, [(5, 11, 4), (6, 12, 4), (7, 13, 4), (8, 14, 4)]);
+    assert_eq!(stored.iter().filter(|row| row.fate.is_some()).count(), 3, "fates move with their rows");
+    let hashes: Vec<_> = [11, 12].map(|seq| row(1, seq).hash()).into();
+    assert_eq!(third.root, rows_root(&hashes).unwrap());
+    let kept: Vec<_> = anew.store.digests(0, 9).await.unwrap().iter().map(|digest| digest.number).collect();
+    assert_eq!(kept, [3, 4], "the first one, which the ledger refused, is forgotten");
+}
+
+#[tokio::test]
+async fn a_row_waits_until_the_log_has_its_message() {
+    let bench = Bench::new(100);
+    let running = bench.start();
+    let row = row(1, 1);
+    let place = bench.place(&row, 1).await;
+    running.feed.decided(row.message, row.decision, bench.log.last().next(), place);
+    bench.decide(&running, 2).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(bench.stored().await.len(), 0, "a power cut would leave a row without a message");
+    let entry = Entry { kind: EntryKind::AcceptedMessage, bytes: vec![1] };
+    bench.log.append(vec![entry]).await.unwrap();
+    eventually("two rows", || bench.metrics.history.rows.get() == 2).await;
+    running.stop().await;
 }
 
 #[tokio::test]

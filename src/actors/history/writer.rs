@@ -17,9 +17,13 @@ use crate::clock::SharedClock;
 use crate::codec;
 use crate::crypto::SecretKey;
 use crate::device::Header;
-use crate::history::{HistoryError, HistoryRow, HistoryStore, MessageKey, ReadRow, RowFate, StoredRow};
-use crate::ledger::{HistoryDigest, MAX_REQUEST_BYTES};
+use crate::history::{
+    HistoryError, HistoryRow, HistoryStore, MessageKey, ReadRow, RowFate, StoredDigest, StoredRow,
+};
+use crate::ledger::{DigestRecord, HistoryDigest, MAX_REQUEST_BYTES};
 use crate::metrics::HistoryMetrics;
+use crate::store::Log;
+use crate::store::log::Position;
 use crate::types::{ClientId, Hash, MessageSeq, NetworkId};
 
 /// Messages in one transaction: about a quarter of a second of ingest at the full rate.
@@ -58,6 +62,8 @@ pub struct HistoryParts {
     pub network: NetworkId,
     /// This node's key, for digests.
     pub key: SecretKey,
+    /// The log: a message that it may lose is not written here.
+    pub log: Log,
     /// Shows which digests are on the ledger.
     pub view: Arc<LedgerView>,
     /// Hands on digests.
@@ -163,32 +169,36 @@ impl HistoryTask {
     async fn begin(&mut self) -> Option<()> {
         let node = self.parts.key.node_id();
         let on_ledger = self.parts.view.history_digest(&node);
+        let on_ledger_number = on_ledger.map_or(0, |record| record.number);
         let (last, mut unwritten) = loop {
-            match self.kept_digests(on_ledger.map_or(0, |record| record.number)).await {
+            match self.kept_digests(on_ledger_number).await {
                 Ok(kept) => break kept,
                 Err(error) => self.failed(error).await?,
             }
         };
-        unwritten.retain(|digest| {
-            let is_own = digest.node == node && digest.verify(&self.parts.network).is_ok();
-            if !is_own {
-                tracing::error!(
-                    number = digest.number,
-                    "a digest in the history was altered; it is left out"
-                );
-            }
-            is_own
-        });
-        self.digester.restore(on_ledger, unwritten);
-        self.above = last.max(on_ledger.map_or(0, |record| record.last_row));
-        self.find_open(last).await
+        unwritten.retain(|digest| self.is_own(digest));
+        let kept = last.as_ref().and_then(decoded).filter(|digest| self.is_own(digest));
+        let last_row = last.as_ref().map_or(0, last_row);
+        self.digester.restore(on_ledger, kept.map(|digest| (digest.number, digest.hash())), unwritten);
+        self.above = last_row.max(on_ledger.map_or(0, |record| record.last_row));
+        self.find_open(last_row).await
     }
 
-    /// The last row that a kept digest covers, and the digests that may not be on the ledger.
-    async fn kept_digests(&self, on_ledger: u64) -> Result<(u64, Vec<HistoryDigest>), HistoryError> {
+    fn is_own(&self, digest: &HistoryDigest) -> bool {
+        let is_own = digest.node == self.parts.key.node_id() && digest.verify(&self.parts.network).is_ok();
+        if !is_own {
+            tracing::error!(number = digest.number, "a digest in the history was altered; it is left out");
+        }
+        is_own
+    }
+
+    /// The last digest that is kept, and those that may not be on the ledger.
+    async fn kept_digests(
+        &self,
+        on_ledger: u64,
+    ) -> Result<(Option<StoredDigest>, Vec<HistoryDigest>), HistoryError> {
         let store = &self.parts.store;
         let last = store.last_digest().await?;
-        let last = last.map_or(0, |last| last.first + (last.row_hashes.len() as u64).saturating_sub(1));
         let mut after = on_ledger.saturating_sub(1);
         let mut unwritten = Vec::new();
         loop {
@@ -196,12 +206,7 @@ impl HistoryTask {
             let Some(digest) = page.into_iter().next() else { return Ok((last, unwritten)) };
             after = digest.number;
             if digest.height.is_none() {
-                match codec::decode::<MAX_REQUEST_BYTES, HistoryDigest>(&digest.content) {
-                    Ok(digest) => unwritten.push(digest),
-                    Err(error) => {
-                        tracing::error!(number = after, %error, "a digest in the history is damaged")
-                    }
-                }
+                unwritten.extend(decoded(&digest));
             }
         }
     }
@@ -235,9 +240,11 @@ impl HistoryTask {
 
     async fn write(&mut self, batch: Vec<Told>) -> Option<()> {
         let (mut rows, mut places, mut fates) = (Vec::new(), Vec::new(), Vec::new());
+        let mut logged = Position::NONE;
         for told in batch {
             match told {
-                Told::Row(row, place) => {
+                Told::Row(row, position, place) => {
+                    logged = logged.max(position);
                     places.push((row.key(), place));
                     rows.push(row);
                 }
@@ -245,6 +252,9 @@ impl HistoryTask {
             }
         }
         if !rows.is_empty() {
+            // After a power cut a message that the log lost is judged anew, and perhaps otherwise. If the log
+            // fails, the node stops.
+            self.parts.log.synced(logged).await.ok()?;
             self.append(&rows).await?;
             self.awaiting.extend(places);
         }
@@ -265,7 +275,9 @@ impl HistoryTask {
         let started = self.parts.clock.monotonic();
         // A node that lost its ledger with its history fetches blocks while it begins anew.
         let on_ledger = self.parts.view.history_digest(&self.parts.key.node_id());
-        self.above = self.above.max(on_ledger.map_or(0, |record| record.last_row));
+        if let Some((record, first)) = self.digester.behind(on_ledger) {
+            self.rebase(record, first).await?;
+        }
         let numbers = loop {
             match self.parts.store.append(self.above, rows).await {
                 Ok(numbers) => break numbers,
@@ -283,8 +295,8 @@ impl HistoryTask {
         self.health.metrics().rows.inc_by(new);
         if self.unsure {
             let last = loop {
-                match self.kept_digests(u64::MAX).await {
-                    Ok((last, _)) => break last,
+                match self.parts.store.last_digest().await {
+                    Ok(last) => break last.as_ref().map_or(0, last_row),
                     Err(error) => self.failed(error).await?,
                 }
             };
@@ -320,6 +332,7 @@ impl HistoryTask {
             match self.parts.store.put_digest(&digest, &hashes).await {
                 Ok(()) => {
                     self.health.good();
+                    self.above = self.above.max(digest.first + u64::from(digest.rows) - 1);
                     tracing::debug!(number = digest.number, rows = digest.rows, "a history digest was made");
                     return Some(());
                 }
@@ -358,40 +371,25 @@ impl HistoryTask {
                         }
                     }
                 }
-                Step::Rebase(old) => self.rebase(&old).await?,
+                Step::Rebase(record, first) => self.rebase(record, first).await?,
             }
         }
     }
 
     /// The ledger has digests of this node that this history does not have: it was lost, or another one
-    /// was put in its place. What is here follows those.
-    async fn rebase(&mut self, old: &[HistoryDigest]) -> Option<()> {
-        let Some(record) = self.parts.view.history_digest(&self.parts.key.node_id()) else { return Some(()) };
+    /// was put in its place. What is here, from `first` on, follows those.
+    async fn rebase(&mut self, record: DigestRecord, first: u64) -> Option<()> {
         tracing::error!(
             on_ledger = record.number,
             "the ledger has digests of rows that this history does not have; if it was not replaced on purpose, \
              somebody took rows away: run ledgermq audit"
         );
-        let mut hashes = Vec::new();
-        for digest in old {
-            let kept = loop {
-                match self.parts.store.digests(digest.number.saturating_sub(1), 1).await {
-                    Ok(kept) => break kept,
-                    Err(error) => self.failed(error).await?,
-                }
-            };
-            hashes.push(kept.into_iter().next().map(|kept| kept.row_hashes).unwrap_or_default());
+        while let Err(error) = self.parts.store.start_over(first, record.last_row).await {
+            self.failed(error).await?;
         }
-        for digest in old {
-            while let Err(error) = self.parts.store.drop_digest(digest.number).await {
-                self.failed(error).await?;
-            }
-        }
-        let again = self.digester.sign_again(record, old);
-        for sealed in again.into_iter().zip(hashes) {
-            self.keep(sealed).await?;
-        }
-        Some(())
+        self.digester.begin_anew(record);
+        self.above = self.above.max(record.last_row);
+        self.find_open(record.last_row.max(first.saturating_sub(1))).await
     }
 
     /// The node stops in order: waits a moment for the last digest.
@@ -403,6 +401,19 @@ impl HistoryTask {
         }
         Some(())
     }
+}
+
+/// The last row that a digest covers.
+fn last_row(digest: &StoredDigest) -> u64 {
+    digest.first + (digest.row_hashes.len() as u64).saturating_sub(1)
+}
+
+fn decoded(digest: &StoredDigest) -> Option<HistoryDigest> {
+    let decoded = codec::decode::<MAX_REQUEST_BYTES, HistoryDigest>(&digest.content);
+    let damaged = |error: &codec::CodecError| {
+        tracing::error!(number = digest.number, %error, "a digest in the history is damaged");
+    };
+    decoded.inspect_err(damaged).ok()
 }
 
 /// What a digest needs of a row that was found in the database. A row that cannot be read has no

@@ -30,7 +30,7 @@ const UNCHECKED: u8 = 2;
 /// Shown below the options.
 const LEGEND: &str = "\
 Examples:
-  ledgermq audit --genesis genesis.json --ledger net/node-0 --history net/node-0
+  ledgermq audit --genesis genesis.json --ledger net/node-0/data --history net/node-0/data
   ledgermq audit --genesis genesis.json --node http://127.0.0.1:8080 --history history.sqlite
   ledgermq audit --genesis genesis.json --node http://db-1:8080 --history postgres://audit@db/history
 

@@ -23,16 +23,15 @@ pub(in crate::cli) fn history(text: &str) -> anyhow::Result<Location> {
     if !path.is_dir() {
         return Ok(location);
     }
-    let in_data_dir = Location::of_node(None, path)?;
-    let beside = path.join("history.sqlite");
-    match &in_data_dir {
-        Location::Sqlite(file) if file.is_file() => Ok(in_data_dir),
-        _ if beside.is_file() => Ok(Location::Sqlite(beside)),
-        _ => bail!(
+    // A data directory, what `ledgermq init` made around it, or where the file lies.
+    let files = ["history/history.sqlite", "data/history/history.sqlite", "history.sqlite"];
+    let found = files.into_iter().map(|file| path.join(file)).find(|file| file.is_file());
+    found.map(Location::Sqlite).with_context(|| {
+        format!(
             "{} has no history/history.sqlite: give the data directory of a node, or the file",
             path.display()
-        ),
-    }
+        )
+    })
 }
 
 /// The ledger in a data directory. It is copied first, since the store cannot be opened without being written.
@@ -66,7 +65,7 @@ pub(in crate::cli) fn from_directory(
 
 /// The directory of the store in a data directory.
 fn ledger_dir(dir: &Path) -> anyhow::Result<PathBuf> {
-    let candidates = [dir.join("ledger"), dir.to_owned()];
+    let candidates = [dir.join("ledger"), dir.join("data/ledger"), dir.to_owned()];
     let found = candidates.into_iter().find(|dir| dir.join("sled").is_dir());
     found.with_context(|| {
         format!("{} has no ledger in it: give the data directory of a node, or a copy of it", dir.display())

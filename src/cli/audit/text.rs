@@ -24,6 +24,13 @@ pub(super) fn print(report: &AuditReport) -> anyhow::Result<()> {
         ledger.digests
     ))?;
     report.nodes.iter().try_for_each(node)?;
+    for absent in &report.absent {
+        line(format_args!(
+            "  note: node {} has {} digests on the ledger, and nothing in this history",
+            absent.node.short(),
+            absent.digests
+        ))?;
+    }
     for finding in &report.findings {
         line(describe(finding))?;
     }

@@ -328,6 +328,11 @@ impl AuditedLedger {
         self.digests.get(node).map_or(&[], Vec::as_slice)
     }
 
+    /// How many digests each node has.
+    pub(super) fn digests_by_node(&self) -> impl Iterator<Item = (NodeId, u64)> {
+        self.digests.iter().map(|(node, digests)| (*node, digests.len() as u64))
+    }
+
     /// The seqs of a client that a node's digests name.
     pub(super) fn named_by(&self, node: &NodeId, client: &ClientId) -> Option<&Runs> {
         self.named.get(node)?.get(client)

@@ -1,7 +1,7 @@
 //! Messages that should be in a history and are not, and numbers that nobody knows of.
 
 use super::ledger::{AuditedLedger, ClientFacts};
-use super::report::{Finding, FindingKind, Findings, Gap};
+use super::report::{Finding, FindingKind, Findings, Gap, LostRows};
 use super::runs::Runs;
 use super::{AuditOptions, Seen};
 use crate::ledger::SEQ_WINDOW;
@@ -12,8 +12,13 @@ use crate::types::{ClientId, Height, MessageSeq, NodeId};
 const ON_ITS_WAY_MS: u64 = 60 * 60 * 1000;
 
 /// Finds messages of the ledger that the node which admitted them neither has nor names, though it
-/// had time enough.
-pub(super) fn find(ledger: &AuditedLedger, seen: &Seen, options: &AuditOptions, findings: &mut Findings) {
+/// had time enough. `lost` are rows that are gone from histories, known before or not.
+pub(super) fn find(
+    ledger: &AuditedLedger,
+    seen: &Seen,
+    (options, lost): (&AuditOptions, &[LostRows]),
+    findings: &mut Findings,
+) {
     for (client, facts) in &ledger.clients {
         if options.client.as_ref().is_some_and(|only| only != client) {
             continue;
@@ -25,7 +30,7 @@ pub(super) fn find(ledger: &AuditedLedger, seen: &Seen, options: &AuditOptions, 
             }
             let part = message.parts.iter().find(|part| {
                 seen.contains_key(&part.node)
-                    && !options.has_lost(&part.node)
+                    && !may_be_lost(ledger, lost, &part.node, part.height)
                     && had_time(ledger, &part.node, client, *seq, part.height)
             });
             let Some(part) = part else { continue };
@@ -38,6 +43,15 @@ pub(super) fn find(ledger: &AuditedLedger, seen: &Seen, options: &AuditOptions, 
             findings.push(finding.message(Some((client.clone(), seq.0))));
         }
     }
+}
+
+/// Whether the row of a message may have been lost with others: behind the last row that a digest covered,
+/// and before the history that came after it had a digest.
+fn may_be_lost(ledger: &AuditedLedger, lost: &[LostRows], node: &NodeId, height: Height) -> bool {
+    lost.iter().filter(|lost| lost.node == *node).any(|lost| {
+        let next = ledger.digests(node).iter().find(|digest| digest.first > lost.last);
+        next.is_none_or(|next| height <= next.height)
+    })
 }
 
 /// Whether the node's digests would name a message by now.

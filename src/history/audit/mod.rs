@@ -27,7 +27,8 @@ use std::collections::BTreeMap;
 
 pub use ledger::{AuditedLedger, AuditedLedgerError};
 pub use report::{
-    AuditReport, AuditVerdict, Finding, FindingKind, Gap, LedgerSummary, LostRows, NodeReport, Part,
+    AbsentNode, AuditReport, AuditVerdict, Finding, FindingKind, Gap, LedgerSummary, LostRows, NodeReport,
+    Part,
 };
 
 use self::node::NodeAudit;
@@ -106,8 +107,9 @@ pub async fn audit(
     }
     if let Some(height) = ahead {
         unchecked.push(format!(
-            "the history has something of block {height}, and the ledger at hand ends with block {}: give a newer \
-             ledger, one of after the history was copied",
+            "the history rests on block {height} or later, and the ledger at hand ends with block {}: give a newer \
+             ledger, one of after the history was copied; if it is newer already, that part of the history is no \
+             node's work",
             ledger.height()
         ));
     }
@@ -117,8 +119,12 @@ pub async fn audit(
     if nodes.is_empty() {
         unchecked.push("the history has no node's rows".to_owned());
     }
-    missing::find(ledger, &seen, options, &mut findings);
+    let lost: Vec<LostRows> =
+        nodes.iter().flat_map(|node| &node.lost).chain(&options.known_lost).copied().collect();
+    missing::find(ledger, &seen, (options, &lost), &mut findings);
     let (gaps, omitted_gaps) = missing::gaps(ledger, &seen, options);
+    let absent = ledger.digests_by_node().filter(|(node, _)| !seen.contains_key(node));
+    let absent = absent.map(|(node, digests)| AbsentNode { node, digests }).collect();
     let Findings { kept, omitted, .. } = findings;
     let verdict = match (kept.is_empty() && omitted == 0, unchecked.is_empty()) {
         (false, _) => AuditVerdict::Tampering,
@@ -129,6 +135,7 @@ pub async fn audit(
         verdict,
         ledger: ledger.summary(),
         nodes,
+        absent,
         findings: kept,
         omitted_findings: omitted,
         unchecked,

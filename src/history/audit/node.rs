@@ -175,6 +175,12 @@ impl<'a> NodeAudit<'a> {
         self.check_fate(&mut facts);
         let repeated = if facts.is_sound() { self.judge.repeat(&facts).await? } else { Repeated::default() };
         self.report.decisions += repeated.judged;
+        // A node takes messages of clients, and judges by policies, that its ledger has.
+        let unknown = repeated.unknown_version.is_some() || (facts.unknown_client && !facts.skipped);
+        if unknown && number > self.covered_to {
+            let next = self.ledger.height().next().0;
+            self.ahead = Some(self.ahead.unwrap_or_default().max(next));
+        }
         facts.items = Vec::new();
         let waiting = Waiting { facts, repeated, place: None, is_named: true };
         if self.active.is_empty() {

@@ -246,6 +246,15 @@ impl NodeReport {
     }
 }
 
+/// A node that has digests on the ledger and nothing in this history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct AbsentNode {
+    /// The node.
+    pub node: NodeId,
+    /// Its digests on the ledger.
+    pub digests: u64,
+}
+
 /// Seqs of a client that no digest names, no row has and the ledger does not have, though it has later ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Gap {
@@ -266,6 +275,8 @@ pub struct AuditReport {
     pub ledger: LedgerSummary,
     /// Each node whose history was read.
     pub nodes: Vec<NodeReport>,
+    /// Nodes of which the history has nothing: each node may have a database of its own.
+    pub absent: Vec<AbsentNode>,
     /// What is not as it was.
     pub findings: Vec<Finding>,
     /// Further findings, beyond the limit.
