@@ -279,16 +279,22 @@ impl LedgerStore for SledStore {
 
     fn index(&self, blocks: &[Block]) -> Result<(), StoreError> {
         let _indexing = lock(&self.indexing);
+        let mut expected = self.indexed_height().next();
+        let mut new = Vec::with_capacity(blocks.len());
         for block in blocks {
-            let (expected, found) = (self.indexed_height().next(), block.header.height);
+            let found = block.header.height;
             if found > expected {
                 return Err(StoreError::IndexGap { expected, found });
             }
             if found == expected {
-                index::add(&self.db, block)?;
-                self.last_written.add(&self.db, block)?;
-                self.indexed.store(found.0, Relaxed);
+                new.push(block);
+                expected = found.next();
             }
+        }
+        index::add(&self.db, new.iter().copied())?;
+        for block in new {
+            self.last_written.add(&self.db, block)?;
+            self.indexed.store(block.header.height.0, Relaxed);
         }
         Ok(())
     }
