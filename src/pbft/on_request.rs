@@ -23,6 +23,16 @@ const MAX_REVIVED: usize = 64;
 const MAX_FORWARDED: (usize, usize) = (128, MAX_BATCH_BYTES);
 
 impl Replica {
+    pub(super) fn on_requests(
+        &mut self,
+        now: Now,
+        requests: Vec<Arc<VerifiedRequest>>,
+        source: Source,
+    ) -> Result<(), Rejected> {
+        let taken = requests.into_iter().map(|request| self.on_request(now, request, source));
+        taken.fold(Ok(()), Result::and)
+    }
+
     pub(super) fn on_request(
         &mut self,
         now: Now,
