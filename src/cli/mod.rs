@@ -5,6 +5,7 @@
 //! 2 for wrong arguments, 1 for all else; `status` has codes of its own. Progress bars are drawn on a
 //! terminal only.
 
+mod allocator;
 mod bench;
 mod client;
 mod demo;
