@@ -116,7 +116,11 @@ impl Upkeep {
         let (mut blocks, mut bytes) = (Vec::new(), 0);
         let mut next = self.store.indexed_height().next();
         while next <= self.store.certified_height() && bytes < INDEX_TOGETHER {
-            let Some(block) = self.store.block(next)? else { break };
+            let block = match self.store.take_recent(next) {
+                Some(block) => Some(block),
+                None => self.store.block(next)?,
+            };
+            let Some(block) = block else { break };
             bytes += item_bytes(&block);
             blocks.push(block);
             next = next.next();
