@@ -216,7 +216,7 @@ impl Bases {
             // Execution has read both before.
             let Ok(header) = device::Header::decode(&request.header) else { continue };
             for item in request.items.iter().filter(|item| written.binary_search(&item.index).is_ok()) {
-                let Ok(decoded) = Item::decode(&item.bytes) else { continue };
+                let Ok(decoded) = Item::decode_again(&item.bytes) else { continue };
                 let at = BaseRef { seq: header.seq, index: item.index };
                 known.indexed(at, decoded);
             }

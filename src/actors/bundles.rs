@@ -2,35 +2,65 @@
 //! it forwards to the primary.
 //!
 //! One task for each replica sends one bundle at a time, with all that gathered since the last: a
-//! replica that is slow gets fewer and larger bundles, and holds up nobody else. What does not fit
-//! into its queue is left to the core, which sends requests again until they are ordered.
+//! replica that is slow gets fewer and larger bundles, and holds up nobody else. Those that get the
+//! same bundle get the same signature. What does not fit into a queue is left to the core, which sends
+//! requests again until they are ordered.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::mpsc;
 
 use crate::crypto::SecretKey;
 use crate::ledger::{MAX_REQUEST_BYTES, ReplicaSetKeys, VerifiedRequest};
-use crate::network::{NetworkHandle, PeerRequest, SignedBundle};
+use crate::network::{Bundled, NetworkHandle, PeerRequest, SignedBundle};
 use crate::types::{NetworkId, NodeId};
 
-/// Requests that wait for their bundle to one replica: twice what one bundle carries. Each is
-/// shared with the core's pool, so it costs a pointer.
-const QUEUE: usize = 1_024;
+/// Parcels that wait for their bundle to one replica: a second or two of them. Requests are shared with
+/// the core's pool, so each costs a pointer.
+const QUEUE: usize = 64;
 
 /// Requests in one bundle: as many as in a batch.
 const MAX_REQUESTS: usize = 512;
 
-/// A request on its way, and whether it is forwarded: the primary takes these otherwise.
+/// Requests that were put on their way together, and whether they are forwarded: the primary takes
+/// these otherwise. At most [`MAX_REQUESTS`], of [`MAX_REQUEST_BYTES`] in all unless it is one.
 #[derive(Debug)]
-struct Item {
-    request: Arc<VerifiedRequest>,
+struct Parcel {
+    requests: Vec<Arc<VerifiedRequest>>,
+    bytes: usize,
     forwarded: bool,
+    /// The bundle of these alone.
+    signed: OnceLock<Arc<SignedBundle>>,
+}
+
+impl Parcel {
+    /// Parcels of the requests, in order.
+    fn of(requests: &[Arc<VerifiedRequest>], forwarded: bool) -> Vec<Arc<Self>> {
+        let mut parcels: Vec<Self> = Vec::new();
+        for request in requests {
+            let bytes = request.bytes().len();
+            match parcels.last_mut().filter(|last| last.has_room(1, bytes)) {
+                Some(last) => {
+                    last.requests.push(Arc::clone(request));
+                    last.bytes += bytes;
+                }
+                None => {
+                    let requests = vec![Arc::clone(request)];
+                    parcels.push(Self { requests, bytes, forwarded, signed: OnceLock::new() });
+                }
+            }
+        }
+        parcels.into_iter().map(Arc::new).collect()
+    }
+
+    const fn has_room(&self, requests: usize, bytes: usize) -> bool {
+        self.requests.len() + requests <= MAX_REQUESTS && self.bytes + bytes <= MAX_REQUEST_BYTES
+    }
 }
 
 /// The ways to all other replicas.
 #[derive(Debug)]
-pub struct Bundles(Vec<(NodeId, mpsc::Sender<Item>)>);
+pub struct Bundles(Vec<(NodeId, mpsc::Sender<Arc<Parcel>>)>);
 
 impl Bundles {
     /// Starts a task for each replica but this one, on the current tokio runtime; they end when
@@ -44,8 +74,8 @@ impl Bundles {
         let own = key.node_id();
         let others = keys.replicas().members().iter().filter(|node| **node != own);
         let way = |node: &NodeId| {
-            let (queue, requests) = mpsc::channel(QUEUE);
-            let way = Way { node: *node, key: key.clone(), network_id, network: network.clone(), requests };
+            let (queue, parcels) = mpsc::channel(QUEUE);
+            let way = Way { node: *node, key: key.clone(), network_id, network: network.clone(), parcels };
             tokio::spawn(way.run());
             (*node, queue)
         };
@@ -63,11 +93,12 @@ impl Bundles {
     }
 
     fn put(&self, requests: &[Arc<VerifiedRequest>], forwarded: bool, to: impl Fn(&NodeId) -> bool) {
-        for (node, queue) in self.0.iter().filter(|(node, _)| to(node)) {
-            let item = |request| Item { request: Arc::clone(request), forwarded };
-            let left = requests.iter().filter(|request| queue.try_send(item(request)).is_err()).count();
-            if left > 0 {
-                tracing::debug!(%node, left, "requests pile up for this replica; they are sent again later");
+        for parcel in Parcel::of(requests, forwarded) {
+            for (node, queue) in self.0.iter().filter(|(node, _)| to(node)) {
+                if queue.try_send(Arc::clone(&parcel)).is_err() {
+                    let left = parcel.requests.len();
+                    tracing::debug!(%node, left, "requests pile up for this replica; they are sent again later");
+                }
             }
         }
     }
@@ -78,7 +109,7 @@ struct Way {
     key: SecretKey,
     network_id: NetworkId,
     network: NetworkHandle,
-    requests: mpsc::Receiver<Item>,
+    parcels: mpsc::Receiver<Arc<Parcel>>,
 }
 
 impl Way {
@@ -86,37 +117,52 @@ impl Way {
         // What did not go with the last bundle.
         let mut over = None;
         while let Some(first) = match over.take() {
-            Some(item) => Some(item),
-            None => self.requests.recv().await,
+            Some(parcel) => Some(parcel),
+            None => self.parcels.recv().await,
         } {
             let forwarded = first.forwarded;
-            let (bundle, left_over) = gather(first, || self.requests.try_recv().ok());
+            let (parcels, left_over) = gather(first, || self.parcels.try_recv().ok());
             over = left_over;
-            let bodies = bundle.iter().map(|request| request.request().clone()).collect();
-            let bundle = Arc::new(SignedBundle::sign(&self.key, &self.network_id, bodies));
+            let bundle = self.bundle(&parcels);
             let request = if forwarded { PeerRequest::Forward(bundle) } else { PeerRequest::Bundle(bundle) };
             if let Err(error) = self.network.request(self.node, request).await {
                 tracing::debug!(node = %self.node, %error, "bundle not taken; its requests are sent again");
             }
         }
     }
+
+    /// The parcels in one bundle; that of a single parcel is signed once for all replicas.
+    fn bundle(&self, parcels: &[Arc<Parcel>]) -> Arc<SignedBundle> {
+        let sign = || {
+            let requests = parcels.iter().flat_map(|parcel| &parcel.requests);
+            let requests = requests.map(|request| Bundled::Known(Arc::clone(request))).collect();
+            Arc::new(SignedBundle::sign(&self.key, &self.network_id, requests))
+        };
+        match parcels {
+            [alone] => Arc::clone(alone.signed.get_or_init(sign)),
+            _ => sign(),
+        }
+    }
 }
 
 /// `first` and as many of the next as one bundle carries, and the one that is too many or is not sent
 /// in the same way.
-fn gather(first: Item, mut next: impl FnMut() -> Option<Item>) -> (Vec<Arc<VerifiedRequest>>, Option<Item>) {
-    let forwarded = first.forwarded;
-    let mut bytes = first.request.bytes().len();
-    let mut bundle = vec![first.request];
-    while bundle.len() < MAX_REQUESTS {
-        let Some(item) = next() else { break };
-        bytes += item.request.bytes().len();
-        if bytes > MAX_REQUEST_BYTES || item.forwarded != forwarded {
-            return (bundle, Some(item));
+fn gather(
+    first: Arc<Parcel>,
+    mut next: impl FnMut() -> Option<Arc<Parcel>>,
+) -> (Vec<Arc<Parcel>>, Option<Arc<Parcel>>) {
+    let (mut requests, mut bytes) = (first.requests.len(), first.bytes);
+    let mut parcels = vec![first];
+    while requests < MAX_REQUESTS {
+        let Some(parcel) = next() else { break };
+        if !parcel.has_room(requests, bytes) || parcel.forwarded != parcels[0].forwarded {
+            return (parcels, Some(parcel));
         }
-        bundle.push(item.request);
+        requests += parcel.requests.len();
+        bytes += parcel.bytes;
+        parcels.push(parcel);
     }
-    (bundle, None)
+    (parcels, None)
 }
 
 #[cfg(test)]
@@ -137,22 +183,37 @@ mod tests {
         Arc::new(VerifiedRequest::verify(&network, request).unwrap())
     }
 
+    fn parcel(requests: usize, forwarded: bool) -> Arc<Parcel> {
+        let requests: Vec<_> = (0..requests).map(|_| request(10)).collect();
+        let mut parcels = Parcel::of(&requests, forwarded);
+        assert_eq!(parcels.len(), 1);
+        parcels.pop().unwrap()
+    }
+
+    #[test]
+    fn requests_become_parcels_within_the_limits_of_a_bundle() {
+        let requests: Vec<_> = (0..2 * MAX_REQUESTS + 1).map(|_| request(10)).collect();
+        let lens: Vec<_> = Parcel::of(&requests, false).iter().map(|parcel| parcel.requests.len()).collect();
+        assert_eq!(lens, [MAX_REQUESTS, MAX_REQUESTS, 1]);
+        let parcel = &Parcel::of(&requests[..3], true)[0];
+        assert_eq!((parcel.bytes, parcel.forwarded), (3 * requests[0].bytes().len(), true));
+        assert!(!parcel.has_room(1, MAX_REQUEST_BYTES) && parcel.has_room(1, 1));
+    }
+
     #[test]
     fn a_bundle_takes_what_waits_up_to_its_limit_and_loses_nothing() {
-        let item = || Item { request: request(10), forwarded: false };
-        let mut waiting: Vec<Item> = (0..700).map(|_| item()).collect();
+        let mut waiting: Vec<_> = (0..7).map(|_| parcel(100, false)).collect();
         let first = waiting.pop().unwrap();
         let (bundle, over) = gather(first, || waiting.pop());
-        assert_eq!((bundle.len(), over.is_none(), waiting.len()), (MAX_REQUESTS, true, 700 - MAX_REQUESTS));
-        let (bundle, _) = gather(waiting.pop().unwrap(), || waiting.pop());
-        assert_eq!((bundle.len(), waiting.len()), (700 - MAX_REQUESTS, 0));
+        assert_eq!((bundle.len(), over.is_some(), waiting.len()), (5, true, 1));
+        let (bundle, over) = gather(over.unwrap(), || waiting.pop());
+        assert_eq!((bundle.len(), over.is_none(), waiting.len()), (2, true, 0));
     }
 
     #[test]
     fn forwarded_requests_go_in_bundles_of_their_own() {
-        let item = |forwarded| Item { request: request(10), forwarded };
-        let mut waiting = vec![item(false), item(true), item(true)];
-        let (bundle, over) = gather(item(true), || waiting.pop());
-        assert_eq!((bundle.len(), over.map(|item| item.forwarded)), (3, Some(false)));
+        let mut waiting = vec![parcel(1, false), parcel(1, true), parcel(1, true)];
+        let (bundle, over) = gather(parcel(1, true), || waiting.pop());
+        assert_eq!((bundle.len(), over.map(|parcel| parcel.forwarded)), (3, Some(false)));
     }
 }

@@ -309,10 +309,8 @@ impl Handler<PeerRequests> for Consensus {
     type Result = ();
 
     fn handle(&mut self, PeerRequests { requests, source }: PeerRequests, ctx: &mut Self::Context) {
-        for request in requests {
-            if let Some(rejected) = self.advance(Input::Request { request, source }, ctx) {
-                tracing::trace!(?source, %rejected, "request ignored");
-            }
+        if let Some(rejected) = self.advance(Input::Requests { requests, source }, ctx) {
+            tracing::trace!(?source, %rejected, "a request ignored");
         }
     }
 }

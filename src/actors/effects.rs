@@ -22,7 +22,7 @@ use super::transfer::TransferOrders;
 use super::verifier::{RequestVerifier, Workers};
 use super::{Fatal, Feeder, KeyMark};
 use crate::crypto::SecretKey;
-use crate::ledger::{Certificate, ReplicaSetKeys};
+use crate::ledger::{Certificate, ReplicaSetKeys, UncheckedRequest};
 use crate::network::{NetworkHandle, PeerRequest, PeerResponse, RequestError, Topic};
 use crate::pbft::{Batch, Effect, Output, Pin, Source, Verified, WalEntry};
 use crate::store::log::{Entry, EntryKind, Position};
@@ -263,6 +263,7 @@ impl Runner {
                 let request = PeerRequest::FetchRequests(digests.clone());
                 match runner.parts.network.request(node, request).await {
                     Ok(PeerResponse::Requests(requests)) if !requests.is_empty() => {
+                        let requests = requests.into_iter().map(UncheckedRequest::new).collect();
                         let requests = runner.parts.verifier.verify(requests).await;
                         runner.parts.requests.put(PeerRequests { requests, source: Source::Fetched }).await;
                         break;

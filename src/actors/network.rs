@@ -21,7 +21,8 @@ use crate::codec;
 use crate::ledger::{Block, Certificate, ReplicaSetKeys};
 use crate::metrics::StageTime;
 use crate::network::{
-    GossipId, NetworkEvent, NetworkHandle, PeerRequest, PeerResponse, Responder, SignedBundle, Topic, Verdict,
+    Bundled, GossipId, NetworkEvent, NetworkHandle, PeerRequest, PeerResponse, Responder, SignedBundle,
+    Topic, Verdict,
 };
 use crate::pbft::message::MAX_SLOT_ENVELOPE_BYTES;
 use crate::pbft::{Envelope, Gate, MessageError, Pass, Source, Verified};
@@ -190,7 +191,8 @@ impl Judge {
             tracing::warn!(%from, "a bundle that its sender did not sign");
             return PeerResponse::Busy;
         }
-        let mut requests = self.verifier.verify(bundle.requests).await;
+        let requests = bundle.requests.into_iter().map(Bundled::into_unchecked).collect();
+        let mut requests = self.verifier.verify(requests).await;
         // Others' limits in the pool are not this node's to use up: these it only forwards.
         requests.retain(|request| source != Source::Bundle || request.node() == from);
         let taken =

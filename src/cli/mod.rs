@@ -5,6 +5,7 @@
 //! 2 for wrong arguments, 1 for all else; `status` and `audit` have codes of their own. Progress bars are drawn on a
 //! terminal only.
 
+mod allocator;
 mod audit;
 mod bench;
 mod client;

@@ -8,7 +8,7 @@ use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
 use tracing_subscriber::EnvFilter;
 
-use super::output;
+use super::{allocator, output};
 use crate::config::{Config, LogConfig, LogFormat};
 
 /// Run a node: MQTT for gateways, HTTP for people and tools, PBFT with the other nodes
@@ -39,6 +39,7 @@ pub(super) fn run(args: &NodeArgs) -> anyhow::Result<()> {
         let checked = crate::node::check(&config)?;
         return output::line(checked);
     }
+    allocator::settle();
     start_logging(&config.log)?;
     stop_on_panic();
     if args.stop_on_eof {

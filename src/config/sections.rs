@@ -218,7 +218,8 @@ pub struct ConsensusConfig {
     pub batch_max_bytes: u32,
     /// While so many batches are proposed and not executed, only full ones are proposed.
     pub pipeline_batches: u32,
-    /// How long the oldest request that this node admitted waits for others to share its bundle.
+    /// The shortest time between two bundles of the requests that this node admitted, which gather meanwhile;
+    /// the first one after a pause waits a quarter of it.
     #[serde(rename = "bundle_delay_ms", with = "millis")]
     pub bundle_delay: Duration,
     /// Own PBFT messages are sent again after this time, then after twice that, and so on ...

@@ -259,7 +259,9 @@ fn inflate(bytes: &[u8], limit: usize) -> Result<Vec<u8>, EncodingError> {
     loop {
         let read = usize::try_from(inflater.total_in()).map_err(|_| CORRUPT_DEFLATE)?;
         let before = (inflater.total_in(), out.len());
-        out.reserve_exact(STEP_BYTES.min(limit + 1 - out.len()));
+        // Twice as much each time: a bomb then costs its limit twice, not once for each step, where the
+        // allocator keeps for a while what was given back.
+        out.reserve_exact(out.len().max(STEP_BYTES).min(limit + 1 - out.len()));
         let status = inflater
             .decompress_vec(&bytes[read..], &mut out, FlushDecompress::None)
             .map_err(|_| CORRUPT_DEFLATE)?;

@@ -198,6 +198,22 @@ impl Item {
         if item.encode() == bytes { Ok(item) } else { Err(ItemError::Malformed) }
     }
 
+    /// Parses item bytes that [`Item::decode`] took before: what is in a block, for example.
+    ///
+    /// # Errors
+    /// [`ItemError::Malformed`]; of other bytes not always.
+    pub fn decode_again(bytes: &[u8]) -> Result<Self, ItemError> {
+        Self::read(bytes).map_err(|_| ItemError::Malformed)
+    }
+
+    /// The device in item bytes that [`Item::decode`] took before.
+    pub fn device_of(bytes: &[u8]) -> Option<&str> {
+        let mut d = Decoder::new(bytes);
+        d.array().ok()?;
+        d.str().ok()?;
+        d.str().ok()
+    }
+
     fn read(bytes: &[u8]) -> Result<Self, minicbor::decode::Error> {
         let mut d = Decoder::new(bytes);
         if d.array()? != Some(7) {

@@ -102,7 +102,7 @@ pub struct VerifiedRequest {
 
 /// A request with its canonical bytes and their digest, of which nothing else is known: who has seen it
 /// verified under this digest need not verify it again.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UncheckedRequest {
     digest: Hash,
     bytes: Vec<u8>,
@@ -123,6 +123,11 @@ impl UncheckedRequest {
     /// The digest that it has once it is verified.
     pub const fn digest(&self) -> Hash {
         self.digest
+    }
+
+    /// The canonical bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The node that admitted it, as it says.

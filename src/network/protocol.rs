@@ -6,11 +6,15 @@
 
 use std::sync::Arc;
 
+use bincode::de::Decoder;
+use bincode::enc::Encoder;
+use bincode::enc::write::Writer as _;
+use bincode::error::{DecodeError, EncodeError};
 use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
-use crate::crypto::{CryptoError, HashKind, SecretKey, SignatureKind, VerifyingKey};
-use crate::ledger::{Block, Certificate, Request};
+use crate::crypto::{CryptoError, SecretKey, SignatureKind, VerifyingKey};
+use crate::ledger::{Block, Certificate, Request, UncheckedRequest, VerifiedRequest};
 use crate::pbft::{Batch, Signed};
 use crate::types::{Hash, Height, NetworkId, NodeId, PublicKey, Signature, View};
 
@@ -176,7 +180,7 @@ pub struct SignedBundle {
     /// The node that hands them over.
     pub node: NodeId,
     /// The requests; at least one.
-    pub requests: Vec<Request>,
+    pub requests: Vec<Bundled>,
     /// Its signature ([`SignatureKind::Bundle`]) over the canonical bytes of `(node, digests)`.
     pub signature: Signature,
 }
@@ -188,7 +192,7 @@ impl SignedBundle {
     /// Signs `requests` as the node that has `key`. The canonical bytes of the requests and
     /// [`Self::OVERHEAD_BYTES`] together must not exceed [`MAX_LARGE_BYTES`], or the bundle cannot
     /// be sent.
-    pub fn sign(key: &SecretKey, network: &NetworkId, requests: Vec<Request>) -> Self {
+    pub fn sign(key: &SecretKey, network: &NetworkId, requests: Vec<Bundled>) -> Self {
         let node = key.node_id();
         let content = signed_content(&node, &requests);
         let signature = key.sign(SignatureKind::Bundle, network, &content);
@@ -217,20 +221,82 @@ impl SignedBundle {
     }
 }
 
-fn signed_content(node: &NodeId, requests: &[Request]) -> Vec<u8> {
-    let digests: Vec<Hash> =
-        requests.iter().map(|request| HashKind::Request.hash(&codec::encode(request))).collect();
+fn signed_content(node: &NodeId, requests: &[Bundled]) -> Vec<u8> {
+    let digests: Vec<Hash> = requests.iter().map(Bundled::digest).collect();
     codec::encode(&(node, digests))
 }
+
+/// A request in a bundle, with its canonical bytes and their digest: whoever sends it has both, and
+/// whoever receives it needs both, so each makes them once. On the wire it is the request.
+#[derive(Debug, Clone)]
+pub enum Bundled {
+    /// To be sent.
+    Known(Arc<VerifiedRequest>),
+    /// As it came.
+    Received(UncheckedRequest),
+}
+
+impl Bundled {
+    /// The digest of the request.
+    pub fn digest(&self) -> Hash {
+        match self {
+            Self::Known(request) => request.digest(),
+            Self::Received(request) => request.digest(),
+        }
+    }
+
+    /// Its canonical bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Known(request) => request.bytes(),
+            Self::Received(request) => request.bytes(),
+        }
+    }
+
+    /// The request, to be verified.
+    pub fn into_unchecked(self) -> UncheckedRequest {
+        match self {
+            Self::Known(request) => UncheckedRequest::new(request.request().clone()),
+            Self::Received(request) => request,
+        }
+    }
+}
+
+impl PartialEq for Bundled {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for Bundled {}
+
+impl Encode for Bundled {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        encoder.writer().write(self.bytes())
+    }
+}
+
+impl<Context> Decode<Context> for Bundled {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self::Received(UncheckedRequest::new(Request::decode(decoder)?)))
+    }
+}
+
+bincode::impl_borrow_decode!(Bundled);
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::crypto::HashKind;
     use crate::ledger::{WriteRequest, WrittenItem};
 
     const NETWORK: NetworkId = NetworkId([1; 32]);
+
+    fn bundled(seed: u8, bytes: usize) -> Bundled {
+        Bundled::Received(UncheckedRequest::new(request(seed, bytes)))
+    }
 
     fn request(seed: u8, bytes: usize) -> Request {
         Request::Write(WriteRequest {
@@ -246,7 +312,7 @@ mod tests {
     #[test]
     fn a_bundle_is_bound_to_its_node_its_network_and_each_request() {
         let key = SecretKey::from_seed(&[7; 32]);
-        let bundle = SignedBundle::sign(&key, &NETWORK, vec![request(1, 10), request(2, 10)]);
+        let bundle = SignedBundle::sign(&key, &NETWORK, vec![bundled(1, 10), bundled(2, 10)]);
         assert_eq!(bundle.verify(&NETWORK), Ok(()));
         let [own, another] =
             [7, 8].map(|seed| VerifyingKey::parse(&SecretKey::from_seed(&[seed; 32]).public()));
@@ -260,24 +326,37 @@ mod tests {
         let mut fewer = bundle.clone();
         fewer.requests.pop();
         let mut changed = bundle;
-        changed.requests[0] = request(3, 10);
+        changed.requests[0] = bundled(3, 10);
         for bad in [other_node, swapped, fewer, changed] {
             assert_eq!(bad.verify(&NETWORK), Err(CryptoError::BadSignature));
         }
     }
 
     #[test]
+    fn a_bundled_request_is_the_request_on_the_wire() {
+        let bytes = codec::encode(&vec![bundled(1, 10), bundled(2, 500)]);
+        assert_eq!(bytes, codec::encode(&vec![request(1, 10), request(2, 500)]));
+        let read: Vec<Bundled> = codec::decode::<4096, _>(&bytes).unwrap();
+        assert_eq!(read, [bundled(1, 10), bundled(2, 500)]);
+        assert_eq!(read[0].digest(), HashKind::Request.hash(&codec::encode(&request(1, 10))));
+        let Err(CodecError::Malformed(_)) = codec::decode::<4096, Vec<Bundled>>(&bytes[..bytes.len() - 1])
+        else {
+            panic!("a byte is missing")
+        };
+    }
+
+    #[test]
     fn a_bundle_of_a_node_whose_id_is_no_key_is_refused() {
         let key = SecretKey::from_seed(&[7; 32]);
-        let mut bundle = SignedBundle::sign(&key, &NETWORK, vec![request(1, 10)]);
+        let mut bundle = SignedBundle::sign(&key, &NETWORK, vec![bundled(1, 10)]);
         bundle.node = NodeId([0; 32]);
         assert_eq!(bundle.verify(&NETWORK), Err(CryptoError::BadKey));
     }
 
     #[test]
     fn the_overhead_of_a_bundle_is_what_its_constant_says() {
-        let one = request(1, 1000);
-        let len = codec::encode(&one).len();
+        let one = bundled(1, 1000);
+        let len = codec::encode(&request(1, 1000)).len();
         let bundle = SignedBundle::sign(&SecretKey::from_seed(&[7; 32]), &NETWORK, vec![one]);
         let sent = codec::encode(&PeerRequest::Bundle(bundle.into()));
         assert_eq!(sent.len(), SignedBundle::OVERHEAD_BYTES + len);

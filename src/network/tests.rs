@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::clock::SystemClock;
 use crate::crypto::SecretKey;
-use crate::ledger::{Request, WriteRequest, WrittenItem};
+use crate::ledger::{Request, UncheckedRequest, WriteRequest, WrittenItem};
 use crate::types::{Hash, Height, NetworkId, NodeId, PublicKey, Signature};
 
 mod adversary;
@@ -158,6 +158,10 @@ async fn broadcast(from: &TestNode, data: &[u8]) {
     from.handle.broadcast(Topic::Pbft, data.to_vec()).await.unwrap();
 }
 
+fn bundled(bytes: usize) -> Bundled {
+    Bundled::Received(UncheckedRequest::new(write_request(bytes)))
+}
+
 fn write_request(bytes: usize) -> Request {
     Request::Write(WriteRequest {
         node: NodeId([9; 32]),
@@ -248,7 +252,7 @@ async fn large_bundles_arrive_and_are_answered() {
     let b = TestNode::join(2, &[&a]).await;
     a.connected_to(b.id()).await;
     let key = SecretKey::from_seed(&[2; 32]);
-    let bundle = SignedBundle::sign(&key, &NETWORK, vec![write_request(1_000_000); 11]);
+    let bundle = SignedBundle::sign(&key, &NETWORK, vec![bundled(1_000_000); 11]);
     let request = PeerRequest::Bundle(bundle.clone().into());
     let asking = tokio::spawn({
         let (handle, to) = (b.handle.clone(), a.id());
@@ -299,7 +303,7 @@ async fn requests_fail_with_a_reason() {
     let foolish = PeerRequest::FetchBlocks { from: Height(1), max: 0 };
     assert_eq!(ask(foolish, a.id()).await.unwrap(), Err(RequestError::OutOfLimits));
     let key = SecretKey::from_seed(&[2; 32]);
-    let huge = SignedBundle::sign(&key, &NETWORK, vec![write_request(13 * 1024 * 1024)]);
+    let huge = SignedBundle::sign(&key, &NETWORK, vec![bundled(13 * 1024 * 1024)]);
     assert_eq!(ask(PeerRequest::Bundle(huge.into()), a.id()).await.unwrap(), Err(RequestError::OutOfLimits));
 
     let dropped = ask(fetch.clone(), a.id());

@@ -51,6 +51,14 @@ pub enum Input {
         /// How it came here.
         source: Source,
     },
+    /// The same for several that came together: what a step looks at besides is looked at once. Of
+    /// those that are not taken, only the first one's reason is told.
+    Requests {
+        /// The requests.
+        requests: Vec<Arc<VerifiedRequest>>,
+        /// How they came here.
+        source: Source,
+    },
     /// A message of another replica, its signature checked (1999, sections 4.2 and 4.3).
     Message(Verified),
     /// The batch of [`Effect::Execute`] was executed, with this result.

@@ -24,6 +24,16 @@ pub(super) const MAX_REVIVED: usize = 64;
 pub(super) const MAX_FORWARDED: (usize, usize) = (2 * FORWARDED_AT_A_TIME, MAX_BATCH_BYTES);
 
 impl Replica {
+    pub(super) fn on_requests(
+        &mut self,
+        now: Now,
+        requests: Vec<Arc<VerifiedRequest>>,
+        source: Source,
+    ) -> Result<(), Rejected> {
+        let taken = requests.into_iter().map(|request| self.on_request(now, request, source));
+        taken.fold(Ok(()), Result::and)
+    }
+
     pub(super) fn on_request(
         &mut self,
         now: Now,

@@ -21,17 +21,57 @@ const BUNDLES_A_STEP: usize = 4;
 pub(super) struct Outbox {
     /// By time, then in the order in which they came.
     due: BTreeSet<(Duration, u64, Hash)>,
-    intervals: BTreeMap<Hash, Duration>,
+    waiting: BTreeMap<Hash, Waiting>,
     pushed: u64,
+    /// When the last bundle was sent.
+    sent: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    /// Its place in `due`.
+    due: Duration,
+    number: u64,
+    /// How long it waits after the next time that it is sent.
+    interval: Duration,
+    was_sent: bool,
 }
 
 impl Outbox {
-    /// A request was admitted, or is asked for again.
+    /// A request was admitted, or is asked for again. Each bundle costs every replica a signature and a
+    /// stream, however few requests it has, so there is some time between two; who comes after a pause
+    /// waits only a little for company.
     pub(super) fn push(&mut self, digest: Hash, now: Duration, settings: &Settings) {
-        if self.intervals.insert(digest, settings.request_resend).is_none() {
-            self.pushed += 1;
-            self.due.insert((now + settings.bundle_delay, self.pushed, digest));
+        let soon = now + settings.bundle_delay / 4;
+        let soon = self.sent.map_or(soon, |sent| soon.max(sent + settings.bundle_delay));
+        let known = self.waiting.remove(&digest);
+        if let Some(known) = known {
+            self.due.remove(&(known.due, known.number, digest));
         }
+        self.pushed += 1;
+        let number = known.map_or(self.pushed, |known| known.number);
+        let due = known.map_or(soon, |known| known.due.min(soon));
+        let was_sent = known.is_some_and(|known| known.was_sent);
+        self.due.insert((due, number, digest));
+        self.waiting.insert(digest, Waiting { due, number, interval: settings.request_resend, was_sent });
+    }
+
+    /// Those of `requests` that were never sent, which is done now: they are about to be proposed, and
+    /// whoever lacked them would have to ask.
+    pub(super) fn unsent(
+        &mut self,
+        requests: &[Arc<VerifiedRequest>],
+        now: Duration,
+        settings: &Settings,
+    ) -> Vec<Arc<VerifiedRequest>> {
+        let is_unsent = |request: &&Arc<VerifiedRequest>| {
+            self.waiting.get(&request.digest()).is_some_and(|waiting| !waiting.was_sent)
+        };
+        let unsent: Vec<_> = requests.iter().filter(is_unsent).cloned().collect();
+        for request in &unsent {
+            self.reschedule(request.digest(), now, settings);
+        }
+        unsent
     }
 
     /// How many requests are to be sent.
@@ -58,14 +98,15 @@ impl Outbox {
         if self.next_deadline().is_none_or(|first| first > now) {
             return bundles;
         }
-        while let Some(&(next, number, digest)) = self.due.first() {
+        self.sent = Some(now);
+        while let Some(&(next, _, digest)) = self.due.first() {
             if next > horizon {
                 break;
             }
             let request = pool.get(&digest).filter(|_| pool.is_pending(&digest));
             let Some(request) = request else {
                 self.due.pop_first();
-                self.intervals.remove(&digest);
+                self.waiting.remove(&digest);
                 continue;
             };
             let len = request.bytes().len();
@@ -81,15 +122,18 @@ impl Outbox {
             if let Some(bundle) = bundles.last_mut() {
                 bundle.push(Arc::clone(request));
             }
-            self.due.pop_first();
-            self.reschedule(number, digest, now, settings);
+            self.reschedule(digest, now, settings);
         }
         bundles
     }
 
-    fn reschedule(&mut self, number: u64, digest: Hash, now: Duration, settings: &Settings) {
-        let interval = self.intervals.entry(digest).or_insert(settings.request_resend);
-        self.due.insert((now + *interval, number, digest));
-        *interval = (*interval * 2).min(settings.request_resend_max);
+    /// It is sent now, and again later.
+    fn reschedule(&mut self, digest: Hash, now: Duration, settings: &Settings) {
+        let Some(waiting) = self.waiting.get_mut(&digest) else { return };
+        self.due.remove(&(waiting.due, waiting.number, digest));
+        waiting.due = now + waiting.interval;
+        waiting.interval = (waiting.interval * 2).min(settings.request_resend_max);
+        waiting.was_sent = true;
+        self.due.insert((waiting.due, waiting.number, digest));
     }
 }

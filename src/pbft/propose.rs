@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ledger::VerifiedRequest;
-use crate::pbft::io::{Now, Output};
+use crate::pbft::io::{Effect, Now, Output};
 use crate::pbft::log::{Phase, Proposal};
 use crate::pbft::message::{Batch, Content, PrePrepare, Verified};
 use crate::pbft::replica::Replica;
@@ -65,6 +65,10 @@ impl Replica {
         let requests = self.pool.next_batch(settings.batch_max_requests, settings.batch_max_bytes);
         if requests.is_empty() {
             return false;
+        }
+        let unsent = self.outbox.unsent(&requests, now.monotonic, &self.settings);
+        if !unsent.is_empty() {
+            out.effects.push(Effect::SendRequests { requests: unsent });
         }
         let batch = Batch {
             requests: requests.iter().map(|request| request.digest()).collect(),

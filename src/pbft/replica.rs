@@ -186,6 +186,7 @@ impl Replica {
         let ticked = matches!(input, Input::Tick);
         let taken = match input {
             Input::Request { request, source } => self.on_request(now, request, source),
+            Input::Requests { requests, source } => self.on_requests(now, requests, source),
             Input::Message(message) => self.on_message(now, message, &mut out),
             Input::Executed(content) => self.on_executed(now, content, &mut out),
             Input::BlocksSynced { certificate, timestamp, requests } => {

@@ -54,7 +54,7 @@ pub mod defaults {
     /// [`super::Settings::pipeline_batches`].
     pub const PIPELINE_BATCHES: u32 = 1;
     /// [`super::Settings::bundle_delay`].
-    pub const BUNDLE_DELAY: Duration = Duration::from_millis(10);
+    pub const BUNDLE_DELAY: Duration = Duration::from_millis(30);
     /// [`super::Settings::pool_max_requests`].
     pub const POOL_MAX_REQUESTS: u32 = 8192;
     /// [`super::Settings::pool_max_bytes`].
@@ -96,7 +96,8 @@ pub struct Settings {
     pub pipeline_batches: u64,
     /// The most batches proposed and not executed, full ones too, whatever `pipeline_batches` is.
     pub in_flight_batches: u64,
-    /// How long the oldest request of this node waits for others to share its bundle.
+    /// The shortest time between two bundles of this node's requests, which gather meanwhile; the first
+    /// one after a pause waits a quarter of it.
     pub bundle_delay: Duration,
     /// Pending requests taken from each admitting node; more are refused, so that none of them
     /// can fill the pool for the others. An honest node feels it as back-pressure.

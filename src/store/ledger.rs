@@ -67,6 +67,13 @@ pub trait LedgerStore: Send + Sync + 'static {
     /// [`StoreError`].
     fn block(&self, height: Height) -> Result<Option<Block>, StoreError>;
 
+    /// The block at a height, if it was committed lately and not taken before, without reading it; those
+    /// below it are not told any more. For the one who indexes blocks in order.
+    fn take_recent(&self, height: Height) -> Option<Block> {
+        let _unknown = height;
+        None
+    }
+
     /// The certificate of the block at a height.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod index;
 mod keys;
 mod last_written;
 mod open;
+mod recent;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bincode::{Decode, Encode};
 
 use self::last_written::LastWrittenItems;
+use self::recent::RecentBlocks;
 use super::ledger::{
     ADMISSION_WINDOW, AdmissionRecord, CertifiedCommit, LedgerStore, RecordPage, RecordQuery, Snapshot,
     StoreError,
@@ -71,6 +73,7 @@ pub struct SledStore {
     indexing: Mutex<()>,
     indexed: AtomicU64,
     last_written: LastWrittenItems,
+    recent: RecentBlocks,
     certified: AtomicU64,
     /// Held for as long as the store is open.
     _lock: File,
@@ -97,6 +100,7 @@ impl SledStore {
             indexing: Mutex::new(()),
             indexed: AtomicU64::new(0),
             last_written: LastWrittenItems::default(),
+            recent: RecentBlocks::default(),
             certified: AtomicU64::new(0),
             _lock: lock,
         };
@@ -198,12 +202,13 @@ impl LedgerStore for SledStore {
         }
         let mut batch = sled::Batch::default();
         put_changes(&mut batch, changes);
-        if let Some(block) = block {
-            put_block(&mut batch, block)?;
-        }
+        let bytes = block.map(|block| put_block(&mut batch, block)).transpose()?;
         batch.insert(keys::HEAD, codec::encode(head));
         self.apply(batch)?;
         *last = Some(head.clone());
+        if let Some((block, bytes)) = block.zip(bytes) {
+            self.recent.put(block, bytes);
+        }
         Ok(())
     }
 
@@ -264,6 +269,10 @@ impl LedgerStore for SledStore {
             .map_err(|_| StoreError::Corrupt(format!("block {height}")))
     }
 
+    fn take_recent(&self, height: Height) -> Option<Block> {
+        self.recent.take(height)
+    }
+
     fn certificate(&self, height: Height) -> Result<Option<Certificate>, StoreError> {
         let what = || format!("the certificate of block {height}");
         self.read::<MAX_VALUE_BYTES, _>(&keys::certificate(height), what)
@@ -279,16 +288,22 @@ impl LedgerStore for SledStore {
 
     fn index(&self, blocks: &[Block]) -> Result<(), StoreError> {
         let _indexing = lock(&self.indexing);
+        let mut expected = self.indexed_height().next();
+        let mut new = Vec::with_capacity(blocks.len());
         for block in blocks {
-            let (expected, found) = (self.indexed_height().next(), block.header.height);
+            let found = block.header.height;
             if found > expected {
                 return Err(StoreError::IndexGap { expected, found });
             }
             if found == expected {
-                index::add(&self.db, block)?;
-                self.last_written.add(&self.db, block)?;
-                self.indexed.store(found.0, Relaxed);
+                new.push(block);
+                expected = found.next();
             }
+        }
+        index::add(&self.db, new.iter().copied())?;
+        for block in new {
+            self.last_written.add(&self.db, block)?;
+            self.indexed.store(block.header.height.0, Relaxed);
         }
         Ok(())
     }
@@ -379,13 +394,15 @@ fn put_changes(batch: &mut sled::Batch, changes: &[StateChange]) {
     }
 }
 
-fn put_block(batch: &mut sled::Batch, block: &Block) -> Result<(), StoreError> {
+/// Returns how many bytes it has.
+fn put_block(batch: &mut sled::Batch, block: &Block) -> Result<usize, StoreError> {
     let height = block.header.height;
     batch.insert(&keys::header(height), codec::encode(&block.header));
-    for (part, bytes) in encode_block(block)?.chunks(keys::PART_BYTES).enumerate() {
+    let encoded = encode_block(block)?;
+    for (part, bytes) in encoded.chunks(keys::PART_BYTES).enumerate() {
         batch.insert(&keys::block_part(height, part), bytes);
     }
-    Ok(())
+    Ok(encoded.len())
 }
 
 fn encode_block(block: &Block) -> Result<Vec<u8>, StoreError> {

@@ -138,7 +138,7 @@ async fn bombs_are_too_large_and_cost_no_memory(network: &TestNetwork, device: &
     }
     // What the allocator has not given back yet is in it.
     let more = network.peak_memory(0) - before;
-    assert!(more < 128 << 20, "{more} bytes more for bombs of {HUGE}");
+    assert!(more < 64 << 20, "{more} bytes more for bombs of {HUGE}");
 }
 
 async fn a_message_sent_again_gets_the_same_ack_again(device: &mut Device) {

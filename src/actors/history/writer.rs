@@ -29,8 +29,9 @@ use crate::types::{ClientId, Hash, MessageSeq, NetworkId};
 /// Messages in one transaction: about a quarter of a second of ingest at the full rate.
 const BATCH: usize = 512;
 
-/// How long the first of a batch waits for others: each transaction costs a sync of the disk.
-const GATHER: Duration = Duration::from_millis(50);
+/// How long the first of a batch waits for others: each transaction costs a sync of the disk, for which
+/// the log waits, too. Nobody waits for the history.
+const GATHER: Duration = Duration::from_millis(200);
 
 /// How often digests are looked after.
 const TICK: Duration = Duration::from_millis(250);

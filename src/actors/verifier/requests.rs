@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::Semaphore;
 
-use crate::codec;
 use crate::crypto::{CryptoError, VerifyingKey};
-use crate::ledger::{Request, UncheckedRequest, VerifiedRequest};
+use crate::ledger::{UncheckedRequest, VerifiedRequest};
 use crate::metrics::StageTime;
 use crate::types::{Hash, NetworkId, PublicKey};
 
@@ -152,14 +151,13 @@ impl RequestVerifier {
     }
 
     /// The valid ones of `requests`, in order.
-    pub async fn verify(&self, requests: Vec<Request>) -> Vec<Arc<VerifiedRequest>> {
+    pub async fn verify(&self, requests: Vec<UncheckedRequest>) -> Vec<Arc<VerifiedRequest>> {
         let (network, keys, time) = (self.network, self.keys.clone(), self.time.clone());
         let known = self.known.clone();
-        let bytes = || requests.iter().map(codec::encoded_len).sum::<usize>();
+        let bytes = || requests.iter().map(|request| request.bytes().len()).sum::<usize>();
         let is_light = requests.len() <= LIGHT_CHECKS && bytes() <= LIGHT_BYTES;
         let check = move || {
             let verified = requests.into_iter().filter_map(|request| {
-                let request = UncheckedRequest::new(request);
                 if let Some(known) = known.get(&request.digest()) {
                     return Some(known);
                 }
@@ -181,7 +179,7 @@ impl RequestVerifier {
 mod tests {
     use super::*;
     use crate::crypto::SecretKey;
-    use crate::ledger::{AdminAction, AdminOperation};
+    use crate::ledger::{AdminAction, AdminOperation, Request};
     use crate::types::{ClientId, MessageSeq};
 
     const NETWORK: NetworkId = NetworkId([1; 32]);
@@ -192,24 +190,29 @@ mod tests {
         Request::Admin { node: key.node_id(), operation: AdminOperation::sign(NETWORK, &key, 1, action) }
     }
 
+    fn unchecked() -> UncheckedRequest {
+        UncheckedRequest::new(request())
+    }
+
     #[tokio::test]
     async fn a_copy_of_a_request_that_somebody_has_is_not_checked_again() {
         let verifier = RequestVerifier::new(NETWORK, Workers::new());
-        let first = verifier.verify(vec![request()]).await;
-        let second = verifier.verify(vec![request(), request()]).await;
+        let first = verifier.verify(vec![unchecked()]).await;
+        let second = verifier.verify(vec![unchecked(), unchecked()]).await;
         assert_eq!(second.len(), 2);
         assert!(second.iter().all(|copy| Arc::ptr_eq(copy, &first[0])), "the same, not a new one");
         drop((first, second));
-        assert_eq!(verifier.verify(vec![request()]).await.len(), 1, "forgotten, and checked anew");
+        assert_eq!(verifier.verify(vec![unchecked()]).await.len(), 1, "forgotten, and checked anew");
     }
 
     #[tokio::test]
     async fn a_request_with_another_signature_is_no_copy() {
         let verifier = RequestVerifier::new(NETWORK, Workers::new());
-        let held = verifier.verify(vec![request()]).await;
+        let held = verifier.verify(vec![unchecked()]).await;
         let Request::Admin { node, mut operation } = request() else { panic!("an operation") };
         operation.signature.0[40] ^= 1;
-        assert!(verifier.verify(vec![Request::Admin { node, operation }]).await.is_empty());
+        let altered = UncheckedRequest::new(Request::Admin { node, operation });
+        assert!(verifier.verify(vec![altered]).await.is_empty());
         assert_eq!(held.len(), 1);
     }
 

@@ -143,7 +143,7 @@ async fn a_length_of_four_gigabytes_is_the_end_of_the_connection() {
 async fn a_bundle_in_another_nodes_name_is_the_end_of_the_connection() {
     let bundle = SignedBundle {
         node: SecretKey::from_seed(&[5; 32]).node_id(),
-        requests: vec![super::write_request(1)],
+        requests: vec![super::bundled(1)],
         signature: Signature([0; 64]),
     };
     let bundle = std::sync::Arc::new(bundle);

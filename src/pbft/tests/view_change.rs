@@ -75,19 +75,22 @@ fn who_is_behind_has_more_patience_with_a_primary_that_others_execute_under() {
 }
 
 #[test]
-fn a_deposed_primary_sends_its_own_requests_that_it_proposed_before_they_were_in_a_bundle() {
-    let mut t = Bench::with(4, PRIMARY, |settings| settings.bundle_delay = SECOND / 10);
+fn what_a_primary_proposes_before_it_was_in_a_bundle_is_sent_with_the_proposal_and_again_when_it_is_deposed()
+{
+    let mut t = Bench::with(4, PRIMARY, |settings| settings.bundle_delay = SECOND / 2);
     let _ = t.ask(PRIMARY, 1);
     let bundles = |effects: &[Effect]| {
         effects.iter().filter(|effect| matches!(effect, Effect::SendRequests { .. })).count()
     };
     let effects = t.wait(SECOND / 5);
-    assert_eq!((bundles(&effects), t.replica.status().accepted), (0, SeqNum(1)), "proposed at once");
+    assert_eq!((bundles(&effects), t.replica.status().accepted), (1, SeqNum(1)), "proposed at once");
+    let before = |effect: &Effect| matches!(effect, Effect::SendRequests { .. } | Effect::Broadcast(_));
+    assert!(matches!(effects.iter().find(|effect| before(effect)), Some(Effect::SendRequests { .. })));
     for from in [2, 3] {
         let _ = t.hear(from, bare(1));
     }
     assert_eq!(t.replica.status().view, View(1));
-    assert!(bundles(&t.wait(SECOND / 5)) > 0);
+    assert!(bundles(&t.wait(SECOND)) > 0);
 }
 
 #[test]

@@ -44,6 +44,8 @@ struct Queue {
     cut: Option<Position>,
     last: Position,
     closed: bool,
+    /// The thread waits for work: else it will look by itself, and waking it is a system call for nothing.
+    is_waiting: bool,
 }
 
 /// How far the log is durable, and whether it failed.
@@ -62,7 +64,13 @@ enum Work {
 impl Shared {
     pub(super) fn new(last: Position, room: Arc<Semaphore>) -> Self {
         Self {
-            queue: Mutex::new(Queue { appends: VecDeque::new(), cut: None, last, closed: false }),
+            queue: Mutex::new(Queue {
+                appends: VecDeque::new(),
+                cut: None,
+                last,
+                closed: false,
+                is_waiting: false,
+            }),
             wake: Condvar::new(),
             status: watch::Sender::new(Status { synced: last, failure: None, ended: false }),
             room,
@@ -92,8 +100,11 @@ impl Shared {
         queue.last = Position(queue.last.0 + entries.len() as u64);
         let last = queue.last;
         queue.appends.push_back(Append { first, entries, _share: share });
+        let is_waiting = queue.is_waiting;
         drop(queue);
-        self.wake.notify_one();
+        if is_waiting {
+            self.wake.notify_one();
+        }
         Ok(last)
     }
 
@@ -128,7 +139,9 @@ impl Shared {
             if queue.closed {
                 return None;
             }
+            queue.is_waiting = true;
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.is_waiting = false;
         }
     }
 

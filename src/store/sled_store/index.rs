@@ -2,12 +2,15 @@
 //!
 //! Derived from the blocks alone, and of use with them only. The records of a message make runs of some
 //! kilobytes, each under event time and place of its first record, with the place of its items in
-//! the block's bytes; a key without value for the client and one for each device in the run find it by those. So a message of ten items costs three or four keys
-//! rather than thirty, which would be most of what a node does. All keys end in the same
-//! [`RecordKey`], so one cursor serves every query. The scan takes the narrowest prefix that the
+//! the block's bytes. Each run stands in three kinds of lists: that of all, of its client, and of each device in
+//! it. What an insert into sled costs hardly depends on its size, but it splits a page with every eighth key;
+//! so a list is kept in chunks of up to [`CHUNK`] runs, each under the key of its first, and the runs of
+//! many blocks are added to a list at once. So ten thousand items a second cost some hundred inserts
+//! rather than thirty thousand, which would be most of what a node does. All keys end in the same
+//! [`RecordKey`], so one cursor serves every query. The scan takes the narrowest list that the
 //! query names, and checks the rest on each record.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bincode::{Decode, Encode};
@@ -25,11 +28,17 @@ const MAX_SCANNED: usize = 10_000;
 const RUN_BYTES: usize = 4096;
 /// An item has at most 1,536 bytes; stream and seq are small, and so are lengths and indexes.
 const MAX_RUN_BYTES: usize = 64 * 1024;
+/// Runs in a chunk of a list: about 2 KiB. Each change writes it again.
+const CHUNK: usize = 32;
+/// A stream's name has at most 64 bytes, the rest of a run is of fixed length.
+const MAX_CHUNK_BYTES: usize = 16 * 1024;
 
 /// Records of one message that follow each other, and where the block's bytes have them: the store holds
 /// those already, and a page of small values is cheap to write again.
-#[derive(Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 struct Run {
+    /// The place of the first one in the order of queries.
+    key: [u8; RecordKey::LEN],
     stream: Stream,
     seq: MessageSeq,
     /// Offset of the first item in the block's canonical bytes.
@@ -42,32 +51,46 @@ struct Run {
 const LIST_BYTES: usize = 8;
 const VARIANT_BYTES: usize = 4;
 
-/// Adds a block's records, each key by itself: a batch would hold up commits for long, and nothing
-/// is gained by it. sled recovers a prefix of what was inserted, the height is raised last, and
-/// every key is derived from the block: what a crash leaves half done is done again.
-pub(super) fn add(db: &sled::Db, block: &Block) -> Result<(), StoreError> {
-    let height = block.header.height;
-    let mut at = codec::encoded_len(&block.header) + LIST_BYTES;
-    for (operation, content) in (0_u32..).zip(&block.operations) {
-        if let Operation::Write { request, written } = content {
-            add_write(db, height, operation, at, request, written)?;
+/// Runs to be added, by the prefix of their list; ordered by their keys.
+type Lists = BTreeMap<Vec<u8>, BTreeMap<[u8; RecordKey::LEN], Run>>;
+
+/// Adds the records of blocks, each list by itself: a batch of all would hold up commits for long, and
+/// nothing is gained by it. sled recovers a prefix of what was inserted, the height is raised last, and
+/// every run is derived from its block and stands in a list once: what a crash leaves half done is done again.
+pub(super) fn add<'a>(db: &sled::Db, blocks: impl IntoIterator<Item = &'a Block>) -> Result<(), StoreError> {
+    let (mut lists, mut last) = (Lists::new(), None);
+    for block in blocks {
+        let height = block.header.height;
+        let mut at = codec::encoded_len(&block.header) + LIST_BYTES;
+        for (operation, content) in (0_u32..).zip(&block.operations) {
+            if let Operation::Write { request, written } = content {
+                add_write(&mut lists, height, operation, at, request, written)
+                    .ok_or_else(|| StoreError::Corrupt(format!("operation {operation} of block {height}")))?;
+            }
+            at += codec::encoded_len(content);
         }
-        at += codec::encoded_len(content);
+        last = Some(height);
     }
-    insert(db, keys::INDEXED, codec::encode(&height))
+    for (prefix, runs) in lists {
+        add_to_list(db, &prefix, runs)?;
+    }
+    match last {
+        Some(height) => db.insert(keys::INDEXED, codec::encode(&height)).map(|_| ()).map_err(failed),
+        None => Ok(()),
+    }
 }
 
-/// The records of the operation that begins at byte `at` of the block.
+/// The records of the operation that begins at byte `at` of the block; none if something cannot be read
+/// that execution has read before.
 fn add_write(
-    db: &sled::Db,
+    lists: &mut Lists,
     height: Height,
     operation: u32,
     at: usize,
     request: &WriteRequest,
     written: &[u32],
-) -> Result<(), StoreError> {
-    let corrupt = || StoreError::Corrupt(format!("operation {operation} of block {height}"));
-    let header = device::Header::decode(&request.header).map_err(|_| corrupt())?;
+) -> Option<()> {
+    let header = device::Header::decode(&request.header).ok()?;
     let WriteRequest { node, client_key, header: header_bytes, signature, .. } = request;
     let before = codec::encoded_len(&(node, client_key, header_bytes, signature));
     let mut from = (at + VARIANT_BYTES + before + LIST_BYTES) as u64;
@@ -77,40 +100,82 @@ fn add_write(
         let mut bytes = codec::encoded_len(first);
         if is_written(first) {
             let key = RecordKey { event_time: header.event_time, height, operation, item: first.index };
-            let mut run = vec![first];
+            let (mut count, mut devices) = (1, BTreeSet::from([Item::device_of(&first.bytes)?]));
             while let Some(item) = items.next_if(|item| bytes < RUN_BYTES && is_written(item)) {
                 bytes += codec::encoded_len(item);
-                run.push(item);
+                count += 1;
+                devices.insert(Item::device_of(&item.bytes)?);
             }
-            let place = (from, u32::try_from(bytes).map_err(|_| corrupt())?);
-            add_run(db, &header, key, &run, place).map_err(|error| error.unwrap_or_else(corrupt))?;
+            let (key, stream) = (key.to_bytes(), header.stream.clone());
+            let run = Run { key, stream, seq: header.seq, from, bytes: u32::try_from(bytes).ok()?, count };
+            let named = devices.iter().map(|device| keys::device_records(&header.client, device));
+            for prefix in named.chain([keys::client_records(&header.client), keys::all_records()]) {
+                lists.entry(prefix).or_default().insert(key, run.clone());
+            }
         }
         from += bytes as u64;
+    }
+    Some(())
+}
+
+/// Adds runs to the chunks that they belong to: each to the last one that begins at or before it.
+fn add_to_list(
+    db: &sled::Db,
+    prefix: &[u8],
+    mut runs: BTreeMap<[u8; RecordKey::LEN], Run>,
+) -> Result<(), StoreError> {
+    while let Some((first, _)) = runs.first_key_value() {
+        let first = list_key(prefix, first);
+        let chunk = db.range(prefix..=first.as_slice()).next_back().transpose().map_err(failed)?;
+        let after: KeyRange = (Bound::Excluded(first), Bound::Excluded(list_end(prefix)));
+        let next = db.range(after).next();
+        let next = next.transpose().map_err(failed)?;
+        let next = next.map(|(key, _)| run_key(&key, prefix.len())).transpose()?;
+        let later = next.map_or_else(BTreeMap::new, |next| runs.split_off(&next));
+        let there = chunk.map(|(_, chunk)| decode_chunk(&chunk)).transpose()?.unwrap_or_default();
+        put_chunks(db, prefix, there, runs)?;
+        runs = later;
     }
     Ok(())
 }
 
-/// The run before the keys that name it, so that whoever finds them finds it. An error of `None`
-/// is an item that cannot be read.
-fn add_run(
+/// Writes a chunk with what comes to it; if that is too much for one, in several, at once, so that after
+/// a crash none is in two. What comes in order fills each chunk; else all have room for more.
+fn put_chunks(
     db: &sled::Db,
-    header: &device::Header,
-    key: RecordKey,
-    items: &[&WrittenItem],
-    (from, bytes): (u64, u32),
-) -> Result<(), Option<StoreError>> {
-    let (client, count) = (&header.client, u32::try_from(items.len()).map_err(|_| None)?);
-    let run = Run { stream: header.stream.clone(), seq: header.seq, from, bytes, count };
-    insert(db, &keys::record(&keys::all_records(), key), codec::encode(&run))?;
-    insert(db, &keys::record(&keys::client_records(client), key), Vec::new())?;
-    let mut devices = BTreeSet::new();
-    for item in items {
-        devices.insert(Item::decode(&item.bytes).map_err(|_| None)?.device);
+    prefix: &[u8],
+    there: Vec<Run>,
+    new: BTreeMap<[u8; RecordKey::LEN], Run>,
+) -> Result<(), StoreError> {
+    let in_order =
+        there.last().is_none_or(|last| new.first_key_value().is_some_and(|(key, _)| *key > last.key));
+    let mut runs: BTreeMap<_, _> = there.into_iter().map(|run| (run.key, run)).collect();
+    runs.extend(new);
+    let runs: Vec<Run> = runs.into_values().collect();
+    let each = if in_order { CHUNK } else { runs.len().div_ceil(runs.len().div_ceil(CHUNK).max(1)).max(1) };
+    let mut batch = sled::Batch::default();
+    for chunk in runs.chunks(each) {
+        let Some(first) = chunk.first() else { continue };
+        let (key, value) = (list_key(prefix, &first.key), codec::encode(&chunk));
+        if runs.len() <= each {
+            return db.insert(key, value).map(|_| ()).map_err(failed);
+        }
+        batch.insert(key, value);
     }
-    for device in devices {
-        insert(db, &keys::record(&keys::device_records(client, &device), key), Vec::new())?;
-    }
-    Ok(())
+    db.apply_batch(batch).map_err(failed)
+}
+
+fn decode_chunk(bytes: &[u8]) -> Result<Vec<Run>, StoreError> {
+    codec::decode::<MAX_CHUNK_BYTES, _>(bytes).map_err(|_| corrupt_list())
+}
+
+/// Above every key of the list: event times end with the year 9999.
+fn list_end(prefix: &[u8]) -> Vec<u8> {
+    list_key(prefix, &[0xff; RecordKey::LEN])
+}
+
+fn list_key(prefix: &[u8], key: &[u8; RecordKey::LEN]) -> Vec<u8> {
+    [prefix, key].concat()
 }
 
 /// The items of a run, out of the parts of its block.
@@ -132,10 +197,6 @@ fn items(db: &sled::Db, height: Height, run: &Run) -> Result<Option<Vec<WrittenI
     Ok(codec::decode::<{ MAX_RUN_BYTES + LIST_BYTES }, _>(&list).ok())
 }
 
-fn insert(db: &sled::Db, key: &[u8], value: Vec<u8>) -> Result<(), StoreError> {
-    db.insert(key, value).map(|_| ()).map_err(failed)
-}
-
 /// One page of the answer.
 pub(super) fn query(db: &sled::Db, query: &RecordQuery) -> Result<RecordPage, StoreError> {
     let prefix = narrowest_prefix(query);
@@ -144,24 +205,35 @@ pub(super) fn query(db: &sled::Db, query: &RecordQuery) -> Result<RecordPage, St
     let mut page = RecordPage::default();
     let mut scanned = 0;
     for entry in db.range(range) {
-        let (key, value) = entry.map_err(failed)?;
-        let first = record_key(&key, prefix.len())?;
-        let value = if prefix == keys::all_records() { value } else { run_value(db, first)? };
-        let run: Run = codec::decode::<MAX_RUN_BYTES, _>(&value).map_err(|_| corrupt_record(first))?;
-        let items = items(db, first.height, &run)?.ok_or_else(|| corrupt_record(first))?;
-        for WrittenItem { index, bytes } in &items {
-            let key = RecordKey { item: *index, ..first };
-            if query.cursor.is_some_and(|cursor| key <= cursor) {
+        let runs = decode_chunk(&entry.map_err(failed)?.1)?;
+        for (at, run) in runs.iter().enumerate() {
+            let first = RecordKey::from_bytes(&run.key);
+            let is_too_early = query.from.is_some_and(|from| first.event_time < from);
+            // All records of a run come before the next one.
+            let is_seen =
+                runs.get(at + 1).is_some_and(|next| query.cursor >= Some(RecordKey::from_bytes(&next.key)));
+            if is_too_early || is_seen {
                 continue;
             }
-            if scanned == MAX_SCANNED || page.records.len() == limit {
+            if query.to.is_some_and(|to| first.event_time >= to) {
+                page.next = None;
                 return Ok(page);
             }
-            scanned += 1;
-            let item = Item::decode(bytes).map_err(|_| corrupt_record(key))?;
-            page.next = Some(key);
-            if matches(query, &item) {
-                page.records.push(StoredRecord { key, stream: run.stream.clone(), seq: run.seq, item });
+            let items = items(db, first.height, run)?.ok_or_else(|| corrupt_record(first))?;
+            for WrittenItem { index, bytes } in &items {
+                let key = RecordKey { item: *index, ..first };
+                if query.cursor.is_some_and(|cursor| key <= cursor) {
+                    continue;
+                }
+                if scanned == MAX_SCANNED || page.records.len() == limit {
+                    return Ok(page);
+                }
+                scanned += 1;
+                let item = Item::decode(bytes).map_err(|_| corrupt_record(key))?;
+                page.next = Some(key);
+                if matches(query, &item) {
+                    page.records.push(StoredRecord { key, stream: run.stream.clone(), seq: run.seq, item });
+                }
             }
         }
     }
@@ -179,40 +251,32 @@ fn narrowest_prefix(query: &RecordQuery) -> Vec<u8> {
 
 type KeyRange = (Bound<Vec<u8>>, Bound<Vec<u8>>);
 
-/// The keys of runs between the query's times and from the run of its cursor on; `None` if there can
-/// be none.
+/// The keys of the chunks that may have runs between the query's times, from the run of its cursor on;
+/// `None` if there can be none.
 fn range(db: &sled::Db, prefix: &[u8], query: &RecordQuery) -> Result<Option<KeyRange>, StoreError> {
     let at = |time: Timestamp| {
         keys::record(prefix, RecordKey { event_time: time, height: Height(0), operation: 0, item: 0 })
     };
     let mut first = at(query.from.unwrap_or_default());
     if let Some(cursor) = query.cursor {
-        first = first.max(run_of(db, prefix, cursor)?);
+        first = first.max(keys::record(prefix, cursor));
     }
     // Event times end with the year 9999, so nothing lies at or above this one.
     let end = at(query.to.unwrap_or(Timestamp(u64::MAX)));
-    Ok((first < end).then_some((Bound::Included(first), Bound::Excluded(end))))
+    if first >= end {
+        return Ok(None);
+    }
+    let chunk = db.range(prefix..=first.as_slice()).next_back().transpose().map_err(failed)?;
+    let first = chunk.map_or(first, |(key, _)| key.to_vec());
+    Ok(Some((Bound::Included(first), Bound::Excluded(end))))
 }
 
-/// Where the run begins that may have records after this one: at a run of the same message, or here.
-fn run_of(db: &sled::Db, prefix: &[u8], record: RecordKey) -> Result<Vec<u8>, StoreError> {
-    let key = keys::record(prefix, record);
-    let message = keys::record(prefix, RecordKey { item: 0, ..record });
-    let before = db.range(message..=key.clone()).next_back().transpose().map_err(failed)?;
-    Ok(before.map_or(key, |(run, _)| run.to_vec()))
+fn run_key(key: &[u8], prefix: usize) -> Result<[u8; RecordKey::LEN], StoreError> {
+    key.get(prefix..).and_then(|bytes| bytes.try_into().ok()).ok_or_else(corrupt_list)
 }
 
-fn record_key(key: &[u8], prefix: usize) -> Result<RecordKey, StoreError> {
-    let bytes = key.get(prefix..).and_then(|bytes| bytes.try_into().ok());
-    bytes
-        .map(RecordKey::from_bytes)
-        .ok_or_else(|| StoreError::Corrupt("a key of the record index".to_owned()))
-}
-
-/// The run that an entry by client or device names: stored before it.
-fn run_value(db: &sled::Db, key: RecordKey) -> Result<sled::IVec, StoreError> {
-    let value = db.get(keys::record(&keys::all_records(), key)).map_err(failed)?;
-    value.ok_or_else(|| corrupt_record(key))
+fn corrupt_list() -> StoreError {
+    StoreError::Corrupt("a list of the record index".to_owned())
 }
 
 fn corrupt_record(key: RecordKey) -> StoreError {

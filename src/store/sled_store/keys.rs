@@ -12,9 +12,9 @@
 //! C ‖ height u64                         certificate
 //! a ‖ client ‖ 00 ‖ seq mod 512, u16     an admission
 //! x                                      height up to which records are indexed
-//! t ‖ record key                         a run of records from this one on: stream, seq, place in the block
-//! k ‖ hash of client ‖ record key        (empty) a run with records of the client
-//! i ‖ hash of device ‖ record key        (empty) a run with records of the client's device
+//! t ‖ record key                         runs of records from this one on: key, stream, seq, place in the block
+//! k ‖ hash of client ‖ record key        the same, of runs with records of the client
+//! i ‖ hash of device ‖ record key        the same, of runs with records of the client's device
 //! y                                      height up to which last written values are here
 //! l ‖ hash of item                       the last written value of a data item: seq, index, item
 //! q ‖ client                             number of the client's distinct data items, u64

@@ -192,7 +192,7 @@ impl Changes {
 
 impl Stored {
     fn read(&self) -> Option<(ItemKey, LastWritten)> {
-        let item = Item::decode(&self.item).ok()?;
+        let item = Item::decode_again(&self.item).ok()?;
         let key = ItemKey::from(&item);
         let at = BaseRef { seq: self.seq, index: self.index };
         Some((key, LastWritten { at, base: Base { event_time: item.event_time, value: item.value } }))

@@ -10,8 +10,8 @@ use super::{StoreSettings, failed, keys};
 use crate::store::ledger::StoreError;
 use crate::types::NetworkId;
 
-/// 2: records are indexed in runs; 3: which name the bytes of the block.
-const VERSION: u32 = 3;
+/// 2: records are indexed in runs; 3: which name the bytes of the block; 4: and stand in chunks.
+const VERSION: u32 = 4;
 /// Five seconds in all for sled's threads to let go of a store that was dropped.
 const LOCK_TRIES: u32 = 500;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);

@@ -26,7 +26,7 @@ fn open(dir: &Path) -> SledStore {
     SledStore::open(dir, &settings()).unwrap()
 }
 
-fn genesis() -> Head {
+pub(super) fn genesis() -> Head {
     Head { sequence: SeqNum(0), height: Height(0), block: Hash(NETWORK.0), timestamp: Timestamp(1) }
 }
 
@@ -75,7 +75,7 @@ fn write(seq: u64, items: &[Item], already: &[u32]) -> Operation {
 }
 
 /// The block that follows `head`, and the head with it.
-fn next(head: &Head, operations: Vec<Operation>) -> (Head, Block) {
+pub(super) fn next(head: &Head, operations: Vec<Operation>) -> (Head, Block) {
     let header = Header {
         version: HEADER_VERSION,
         network: NETWORK,
