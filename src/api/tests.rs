@@ -342,7 +342,7 @@ async fn certified_blocks_are_given_byte_for_byte_and_page_by_page() {
     let running = Running::start();
     let get = async |path: &str| {
         let answer = running.http.get(running.url(path)).send().await.unwrap();
-        assert_eq!((answer.status().as_u16(), &answer.headers()["content-type"] == BUNDLE), (200, true));
+        assert_eq!((answer.status().as_u16(), answer.headers()["content-type"] == BUNDLE), (200, true));
         decode_certified(&answer.bytes().await.unwrap()).unwrap()
     };
     const BUNDLE: &str = "application/octet-stream";

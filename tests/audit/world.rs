@@ -46,6 +46,9 @@ pub struct Node {
     pub above: u64,
 }
 
+/// A request, and whose message it writes.
+type Pending = (Arc<VerifiedRequest>, Option<(usize, MessageKey)>);
+
 pub struct World {
     pub dir: tempfile::TempDir,
     pub genesis: Genesis,
@@ -57,7 +60,7 @@ pub struct World {
     pub blocks: Vec<(Block, Certificate)>,
     changes: Vec<(Head, Vec<StateChange>)>,
     pub nodes: Vec<Node>,
-    pending: Vec<(Arc<VerifiedRequest>, Option<(usize, MessageKey)>)>,
+    pending: Vec<Pending>,
     /// What the ledger has of each item.
     written: HashMap<ItemKey, LastWritten>,
 }

@@ -107,8 +107,8 @@ impl Judge<'_> {
         let asked = (client.clone(), seq);
         if !self.looked_for.contains_key(&asked) {
             let rows = self.reader.rows_of(&self.node, client, seq, ROWS_OF_MESSAGE).await?;
-            let key = self.ledger.clients.get(client).map(|client| client.verifying.clone());
-            let check = |row| RowJob { row, key: key.clone(), skip: false }.check(&self.ledger.network);
+            let key = self.ledger.clients.get(client).map(|client| client.verifying);
+            let check = |row| RowJob { row, key, skip: false }.check(&self.ledger.network);
             let found = rows.into_iter().map(check).filter(|facts| facts.parts.is_empty()).collect();
             self.looked_for.insert(asked.clone(), found);
         }

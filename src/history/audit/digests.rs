@@ -75,10 +75,9 @@ pub(super) async fn read(
         }
     }
     kept.pending = pending.len() as u64;
-    for digest in on_ledger.values() {
+    let mut first_of_later = u64::MAX;
+    for digest in on_ledger.values().rev() {
         let last = digest.first + u64::from(digest.rows) - 1;
-        let later = on_ledger.range(digest.number + 1..).map(|(_, later)| later);
-        let is_superseded = later.clone().any(|later| later.first <= last);
         kept.tracked.push(Tracked {
             number: digest.number,
             first: digest.first,
@@ -86,8 +85,9 @@ pub(super) async fn read(
             root: digest.root,
             height: Some(digest.height),
             is_kept: seen.contains(&digest.number),
-            is_superseded,
+            is_superseded: first_of_later <= last,
         });
+        first_of_later = first_of_later.min(digest.first);
     }
     let covered = kept.tracked.iter().map(|digest| digest.last).max().unwrap_or_default();
     kept.tracked.extend(pending.into_iter().filter(|digest: &Tracked| digest.first > covered));

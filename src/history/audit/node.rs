@@ -158,7 +158,7 @@ impl<'a> NodeAudit<'a> {
             .client
             .as_ref()
             .is_some_and(|only| row.is_ok() && client.as_ref() != Some(only) && !of_column(&row, only));
-        RowJob { key: key.map(|client| client.verifying.clone()), skip, row }
+        RowJob { key: key.map(|client| client.verifying), skip, row }
     }
 
     async fn row(&mut self, mut facts: RowFacts) -> Result<(), HistoryError> {
