@@ -23,7 +23,7 @@ use crate::metrics::{QueueGauge, StageTime, StorageMetrics};
 use crate::store::log::{Holder, Position};
 use crate::store::{LedgerStore, Log, StoreError};
 
-/// How often the index is brought up to date: what of several blocks goes into the same list costs hardly
+/// How often the index is brought up to date: what several blocks add to one list costs hardly
 /// more than what of one does.
 const INDEX_INTERVAL: Duration = Duration::from_millis(200);
 

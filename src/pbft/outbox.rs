@@ -56,20 +56,17 @@ impl Outbox {
         self.waiting.insert(digest, Waiting { due, number, interval: settings.request_resend, was_sent });
     }
 
-    /// Those of `requests` that were never sent, which is done now: they are about to be proposed, and
-    /// whoever lacked them would have to ask.
-    pub(super) fn unsent(
-        &mut self,
-        requests: &[Arc<VerifiedRequest>],
-        now: Duration,
-        settings: &Settings,
-    ) -> Vec<Arc<VerifiedRequest>> {
-        let is_unsent = |request: &&Arc<VerifiedRequest>| {
-            self.waiting.get(&request.digest()).is_some_and(|waiting| !waiting.was_sent)
-        };
-        let unsent: Vec<_> = requests.iter().filter(is_unsent).cloned().collect();
-        for request in &unsent {
-            self.reschedule(request.digest(), now, settings);
+    /// Forgets `requests`, which are about to be proposed, and says which were never sent: whoever lacks
+    /// those would have to ask. If the proposal comes to nothing, they are pushed again.
+    pub(super) fn take(&mut self, requests: &[Arc<VerifiedRequest>]) -> Vec<Arc<VerifiedRequest>> {
+        let mut unsent = Vec::new();
+        for request in requests {
+            let digest = request.digest();
+            let Some(waiting) = self.waiting.remove(&digest) else { continue };
+            self.due.remove(&(waiting.due, waiting.number, digest));
+            if !waiting.was_sent {
+                unsent.push(Arc::clone(request));
+            }
         }
         unsent
     }

@@ -66,7 +66,7 @@ impl Replica {
         if requests.is_empty() {
             return false;
         }
-        let unsent = self.outbox.unsent(&requests, now.monotonic, &self.settings);
+        let unsent = self.outbox.take(&requests);
         if !unsent.is_empty() {
             out.effects.push(Effect::SendRequests { requests: unsent });
         }
