@@ -233,7 +233,7 @@ pub enum Bundled {
     /// To be sent.
     Known(Arc<VerifiedRequest>),
     /// As it came.
-    Received(UncheckedRequest),
+    Received(Box<UncheckedRequest>),
 }
 
 impl Bundled {
@@ -257,7 +257,7 @@ impl Bundled {
     pub fn into_unchecked(self) -> UncheckedRequest {
         match self {
             Self::Known(request) => UncheckedRequest::new(request.request().clone()),
-            Self::Received(request) => request,
+            Self::Received(request) => *request,
         }
     }
 }
@@ -278,7 +278,7 @@ impl Encode for Bundled {
 
 impl<Context> Decode<Context> for Bundled {
     fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
-        Ok(Self::Received(UncheckedRequest::new(Request::decode(decoder)?)))
+        Ok(Self::Received(Box::new(UncheckedRequest::new(Request::decode(decoder)?))))
     }
 }
 
@@ -295,7 +295,7 @@ mod tests {
     const NETWORK: NetworkId = NetworkId([1; 32]);
 
     fn bundled(seed: u8, bytes: usize) -> Bundled {
-        Bundled::Received(UncheckedRequest::new(request(seed, bytes)))
+        Bundled::Received(Box::new(UncheckedRequest::new(request(seed, bytes))))
     }
 
     fn request(seed: u8, bytes: usize) -> Request {

@@ -159,7 +159,7 @@ async fn broadcast(from: &TestNode, data: &[u8]) {
 }
 
 fn bundled(bytes: usize) -> Bundled {
-    Bundled::Received(UncheckedRequest::new(write_request(bytes)))
+    Bundled::Received(Box::new(UncheckedRequest::new(write_request(bytes))))
 }
 
 fn write_request(bytes: usize) -> Request {
