@@ -110,7 +110,7 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
 #[test]
 fn help_teaches_every_command() {
     let dir = tempfile::tempdir().unwrap();
-    let commands: [&[&str]; 16] = [
+    let commands: [&[&str]; 17] = [
         &["bench"],
         &["init"],
         &["client", "new"],
@@ -118,6 +118,7 @@ fn help_teaches_every_command() {
         &["client", "list"],
         &["client", "revoke"],
         &["client", "token"],
+        &["audit"],
         &["policy", "set"],
         &["policy", "list"],
         &["policy", "test"],
@@ -130,7 +131,9 @@ fn help_teaches_every_command() {
     ];
     for command in commands {
         let help = succeed(&dir, &[command, &["--help"]].concat());
-        assert!(help.contains("Usage: ledgermq") && help.contains("--json"), "{help}");
+        // What prints one word is for scripts as it is.
+        let serves_scripts = help.contains("--json") || command == ["client", "token"];
+        assert!(help.contains("Usage: ledgermq") && serves_scripts, "{help}");
     }
 }
 
