@@ -81,6 +81,8 @@ async fn what_is_written_to_postgresql_is_read_in_order() {
     let digests = reader.digests(&node, 0, 10).await.unwrap();
     assert_eq!((&digests[0].row_hashes, digests[0].height), (&hashes, Some(9)));
     sql(&server, "DELETE FROM messages WHERE number = 5").await;
+    assert_eq!(reader.strays(&node, 10).await.unwrap(), [0; 0], "a reader sees one moment");
+    let reader = SqlReader::open(location(&server), &NETWORK).await.unwrap();
     assert_eq!(reader.strays(&node, 10).await.unwrap(), [5]);
 }
 
