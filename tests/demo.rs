@@ -73,7 +73,11 @@ fn one_replica_is_a_network_too() {
 }
 
 /// A demo, its story up to a line that begins so, and where its files are.
-fn demo_until(line: &str, args: &[&str], temporary: &tempfile::TempDir) -> (Child, BufReader<ChildStdout>, String) {
+fn demo_until(
+    line: &str,
+    args: &[&str],
+    temporary: &tempfile::TempDir,
+) -> (Child, BufReader<ChildStdout>, String) {
     let mut demo = Command::new(env!("CARGO_BIN_EXE_ledgermq"))
         .arg("demo")
         .args(args)
@@ -127,8 +131,7 @@ fn kept_it_says_what_to_try_and_that_works() {
             break;
         }
     }
-    let expected =
-        [("status", 0), ("policy", 0), ("client", 0), ("verify", 0), ("verify", 1), ("audit", 1)];
+    let expected = [("status", 0), ("policy", 0), ("client", 0), ("verify", 0), ("verify", 1), ("audit", 1)];
     assert_eq!(tried, expected.map(|(command, code)| (command.to_owned(), code)));
     interrupt(demo, rest);
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);

@@ -10,9 +10,7 @@ use super::tamper::{self, Coverage, Tampered};
 use crate::cli::audit::source::from_api;
 use crate::cli::local::LocalNetwork;
 use crate::clock::{Clock as _, SystemClock};
-use crate::history::audit::{
-    AuditOptions, AuditReport, AuditVerdict, AuditedLedger, FindingKind, audit,
-};
+use crate::history::audit::{AuditOptions, AuditReport, AuditVerdict, AuditedLedger, FindingKind, audit};
 use crate::history::{Location, SqlReader};
 
 /// How long the last digests may take to be on the ledger.
@@ -93,7 +91,8 @@ fn tell(replica: usize, report: &AuditReport, screen: &Screen) -> anyhow::Result
     }
     let (rows, decisions) = (count(usize::try_from(rows)?), count(usize::try_from(decisions)?));
     let verdict = if clean { "all are as they were" } else { "WRONG: not clean" };
-    screen.say(format_args!("   replica {replica}: {rows} rows, {decisions} decisions repeated: {verdict}"))?;
+    screen
+        .say(format_args!("   replica {replica}: {rows} rows, {decisions} decisions repeated: {verdict}"))?;
     for finding in report.findings.iter().take(FINDINGS_SHOWN) {
         screen.say(format_args!("   WRONG: {}: {}", finding.kind, finding.detail))?;
     }

@@ -41,7 +41,8 @@ impl Outage {
                 network.replicas()
             ))?;
         } else {
-            screen.say(format_args!("   replica {replica}, the primary, is killed: SIGKILL, in mid-stream"))?;
+            screen
+                .say(format_args!("   replica {replica}, the primary, is killed: SIGKILL, in mid-stream"))?;
         }
         Ok(Self { replica, at, restarted })
     }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use futures::{StreamExt as _, stream};
 
+use super::date;
 use super::readings::{Expected, TEMPERATURE};
 use super::screen::{Screen, count};
-use super::date;
 use crate::cli::local::LocalNetwork;
 use crate::device::{Item, Value};
 use crate::ledger::Genesis;
@@ -65,7 +65,8 @@ pub(super) async fn verify(
         count(proofs.items)
     ))?;
     if proofs.fault_count == 0 {
-        screen.say("   all that the nodes said is written is among them, with the value that was sent, once")?;
+        screen
+            .say("   all that the nodes said is written is among them, with the value that was sent, once")?;
     }
     for fault in &proofs.faults {
         screen.say(format_args!("   WRONG: {fault}"))?;
@@ -216,7 +217,9 @@ impl Check {
     fn end(mut self) -> Proofs {
         match self.expected.missing() {
             0 => {}
-            missing => self.fault(format!("{missing} items that a node said are written are proven by no bundle")),
+            missing => {
+                self.fault(format!("{missing} items that a node said are written are proven by no bundle"))
+            }
         }
         self.proofs
     }

@@ -111,7 +111,9 @@ impl Expected {
         let index = SERVICES.iter().position(|(service, _)| *service == item.service);
         let key = index.map(|index| (item.client.clone(), item.event_time, index));
         match key.and_then(|key| self.0.remove(&key)) {
-            Some(Sent { value, .. }) if value == item.value && item.device == DEVICE && item.num == 1 => Ok(()),
+            Some(Sent { value, .. }) if value == item.value && item.device == DEVICE && item.num == 1 => {
+                Ok(())
+            }
             Some(Sent { value, .. }) => Err(format!("{item} is proven, but {value} was sent")),
             None => Err(format!("{item} is proven, but was not sent, or is proven twice")),
         }

@@ -131,7 +131,8 @@ pub(super) async fn replay(
     }
     let mut ways = Vec::with_capacity(all);
     let mut outage = None;
-    let mut watch = Watch { progress: screen.progress(all, "messages acknowledged"), last: (0, Duration::ZERO) };
+    let mut watch =
+        Watch { progress: screen.progress(all, "messages acknowledged"), last: (0, Duration::ZERO) };
     let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {

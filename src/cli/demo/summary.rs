@@ -88,13 +88,17 @@ impl Summary {
             plural(self.replicas, "replica")
         ))?;
         if let Some(recovery) = self.recovery_ms {
-            screen.say(format_args!("   {recovery:.0} ms from the primary's death to the next final message"))?;
+            screen.say(format_args!(
+                "   {recovery:.0} ms from the primary's death to the next final message"
+            ))?;
         }
         screen.say("   milliseconds from signing to …            p50      p99      max")?;
-        for (what, spread) in
-            [("PUBACK: safe in a replica's log", &self.puback_ms), ("ack: final on the ledger", &self.final_ms)]
-        {
-            screen.say(format_args!("   {what:36} {:8.1} {:8.1} {:8.1}", spread.p50, spread.p99, spread.max))?;
+        for (what, spread) in [
+            ("PUBACK: safe in a replica's log", &self.puback_ms),
+            ("ack: final on the ledger", &self.final_ms),
+        ] {
+            screen
+                .say(format_args!("   {what:36} {:8.1} {:8.1} {:8.1}", spread.p50, spread.p99, spread.max))?;
         }
         Ok(())
     }

@@ -38,9 +38,7 @@ pub(super) struct Coverage {
 
 async fn open(path: &Path) -> anyhow::Result<SqliteConnection> {
     let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY);
-    SqliteConnection::connect_with(&options)
-        .await
-        .with_context(|| format!("cannot open {}", path.display()))
+    SqliteConnection::connect_with(&options).await.with_context(|| format!("cannot open {}", path.display()))
 }
 
 /// Asks a history how far its digests go.
