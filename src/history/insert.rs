@@ -42,6 +42,9 @@ const FATES: Table =
 /// What is there stays. Items without a message, which somebody put there, keep no message out.
 const NOTHING: &str = " ON CONFLICT DO NOTHING";
 
+/// Somebody put a row there, or altered a digest.
+const NO_NUMBER: &str = "a row or a digest has the highest number that there is: take it away";
+
 struct Table {
     into: &'static str,
     columns: usize,
@@ -165,7 +168,7 @@ pub(super) async fn append(
     for (row, key) in rows.iter().zip(&keys) {
         let is_new = !there.contains_key(key) && seen.insert(key);
         if is_new {
-            next += 1;
+            next = next.checked_add(1).ok_or_else(|| sqlx::Error::Encode(NO_NUMBER.into()))?;
             new.push((next, row));
         }
         numbers.push(is_new.then(|| u64::try_from(next).unwrap_or_default()));

@@ -271,7 +271,7 @@ pub(super) async fn digests(
     let page = sqlx::query(DIGESTS).bind(id).bind(signed(after)).bind(i64::from(limit));
     match page.fetch_all(&mut *connection).await {
         Err(error) if is_decoding(&error) => {}
-        page => return Ok(page?.iter().map(|row| stored_digest(node, row)).collect()),
+        page => return page?.iter().map(|row| stored_digest(node, row)).collect(),
     }
     // One of them cannot be read at all: which one?
     let numbers =
@@ -286,7 +286,11 @@ pub(super) async fn digests(
         let number: i64 = number.try_get(0)?;
         let one = sqlx::query(DIGESTS).bind(id).bind(number.saturating_sub(1)).bind(1_i64);
         match one.fetch_all(&mut *connection).await {
-            Ok(rows) => digests.extend(rows.iter().map(|row| stored_digest(node, row))),
+            Ok(rows) => {
+                for row in &rows {
+                    digests.push(stored_digest(node, row)?);
+                }
+            }
             Err(error) if is_decoding(&error) => {
                 digests.push(unreadable_digest(node, u64::try_from(number).unwrap_or_default()));
             }
@@ -301,8 +305,10 @@ fn unreadable_digest(node: NodeId, number: u64) -> StoredDigest {
     StoredDigest { node, number, first: 0, count: 0, content, row_hashes, height: None, is_whole: false }
 }
 
-/// A digest; what of it is not of its kind is left empty.
-fn stored_digest(node: NodeId, row: &AnyRow) -> StoredDigest {
+/// A digest; what of it is not of its kind is left empty. Without a number there would be no going on: that is
+/// an error, and only in a table that nobody's program made.
+fn stored_digest(node: NodeId, row: &AnyRow) -> Result<StoredDigest, sqlx::Error> {
+    row.try_get::<i64, _>(0)?;
     let number = |at: usize| row.try_get::<i64, _>(at).ok().and_then(|number| u64::try_from(number).ok());
     let bytes = |at: usize| row.try_get::<Vec<u8>, _>(at).ok();
     let height = row.try_get::<Option<i64>, _>(5).ok();
@@ -315,7 +321,7 @@ fn stored_digest(node: NodeId, row: &AnyRow) -> StoredDigest {
         && height.is_some();
     let hashes = hashes.unwrap_or_default();
     let (hashes, _rest) = hashes.as_chunks::<32>();
-    StoredDigest {
+    Ok(StoredDigest {
         node,
         number: number(0).unwrap_or_default(),
         first: number(1).unwrap_or_default(),
@@ -324,7 +330,7 @@ fn stored_digest(node: NodeId, row: &AnyRow) -> StoredDigest {
         row_hashes: hashes.iter().map(|hash| Hash(*hash)).collect(),
         height: height.flatten(),
         is_whole,
-    }
+    })
 }
 
 /// What is of no node, or at no place that a row can have: looked for table by table.

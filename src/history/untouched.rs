@@ -48,6 +48,8 @@ impl Untouched {
         if fs::metadata(path).map_err(failed)?.is_dir() {
             return Err(failed(io::ErrorKind::IsADirectory.into()));
         }
+        // SQLite has its other files beside what a symbolic link leads to.
+        let path = &fs::canonicalize(path).map_err(failed)?;
         let (wal, shm) = (beside(path, "-wal"), beside(path, "-shm"));
         match (wal.exists(), shm.exists()) {
             (true, false) => Self::copied(path),
@@ -61,6 +63,7 @@ impl Untouched {
     /// A copy of the file and its write-ahead log.
     pub(super) fn copied(path: &Path) -> Result<Self, HistoryError> {
         let failed = |source| HistoryError::File { location: path.display().to_string(), source };
+        let path = &fs::canonicalize(path).map_err(failed)?;
         let dir = TempDir::with_prefix("ledgermq-audit-").map_err(failed)?;
         let copy = dir.path().join("history.sqlite");
         for suffix in ["", "-wal"].into_iter().filter(|suffix| beside(path, suffix).exists()) {

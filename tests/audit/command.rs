@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use ledgermq::config::write_genesis;
 use ledgermq::crypto::blake3_plain;
+use ledgermq::ledger::{Block, Certificate};
 use ledgermq::types::Hash;
 use serde_json::Value as Json;
 use sqlx::{Connection as _, Executor as _};
@@ -127,8 +128,8 @@ async fn tampering_is_exit_code_1_and_each_row_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_asked_for_the_ledger_need_not_be_trusted() {
     let site = Site::new().await;
-    let audit = |blocks| {
-        let url = serve(blocks);
+    let audit = |blocks: Vec<(Block, Certificate)>| {
+        let url = serve(blocks.into_iter().map(|(block, certificate)| (block, Some(certificate))).collect());
         run(&site.genesis, &["--node", &url], site.history.to_str().unwrap(), &[])
     };
     let said = audit(site.world.blocks.clone());
@@ -146,6 +147,12 @@ async fn a_node_that_is_asked_for_the_ledger_need_not_be_trusted() {
     let short = audit(site.world.blocks[..3].to_vec());
     assert_eq!(short.code, 2, "{short:?}");
     assert!(short.out.starts_with("UNCHECKED") && short.out.contains("give a newer ledger"), "{short:?}");
+    // Without certificates anybody could have made the last ones, and no end of them.
+    let mut unproven: Vec<_> =
+        site.world.blocks.iter().cloned().map(|(block, certificate)| (block, Some(certificate))).collect();
+    unproven.last_mut().unwrap().1 = None;
+    let said = run(&site.genesis, &["--node", &serve(unproven)], site.history.to_str().unwrap(), &[]);
+    said.unchecked(&["no certificate proves"]);
     let nobody = run(&site.genesis, &["--node", "127.0.0.1:9"], site.history.to_str().unwrap(), &[]);
     nobody.unchecked(&["cannot connect"]);
 }

@@ -6,6 +6,7 @@
 mod cells;
 mod clean;
 mod command;
+mod hostile;
 #[cfg(feature = "interop")]
 mod postgres;
 mod served;

@@ -16,6 +16,10 @@ use crate::ledger::Genesis;
 use crate::store::{LedgerStore as _, SledStore, StoreError, StoreSettings};
 use crate::types::{ClientId, Height};
 
+/// The most blocks in a row that wait for a later one's certificate, since anybody can make such blocks without
+/// end: four times what a replica may be ahead of its last certificate.
+const MAX_UNCERTIFIED_BLOCKS: u64 = 4 * crate::pbft::settings::WINDOW;
+
 /// The history that somebody names: a URL, a file, or a node's data directory.
 pub(in crate::cli) fn history(text: &str) -> anyhow::Result<Location> {
     let location = Location::parse(text)?;
@@ -135,7 +139,13 @@ pub(in crate::cli) async fn from_api(
             added.with_context(|| {
                 format!("{api} gives a ledger that does not hold; is it of this network?")
             })?;
+            if ledger.height().0 - ledger.certified_height().0 > MAX_UNCERTIFIED_BLOCKS {
+                bail!("{api} gives more and more blocks that no certificate proves: ask another node");
+            }
         }
+    }
+    if ledger.certified_height() < ledger.height() {
+        bail!("{api} gives blocks that no certificate proves: ask again, or another node");
     }
     if ledger.height() == Height(0) {
         bail!("{api} has no certified block yet: ask another node");

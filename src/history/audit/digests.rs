@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::ledger::{AuditedLedger, LedgerDigest};
 use super::report::{Finding, FindingKind, Findings, Part};
+use super::runs::Runs;
 use crate::codec;
+use crate::crypto::HashKind;
 use crate::history::row::StoredDigest;
 use crate::history::{HistoryError, HistoryReader};
 use crate::ledger::digest::rows_root;
@@ -21,6 +23,8 @@ pub(super) struct Tracked {
     pub(super) first: u64,
     pub(super) last: u64,
     root: Hash,
+    /// Of the digest itself: whatever else the history keeps of it proves nothing.
+    hash: Hash,
     /// The block that it is in; none while it is only signed and kept.
     pub(super) height: Option<Height>,
     /// The history has its row.
@@ -41,7 +45,7 @@ pub(super) struct Kept {
     /// The history has digests of blocks above the ledger at hand.
     pub(super) ahead: Option<u64>,
     /// Rows that some digest in the history says it is of, whatever the ledger says.
-    pub(super) claimed: Vec<(u64, u64)>,
+    pub(super) claimed: Runs,
 }
 
 /// Reads a node's digests and holds them against the ledger.
@@ -60,7 +64,9 @@ pub(super) async fn read(
         let Some(last) = page.last() else { break };
         after = last.number;
         for stored in page {
-            kept.claimed.push((stored.first, stored.first.saturating_add(stored.count)));
+            if stored.count > 0 {
+                kept.claimed.insert(stored.first, stored.first.saturating_add(stored.count - 1));
+            }
             match on_ledger.get(&stored.number) {
                 Some(digest) if is_of_ledger(&stored, digest) || !is_pending(ledger, &stored) => {
                     seen.insert(stored.number);
@@ -83,6 +89,7 @@ pub(super) async fn read(
             first: digest.first,
             last,
             root: digest.root,
+            hash: digest.hash,
             height: Some(digest.height),
             is_kept: seen.contains(&digest.number),
             is_superseded: first_of_later <= last,
@@ -96,7 +103,11 @@ pub(super) async fn read(
 }
 
 fn is_of_ledger(stored: &StoredDigest, digest: &LedgerDigest) -> bool {
-    crate::crypto::HashKind::HistoryDigest.hash(&stored.content) == digest.hash
+    hash_of(stored) == digest.hash
+}
+
+fn hash_of(stored: &StoredDigest) -> Hash {
+    HashKind::HistoryDigest.hash(&stored.content)
 }
 
 fn parse(stored: &StoredDigest) -> Option<HistoryDigest> {
@@ -123,6 +134,7 @@ fn signed(stored: &StoredDigest) -> Option<Tracked> {
         first: digest.first,
         last: digest.first + u64::from(digest.rows) - 1,
         root: digest.root,
+        hash: digest.hash(),
         height: None,
         is_kept: true,
         is_superseded: false,
@@ -223,8 +235,8 @@ impl Tracked {
         }
         let stored = reader.digests(node, self.number - 1, 1).await?.into_iter().next();
         let stored = stored.filter(|stored| stored.number == self.number);
-        let content = stored.as_ref().and_then(parse);
-        let content = content.filter(|content| content.root == self.root && content.node == *node);
+        let as_signed = |stored: &&StoredDigest| hash_of(stored) == self.hash;
+        let content = stored.as_ref().filter(as_signed).and_then(parse);
         let kept = stored.map(|stored| stored.row_hashes).unwrap_or_default();
         let mut held = if rows_root(&kept).is_ok_and(|root| root == self.root) {
             self.compare(&kept, rows)

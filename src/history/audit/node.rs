@@ -378,7 +378,7 @@ impl<'a> NodeAudit<'a> {
     /// A row that no digest covers.
     fn uncovered(&mut self, mut waiting: Waiting, copy_of: Option<u64>) {
         let number = waiting.facts.number;
-        let is_claimed = || self.kept.claimed.iter().any(|(first, end)| (*first..*end).contains(&number));
+        let is_claimed = || self.kept.claimed.contains(number);
         let why = match copy_of {
             Some(other) => Some(format!("it has the message of row {other} once more")),
             None if number <= self.covered_to && !is_claimed() => {

@@ -1,0 +1,76 @@
+//! Histories that were made to keep an audit, or the node that writes them, busy, mistaken or down.
+
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use ledgermq::codec;
+use ledgermq::history::audit::{AuditOptions, AuditReport, AuditVerdict, FindingKind, audit};
+use ledgermq::history::{HistoryError, HistoryRow, HistoryStore as _, Location, SqlReader};
+use ledgermq::types::MessageSeq;
+
+use crate::world::{World, location};
+
+/// Audits node 0 in a moment, or not at all.
+async fn soon(world: &World) -> Result<AuditReport, HistoryError> {
+    let reader = SqlReader::open(location(&world.nodes[0].dir), &world.network).await?;
+    let (ledger, options) = (world.ledger(), AuditOptions::default());
+    tokio::time::timeout(Duration::from_secs(60), audit(&ledger, &reader, &options)).await.expect("it ends")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_digest_that_was_made_to_name_endless_messages_is_not_believed() {
+    let mut world = World::ordinary().await;
+    world.publish(0, 1, 8, &[("temperature", "40")]).await;
+    let mut digest = world.digest(0).await;
+    world.commit().await;
+    // The root is as it was; what is altered leads to nothing that the ledger has.
+    for (_, runs) in &mut digest.ranges {
+        *runs = vec![(MessageSeq(1), MessageSeq(1 << 32))];
+    }
+    let content = hex::encode(codec::encode(&digest));
+    world.tamper(0, &format!("UPDATE digests SET content = x'{content}' WHERE number = 3")).await;
+    world.tamper(0, "DELETE FROM messages WHERE number = 13").await;
+    let report = soon(&world).await.unwrap();
+    let kinds: Vec<_> = report.findings.iter().map(|finding| (finding.kind, finding.row)).collect();
+    assert_eq!(kinds, [(FindingKind::Digest, None), (FindingKind::Deleted, Some(13))], "{report:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_digests_whose_numbers_are_texts_ends_the_audit() {
+    let world = World::ordinary().await;
+    let sql = "ALTER TABLE digests RENAME TO old; CREATE TABLE digests (node, number, first, count, content, \
+               row_hashes, height); INSERT INTO digests SELECT node, CAST(number AS TEXT), first, count, content, \
+               row_hashes, height FROM old";
+    world.tamper(0, sql).await;
+    let audited = soon(&world).await;
+    assert!(!audited.is_ok_and(|report| report.verdict == AuditVerdict::Clean));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_behind_a_symbolic_link_is_read_with_its_write_ahead_log() {
+    let world = World::ordinary().await;
+    let history = world.nodes[0].dir.join("history/history.sqlite");
+    assert!(history.with_file_name("history.sqlite-wal").exists(), "it is open");
+    let link = world.dir.path().join("link.sqlite");
+    symlink(&history, &link).unwrap();
+    let reader = SqlReader::open(Location::Sqlite(link), &world.network).await.unwrap();
+    let report = audit(&world.ledger(), &reader, &AuditOptions::default()).await.unwrap();
+    assert_eq!((report.verdict, report.nodes[0].rows), (AuditVerdict::Clean, 14), "{report:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_with_the_highest_number_keeps_others_out_and_is_told() {
+    let mut world = World::ordinary().await;
+    world.tamper(0, "UPDATE messages SET number = 9223372036854775807 WHERE number = 14").await;
+    let message = world.message(1, 9, 9000, &[("temperature", "40")]);
+    let decision = world.decide(0, &message).bytes();
+    let row = HistoryRow { message, decision };
+    let refused = world.nodes[0].store.append(0, std::slice::from_ref(&row)).await.unwrap_err();
+    assert!(
+        matches!(&refused, HistoryError::Refused { detail, .. } if detail.contains("highest number")),
+        "{refused}"
+    );
+    // Mended, all goes on.
+    world.tamper(0, "UPDATE messages SET number = 14 WHERE number > 14").await;
+    assert_eq!(world.nodes[0].store.append(0, &[row]).await.unwrap(), [Some(15)]);
+}
