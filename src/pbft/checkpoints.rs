@@ -53,6 +53,9 @@ pub(super) struct Checkpoints {
     slots: BTreeMap<SeqNum, Slot>,
     /// The highest CHECKPOINT heard of each other replica.
     claims: BTreeMap<NodeId, CheckpointContent>,
+    /// The highest of each that passes numbers only: with the block and state that this replica has
+    /// reached. A claim may be of a block beyond, which cannot be certified before this replica moves.
+    passing: BTreeMap<NodeId, CheckpointContent>,
     /// The low watermark.
     pub(super) stable: SeqNum,
     /// Numbers between the watermarks.
@@ -62,8 +65,9 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    pub(super) const fn new(stable: SeqNum, window: u64) -> Self {
-        Self { slots: BTreeMap::new(), claims: BTreeMap::new(), stable, window, uncertified: BTreeSet::new() }
+    pub(super) fn new(stable: SeqNum, window: u64) -> Self {
+        let (slots, claims, passing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { slots, claims, passing, stable, window, uncertified: BTreeSet::new() }
     }
 
     pub(super) fn get(&self, sequence: SeqNum) -> Option<&Slot> {
@@ -111,11 +115,17 @@ impl Checkpoints {
         (self.slots.values().map(|slot| slot.votes.len().max(1)).sum(), self.claims.len())
     }
 
-    /// Remembers the highest that `node` says it executed.
-    pub(super) fn claim(&mut self, node: NodeId, content: CheckpointContent) {
+    /// Remembers the highest that `node` says it executed; `executed` is what this replica has.
+    pub(super) fn claim(&mut self, node: NodeId, content: CheckpointContent, executed: &CheckpointContent) {
         let claim = self.claims.entry(node).or_insert(content);
         if content.sequence > claim.sequence {
             *claim = content;
+        }
+        if passes(&content, executed) {
+            let passing = self.passing.entry(node).or_insert(content);
+            if content.sequence > passing.sequence || !passes(passing, executed) {
+                *passing = content;
+            }
         }
     }
 
@@ -149,16 +159,15 @@ impl Checkpoints {
         executed: &CheckpointContent,
         replicas: &ReplicaSet,
     ) -> Option<CheckpointContent> {
-        let same = |claim: &&CheckpointContent| {
-            claim.sequence > executed.sequence
-                && (claim.height, claim.block, claim.state)
-                    == (executed.height, executed.block, executed.state)
-        };
-        let shared = |claim: &&CheckpointContent| {
+        let heard = || self.claims.iter().chain(&self.passing);
+        let shared = |content: &&CheckpointContent| {
             let weak_quorum = if planted(Bug::SkipOnOneWord) { 1 } else { replicas.weak_quorum() };
-            self.claims.values().filter(|other| other == claim).count() >= weak_quorum
+            let by: BTreeSet<&NodeId> =
+                heard().filter(|(_, other)| other == content).map(|(node, _)| node).collect();
+            by.len() >= weak_quorum
         };
-        self.claims.values().filter(same).filter(shared).max_by_key(|claim| claim.sequence).copied()
+        let passing = heard().map(|(_, content)| content).filter(|content| passes(content, executed));
+        passing.filter(shared).max_by_key(|content| content.sequence).copied()
     }
 
     /// Takes a CHECKPOINT in; only the first of a sender counts.
@@ -245,6 +254,12 @@ impl Checkpoints {
         let given_up: BTreeSet<Height> = given_up.map(|(_, own)| own.content.height).collect();
         self.uncertified.union(&given_up).copied().take(most).collect()
     }
+}
+
+/// Whether a CHECKPOINT is of a higher number with the same block and state.
+fn passes(content: &CheckpointContent, executed: &CheckpointContent) -> bool {
+    content.sequence > executed.sequence
+        && (content.height, content.block, content.state) == (executed.height, executed.block, executed.state)
 }
 
 impl OwnCheckpoint {

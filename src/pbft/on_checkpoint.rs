@@ -18,7 +18,7 @@ impl Replica {
         message: Verified,
         out: &mut Output,
     ) -> Result<(), Rejected> {
-        self.checkpoints.claim(message.sender(), content);
+        self.checkpoints.claim(message.sender(), content, &self.executed);
         self.answer(now, content.sequence, out);
         if content.sequence <= self.checkpoints.low() {
             return Err(Rejected::BelowWatermark { low: self.checkpoints.low() });
@@ -48,11 +48,22 @@ impl Replica {
     }
 
     /// Another replica still repeats its CHECKPOINT for a number that is certified here: it may
-    /// lack this replica's. The last one is repeated anyway.
+    /// lack this replica's. The last one is repeated anyway. Who is below the watermark may lack that
+    /// of the watermark, too: if no block lies in between, there is nothing else that tells it to pass on.
     fn answer(&mut self, now: Now, sequence: SeqNum, out: &mut Output) {
-        if sequence >= self.executed.sequence || sequence <= self.checkpoints.low() {
+        if sequence >= self.executed.sequence {
             return;
         }
+        let stable = self.checkpoints.stable;
+        if sequence < stable && stable < self.executed.sequence {
+            self.answer_with(now, stable, out);
+        }
+        if sequence > self.checkpoints.low() {
+            self.answer_with(now, sequence, out);
+        }
+    }
+
+    fn answer_with(&mut self, now: Now, sequence: SeqNum, out: &mut Output) {
         let slot = self.checkpoints.slot(sequence);
         let Some(own) = slot.own.as_mut().filter(|_| slot.certificate.is_some()) else { return };
         // A CHECKPOINT that just comes a little later than those of a quorum needs no answer.
@@ -199,7 +210,7 @@ impl Replica {
         let content = certificate.content;
         for node in certificate.signers(&self.settings.replicas) {
             if node != self.me {
-                self.checkpoints.claim(node, content);
+                self.checkpoints.claim(node, content, &self.executed);
             }
         }
         let known = self.checkpoints.get(content.sequence).is_some_and(|slot| slot.certificate.is_some());

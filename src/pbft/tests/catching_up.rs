@@ -99,6 +99,37 @@ fn batches_without_effect_are_passed_over_on_the_word_of_f_plus_one() {
 }
 
 #[test]
+fn they_are_passed_over_too_if_the_block_beyond_cannot_be_certified_without_this_replica() {
+    let mut t = Bench::new(4, 1);
+    for from in [2, 3] {
+        assert!(t.hear(from, Content::Checkpoint(result(9, 1))).effects.is_empty());
+    }
+    let same = CheckpointContent { sequence: SeqNum(8), ..genesis() };
+    assert!(!t.hear(3, Content::Checkpoint(same)).effects.contains(&Effect::Skip(same)), "one may lie");
+    assert!(!t.hear(3, Content::Checkpoint(same)).effects.contains(&Effect::Skip(same)), "twice, too");
+    assert!(t.hear(2, Content::Checkpoint(same)).effects.contains(&Effect::Skip(same)));
+}
+
+#[test]
+fn who_is_below_the_watermark_hears_the_checkpoint_of_the_watermark_again() {
+    let mut t = Bench::new(4, 1);
+    let stable = result(300, 200);
+    let (certificate, timestamp) = (certificate(stable), START.plus_ms(500));
+    let _ = t.step(Input::BlocksSynced { certificate, timestamp, requests: Vec::new() });
+    let _ = t.commit_batch(301);
+    let _ = t.step(Input::Executed(result(301, 201)));
+    assert_eq!((t.replica.status().stable, t.replica.status().executed), (SeqNum(300), SeqNum(301)));
+    let _ = t.wait(Duration::from_secs(5));
+    for behind in [result(290, 200), result(7, 7)] {
+        let output = t.hear(3, Content::Checkpoint(behind));
+        assert!(sent(&output.effects).contains(&Content::Checkpoint(stable)), "{behind:?}");
+        let again = t.hear(3, Content::Checkpoint(behind));
+        assert!(!sent(&again.effects).contains(&Content::Checkpoint(stable)), "not each time");
+        let _ = t.wait(Duration::from_secs(5));
+    }
+}
+
+#[test]
 fn own_requests_that_were_passed_over_are_asked_for_again() {
     let mut t = Bench::new(4, 1);
     let _ = t.ask(1, 1);
