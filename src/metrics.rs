@@ -124,7 +124,8 @@ metrics! {
         items_picked: IntCounter("ledgermq_ingress_items_picked_total")
             "Data items that the write policy picked for the ledger.";
         decisions: IntCounterVec("ledgermq_policy_decisions_total", ["verdict"])
-            "Data items decided, by verdict: always, first, not_newer, interval, change (all written), never, quiet (not written).";
+            "Data items decided, by verdict: always, first, not_newer, interval, change (all written), never, quiet (not written)."
+                starting with ["always", "first", "not_newer", "interval", "change", "never", "quiet"];
         replies: IntCounterVec("ledgermq_ingress_replies_total", ["kind"])
             "Control messages sent to clients, by kind.";
         replies_suppressed: IntCounter("ledgermq_ingress_replies_suppressed_total")

@@ -220,7 +220,7 @@ async fn a_history_that_cannot_be_read_is_exit_code_2_and_says_what_to_do() {
     };
     let other = "UPDATE ledgermq SET value = printf('%064d', 1) WHERE name = 'network'";
     site.audit(&copy_with("other.sqlite", other).await, &[])
-        .unchecked(&["belongs to network", "right genesis"]);
+        .unchecked(&["belongs to network", "belong together"]);
     let newer = "UPDATE ledgermq SET value = '9' WHERE name = 'schema'";
     site.audit(&copy_with("newer.sqlite", newer).await, &[]).unchecked(&["schema 9", "newer program"]);
     let foreign = "DROP TABLE ledgermq";

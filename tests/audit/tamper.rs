@@ -351,3 +351,28 @@ async fn a_row_of_a_client_that_the_ledger_does_not_know_is_not_taken_for_good()
     let told = all_told(&world.audit(0).await);
     assert_eq!(told, altered(15, Part::ClientKey), "the node signed it all the same");
 }
+
+#[tokio::test]
+async fn rows_under_the_name_of_no_replica_are_a_finding() {
+    let sql = format!("UPDATE nodes SET node = '{}'; DELETE FROM digests", "ab".repeat(32));
+    assert_eq!(found(&sql).await, [(FindingKind::Added, None, vec![Part::Place])]);
+}
+
+#[tokio::test]
+async fn rows_under_another_replicas_name_are_not_taken_for_its_own() {
+    let mut world = World::new(2);
+    world.register(1);
+    world.commit().await;
+    for seq in 1..=300 {
+        world.publish(0, 1, seq, &[("temperature", &format!("{seq}"))]).await;
+        if seq % 50 == 0 {
+            world.commit().await;
+        }
+    }
+    assert_eq!(world.audit(0).await.verdict, AuditVerdict::Clean);
+    let (own, other) = (world.nodes[0].id(), world.nodes[1].id());
+    world.tamper(0, &format!("UPDATE nodes SET node = '{other}' WHERE node = '{own}'")).await;
+    let report = world.audit(0).await;
+    assert_eq!((report.verdict, report.nodes[0].brought_by_others), (AuditVerdict::Unchecked, 300));
+    assert!(report.unchecked.iter().any(|why| why.contains("are these this node's rows")), "{report:#?}");
+}

@@ -9,7 +9,7 @@ mod text;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{ArgGroup, Args};
 use serde_json::json;
 use url::Url;
@@ -17,8 +17,8 @@ use url::Url;
 use super::http::api_url;
 use super::output;
 use crate::config::read_genesis;
-use crate::history::SqlReader;
 use crate::history::audit::{AuditOptions, AuditReport, AuditVerdict, LostRows, audit};
+use crate::history::{HistoryError, SqlReader};
 use crate::types::{ClientId, NodeId};
 
 /// The exit code if something was altered.
@@ -125,7 +125,7 @@ fn report(args: &AuditArgs) -> anyhow::Result<AuditReport> {
     };
     runtime.block_on(async {
         // What the history has at this moment is on the ledger that is read after it.
-        let history = SqlReader::open(location, &genesis.network_id()).await?;
+        let history = SqlReader::open(location, &genesis.network_id()).await.map_err(for_auditor)?;
         let ledger = match (&args.ledger, &args.node) {
             (Some(dir), _) => source::from_directory(&genesis, dir, args.client.clone())?,
             (None, Some(api)) => source::from_api(&genesis, api.clone(), args.client.clone()).await?,
@@ -134,8 +134,30 @@ fn report(args: &AuditArgs) -> anyhow::Result<AuditReport> {
         if let Some(client) = args.client.as_ref().filter(|client| !ledger.knows(client)) {
             bail!("{client} was never registered on this ledger; check --client");
         }
-        Ok(Box::pin(audit(&ledger, &history, &options)).await?)
+        Box::pin(audit(&ledger, &history, &options)).await.map_err(for_auditor)
     })
+}
+
+/// What an auditor does about it, who has a copy that is to stay as it is and no node to start.
+fn for_auditor(error: HistoryError) -> anyhow::Error {
+    match error {
+        HistoryError::Damaged { location, detail } => anyhow!(
+            "{location} is damaged or no database: {detail}; keep it as it is, it is evidence, and audit another \
+             copy: was its -wal file copied with it?"
+        ),
+        HistoryError::Foreign { location } => {
+            anyhow!("{location} is not a history of LedgerMQ; check the path or URL given with --history")
+        }
+        HistoryError::WrongNetwork { location, found, expected } => anyhow!(
+            "the history {location} belongs to network {found}, the genesis document to {expected}: give those that \
+             belong together"
+        ),
+        HistoryError::Refused { location, detail } => anyhow!(
+            "the history {location} cannot be read: {detail}; its tables are not as a node makes them, or the rights \
+             to read them are missing: keep it as it is, and audit another copy"
+        ),
+        other => other.into(),
+    }
 }
 
 #[cfg(test)]

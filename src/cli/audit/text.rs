@@ -65,8 +65,18 @@ fn node(node: &NodeReport) -> anyhow::Result<()> {
     let notes = [
         (node.not_final, "messages are not final yet"),
         (node.unjudged, "decisions could not be repeated: what they were judged against is not at hand"),
+        (
+            node.brought_by_others,
+            "of them are on the ledger by other nodes alone, to which their clients sent them, too",
+        ),
         (node.after_revocation, "messages came after their client was revoked"),
     ];
+    if node.rows > 0 && node.covered == 0 {
+        line("           no digest proves any of them yet: audit again when the node has made one")?;
+    }
+    for lost in &node.lost {
+        line(format_args!("           lost: rows {} to {}", lost.first, lost.last))?;
+    }
     for (count, what) in notes.into_iter().filter(|(count, _)| *count > 0) {
         line(format_args!("           {count} {what}"))?;
     }

@@ -200,11 +200,16 @@ impl Check {
 
     fn is_hotter(&self, item: &Item) -> bool {
         let Value::Float(value) = item.value else { return false };
-        let so_far = match &self.proofs.hottest {
-            Some((_, _, Item { value: Value::Float(value), .. })) => *value,
-            _ => f64::NEG_INFINITY,
-        };
-        item.service == TEMPERATURE && value > so_far
+        if item.service != TEMPERATURE {
+            return false;
+        }
+        match &self.proofs.hottest {
+            Some((_, _, Item { value: Value::Float(hottest), event_time, .. })) => {
+                // Of several hours the first: bundles come in any order.
+                value > *hottest || (value >= *hottest && item.event_time < *event_time)
+            }
+            _ => true,
+        }
     }
 
     fn fault(&mut self, problem: String) {

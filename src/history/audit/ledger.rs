@@ -18,7 +18,7 @@ use crate::device::{self, Item, Value};
 use crate::ledger::index_set::IndexSet;
 use crate::ledger::{
     AdminAction, AdminOperation, ApplyError, Block, BlockError, Certificate, CertifiedBlock, Genesis,
-    GenesisError, HistoryDigest, Operation, ReplicaSetKeys, State, WriteRequest,
+    GenesisError, HistoryDigest, Operation, ReplicaSet, ReplicaSetKeys, State, WriteRequest,
 };
 use crate::policy::{Base, PolicySet};
 use crate::types::{ClientId, Hash, Height, MessageSeq, NetworkId, NodeId, Timestamp};
@@ -126,6 +126,7 @@ pub(super) struct WrittenItem {
 #[derive(Debug)]
 pub struct AuditedLedger {
     pub(super) network: NetworkId,
+    replicas: ReplicaSet,
     keys: ReplicaSetKeys,
     state: State,
     certified: Height,
@@ -149,6 +150,7 @@ impl AuditedLedger {
         let keys = ReplicaSetKeys::new(&genesis.replicas).map_err(|_| GenesisError::ReplicaKey)?;
         Ok(Self {
             network: genesis.network_id(),
+            replicas: genesis.replicas.clone(),
             keys,
             state: State::genesis(genesis),
             certified: Height(0),
@@ -221,6 +223,11 @@ impl AuditedLedger {
     /// Whether a client was ever registered.
     pub fn knows(&self, client: &ClientId) -> bool {
         self.clients.contains_key(client)
+    }
+
+    /// Whether a node is one of the network's replicas.
+    pub(super) fn has_replica(&self, node: &NodeId) -> bool {
+        self.replicas.index_of(node).is_some()
     }
 
     /// What was replayed.

@@ -37,6 +37,10 @@ use self::runs::Runs;
 use super::{HistoryError, HistoryReader};
 use crate::types::{ClientId, NodeId};
 
+/// So many messages may be a client's that were sent to one node and, when that was gone, to another: the
+/// window of a gateway (PROTOCOL.md section 6).
+const SENT_AGAIN: u64 = 256;
+
 /// Findings that are listed if nobody says otherwise.
 pub const MAX_FINDINGS: usize = 1_000;
 
@@ -102,6 +106,7 @@ pub async fn audit(
                 )
             },
         ));
+        identity(ledger, &audited.report, &mut findings, &mut unchecked);
         nodes.push(audited.report);
         seen.insert(node, audited.seen);
     }
@@ -142,6 +147,25 @@ pub async fn audit(
         gaps,
         omitted_gaps,
     })
+}
+
+/// Whether these rows can be the node's whose name they bear.
+fn identity(
+    ledger: &AuditedLedger,
+    report: &NodeReport,
+    findings: &mut Findings,
+    unchecked: &mut Vec<String>,
+) {
+    let NodeReport { node, on_ledger, brought_by_others, .. } = report;
+    if !ledger.has_replica(node) {
+        let detail = format!("{} rows stand under {node}, which is no replica of this network", report.rows);
+        findings.push(Finding::new(FindingKind::Added, Some(*node), detail).what([Part::Place]));
+    } else if *brought_by_others > SENT_AGAIN && brought_by_others.saturating_mul(2) > *on_ledger {
+        unchecked.push(format!(
+            "of {on_ledger} messages that node {node} has and the ledger, too, other nodes alone brought \
+             {brought_by_others}: are these this node's rows? Audit the histories of all nodes"
+        ));
+    }
 }
 
 /// Messages that have rows, by node and client.

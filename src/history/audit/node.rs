@@ -217,6 +217,9 @@ impl<'a> NodeAudit<'a> {
         let message = self.ledger.message(&header.client, header.seq);
         let message = message.filter(|message| message.header == facts.header_hash);
         self.report.on_ledger += u64::from(message.is_some());
+        let by_others =
+            message.is_some_and(|message| message.parts.iter().all(|part| part.node != self.node));
+        self.report.brought_by_others += u64::from(by_others);
         let written = message.map(|message| message.written()).unwrap_or_default();
         let picked = facts.decision.as_ref().map(crate::policy::Decision::picked).unwrap_or_default();
         let refused = facts.fate.as_ref().is_some_and(|fate| fate.fate != "written");

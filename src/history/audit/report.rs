@@ -214,6 +214,8 @@ pub struct NodeReport {
     pub unjudged: u64,
     /// Rows of which the ledger has items.
     pub on_ledger: u64,
+    /// Of those, messages that other nodes alone brought to the ledger.
+    pub brought_by_others: u64,
     /// Rows of which something was to be written, and the ledger has not all of it (yet), nor refused it.
     pub not_final: u64,
     /// Rows of a client that was revoked, with a seq above its last one.
@@ -237,6 +239,7 @@ impl NodeReport {
             decisions: 0,
             unjudged: 0,
             on_ledger: 0,
+            brought_by_others: 0,
             not_final: 0,
             after_revocation: 0,
             digests: 0,
