@@ -39,7 +39,7 @@ cat >"$work/build/bin/cargo" <<'END'
 #!/bin/sh
 set -e
 test "$*" = "build --release --locked --bin ledgermq"
-test "$(ls -A | sort | tr '\n' ' ')" = "Cargo.lock Cargo.toml benches src "
+test "$(ls -A | sort | tr '\n' ' ')" = ".cargo Cargo.lock Cargo.toml benches src "
 mkdir -p target/release
 cp /bin/program target/release/ledgermq
 END
