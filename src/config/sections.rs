@@ -297,6 +297,10 @@ pub struct StorageConfig {
     pub log_segment_bytes: u64,
     /// Bytes that wait to be written to the log; above that whoever appends waits.
     pub log_max_queued_bytes: u64,
+    /// Accepted messages are synced at most this soon after the sync before was begun, so that those
+    /// that come together share one.
+    #[serde(rename = "log_gather_ms", with = "millis")]
+    pub log_gather: Duration,
 }
 
 impl Default for StorageConfig {
@@ -307,6 +311,7 @@ impl Default for StorageConfig {
             checkpoint_bytes: 64 * MIB,
             log_segment_bytes: 64 * MIB,
             log_max_queued_bytes: 64 * MIB,
+            log_gather: Duration::from_millis(5),
         }
     }
 }

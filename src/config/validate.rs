@@ -141,7 +141,8 @@ impl Config {
         millis("storage.checkpoint_interval_ms", storage.checkpoint_interval, 100..=10 * MINUTE_MS)?;
         within("storage.checkpoint_bytes", storage.checkpoint_bytes, MIB..=16 * GIB)?;
         within("storage.log_segment_bytes", storage.log_segment_bytes, MIB..=GIB)?;
-        within("storage.log_max_queued_bytes", storage.log_max_queued_bytes, 16 * MIB..=4 * GIB)
+        within("storage.log_max_queued_bytes", storage.log_max_queued_bytes, 16 * MIB..=4 * GIB)?;
+        millis("storage.log_gather_ms", storage.log_gather, 0..=1_000)
     }
 }
 

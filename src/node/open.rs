@@ -212,6 +212,7 @@ fn log_settings(
 ) -> anyhow::Result<LogSettings> {
     let mut settings = LogSettings::new(network, clock);
     settings.segment_bytes = config.storage.log_segment_bytes;
+    settings.gather = config.storage.log_gather;
     settings.max_queued_bytes = usize::try_from(config.storage.log_max_queued_bytes)?;
     let (bytes, sync_ms) = (metrics.log_bytes.clone(), metrics.log_sync_ms.clone());
     settings.observer = Some(Box::new(move |report: &SyncReport| {

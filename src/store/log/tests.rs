@@ -11,7 +11,7 @@ use crate::clock::SystemClock;
 const NETWORK: NetworkId = NetworkId([7; 32]);
 
 fn settings() -> LogSettings {
-    LogSettings::new(NETWORK, SystemClock::shared())
+    LogSettings { gather: Duration::ZERO, ..LogSettings::new(NETWORK, SystemClock::shared()) }
 }
 
 fn small_segments() -> LogSettings {
@@ -108,6 +108,84 @@ fn concurrent_appends_stay_whole_and_share_syncs() {
             (true, 0, 1)
         );
     }
+}
+
+/// Stands until a test moves it.
+#[derive(Default)]
+struct Hands(AtomicU64);
+
+impl crate::clock::Clock for Hands {
+    fn now(&self) -> crate::types::Timestamp {
+        crate::types::Timestamp(self.0.load(Relaxed))
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.0.load(Relaxed))
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// A log whose messages wait for an hour of the clock, unless something else is due.
+fn patient_log(dir: &Path) -> (Log, Arc<Hands>) {
+    let clock = Arc::new(Hands::default());
+    let settings = LogSettings { gather: HOUR, clock: clock.clone(), ..settings() };
+    (Log::open(dir, settings).unwrap().0, clock)
+}
+
+#[test]
+fn messages_wait_for_each_other_and_go_with_the_first_vote() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _clock) = patient_log(dir.path());
+    block_on(async {
+        log.append_synced(vec![entry("the first waits for nobody")]).await.unwrap();
+        for text in ["one", "another"] {
+            log.append(vec![entry(text)]).await.unwrap();
+        }
+        assert_eq!(log.synced_position(), Position(1));
+        let vote = Entry { kind: EntryKind::Pbft, bytes: vec![1] };
+        assert_eq!(log.append_synced(vec![vote]).await.unwrap(), Position(4));
+    });
+    assert_eq!(log.stats().groups, 2);
+}
+
+#[test]
+fn a_message_in_an_idle_log_waits_for_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, clock) = patient_log(dir.path());
+    block_on(async {
+        log.append_synced(vec![entry("one")]).await.unwrap();
+        clock.0.fetch_add(3_600_000, Relaxed);
+        log.append_synced(vec![entry("an hour later")]).await.unwrap();
+    });
+    assert_eq!(log.stats().groups, 2);
+}
+
+#[test]
+fn enough_messages_wait_for_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _clock) = patient_log(dir.path());
+    block_on(async {
+        log.append_synced(vec![entry("one")]).await.unwrap();
+        let many = Entry { kind: EntryKind::AcceptedMessage, bytes: vec![0; 256 * 1024] };
+        for _ in 0..3 {
+            log.append(vec![many.clone()]).await.unwrap();
+        }
+        log.append_synced(vec![many]).await.unwrap();
+    });
+}
+
+#[test]
+fn what_waits_is_written_when_the_log_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _clock) = patient_log(dir.path());
+    block_on(async {
+        log.append_synced(vec![entry("one")]).await.unwrap();
+        log.append(vec![entry("another")]).await.unwrap();
+        log.close().await.unwrap();
+    });
+    assert_eq!(log.synced_position(), Position(2));
+    assert_eq!(reopen(dir.path()).unwrap().len(), 2);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The one thread that writes the log.
 //!
-//! It takes whatever has queued up, writes it in one go, syncs, and tells the waiters: the group
-//! commit grows with the load and adds no delay of its own. What arrives during a sync is the next
-//! group. The first error ends the thread: after a failed `fdatasync` the kernel may have dropped
-//! the pages, so trying again would only look like success.
+//! It takes whatever has queued up, writes it in one go, syncs, and tells the waiters. What arrives
+//! during a sync is the next group, and accepted messages wait until [`LogSettings::gather`] after the
+//! beginning of the last one: a sync costs the same for one message and for twenty, and wakes as many
+//! threads. Votes do not wait, and take with them what does; nor does anything in a log that was idle. The first error ends the
+//! thread: after a failed `fdatasync` the kernel may have dropped the pages, so trying again would
+//! only look like success.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -11,6 +13,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -21,6 +24,8 @@ use super::{Counters, Entry, LogSettings, Position, SyncReport, record};
 /// The most that one group has, unless a single append is larger: so much is written between two
 /// syncs, and so long the first of the group waits for the last.
 const MAX_GROUP_BYTES: usize = 8 * 1024 * 1024;
+/// With so much queued, waiting for more gains nothing.
+const ENOUGH_BYTES: usize = 1024 * 1024;
 
 /// One call of `append`, waiting to be written.
 pub(super) struct Append {
@@ -44,8 +49,61 @@ struct Queue {
     cut: Option<Position>,
     last: Position,
     closed: bool,
-    /// The thread waits for work: else it will look by itself, and waking it is a system call for nothing.
-    is_waiting: bool,
+    /// Bytes of `appends`, and whether any of them is not to wait for more.
+    bytes: usize,
+    is_urgent: bool,
+    /// What the thread waits for: else it will look by itself, and waking it is a system call for nothing.
+    waits: Waits,
+}
+
+/// What the thread waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    /// Nothing: it is at work.
+    Not,
+    /// Any work.
+    Work,
+    /// The end of [`LogSettings::gather`], or work that does not wait for it.
+    Urgent,
+}
+
+fn cost(entries: &[Entry]) -> usize {
+    entries.iter().map(Entry::cost).sum()
+}
+
+impl Queue {
+    /// Whether what is queued is to be written now, with more of it to come or not.
+    fn is_due(&self) -> bool {
+        self.is_urgent || self.closed || self.bytes >= ENOUGH_BYTES
+    }
+
+    /// What is written together.
+    fn take_group(&mut self) -> Vec<Append> {
+        let mut group = Vec::new();
+        let mut bytes = 0;
+        while let Some(append) = self.appends.pop_front() {
+            let more = cost(&append.entries);
+            if !group.is_empty() && bytes + more > MAX_GROUP_BYTES {
+                self.appends.push_front(append);
+                break;
+            }
+            bytes += more;
+            group.push(append);
+        }
+        self.bytes -= bytes;
+        // What does not fit goes with the next group, at once.
+        self.is_urgent &= !self.appends.is_empty();
+        group
+    }
+
+    /// Whether the thread is to be woken for what was queued.
+    fn is_awaited(&self) -> bool {
+        match self.waits {
+            Waits::Not => false,
+            Waits::Work => true,
+            Waits::Urgent => self.is_due(),
+        }
+    }
 }
 
 /// How far the log is durable, and whether it failed.
@@ -69,7 +127,9 @@ impl Shared {
                 cut: None,
                 last,
                 closed: false,
-                is_waiting: false,
+                bytes: 0,
+                is_urgent: false,
+                waits: Waits::Not,
             }),
             wake: Condvar::new(),
             status: watch::Sender::new(Status { synced: last, failure: None, ended: false }),
@@ -99,10 +159,12 @@ impl Shared {
         let first = queue.last.next();
         queue.last = Position(queue.last.0 + entries.len() as u64);
         let last = queue.last;
+        queue.bytes += cost(&entries);
+        queue.is_urgent |= entries.iter().any(|entry| entry.kind.is_urgent());
         queue.appends.push_back(Append { first, entries, _share: share });
-        let is_waiting = queue.is_waiting;
+        let is_awaited = queue.is_awaited();
         drop(queue);
-        if is_waiting {
+        if is_awaited {
             self.wake.notify_one();
         }
         Ok(last)
@@ -127,11 +189,19 @@ impl Shared {
         self.wake.notify_one();
     }
 
-    fn next_work(&self) -> Option<Work> {
+    /// Waits for work; messages that nobody waits for urgently are held back for as long as
+    /// `still_to_gather` says when they come.
+    fn next_work(&self, still_to_gather: impl Fn() -> Option<Duration>) -> Option<Work> {
         let mut queue = self.queue();
         loop {
             if !queue.appends.is_empty() {
-                return Some(Work::Write(take_group(&mut queue.appends)));
+                if let (false, Some(gather)) = (queue.is_due(), still_to_gather()) {
+                    queue.waits = Waits::Urgent;
+                    let waited = self.wake.wait_timeout_while(queue, gather, |queue| !queue.is_due());
+                    queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    queue.waits = Waits::Not;
+                }
+                return Some(Work::Write(queue.take_group()));
             }
             if let Some(below) = queue.cut.take() {
                 return Some(Work::Cut(below));
@@ -139,9 +209,9 @@ impl Shared {
             if queue.closed {
                 return None;
             }
-            queue.is_waiting = true;
+            queue.waits = Waits::Work;
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
-            queue.is_waiting = false;
+            queue.waits = Waits::Not;
         }
     }
 
@@ -152,23 +222,10 @@ impl Shared {
             status.ended = true;
         });
         self.close();
-        self.queue().appends.clear();
+        let mut queue = self.queue();
+        queue.appends.clear();
+        queue.bytes = 0;
     }
-}
-
-fn take_group(appends: &mut VecDeque<Append>) -> Vec<Append> {
-    let mut group = Vec::new();
-    let mut bytes = 0;
-    while let Some(append) = appends.pop_front() {
-        let more: usize = append.entries.iter().map(Entry::cost).sum();
-        if !group.is_empty() && bytes + more > MAX_GROUP_BYTES {
-            appends.push_front(append);
-            break;
-        }
-        bytes += more;
-        group.push(append);
-    }
-    group
 }
 
 /// The thread's own state.
@@ -181,6 +238,8 @@ pub(super) struct Writer {
     pub file: File,
     pub synced: Position,
     pub buffer: Vec<u8>,
+    /// When the last group was begun.
+    pub began: Option<Duration>,
     /// Held for as long as the log is open.
     pub _lock: File,
 }
@@ -200,13 +259,22 @@ impl Writer {
     }
 
     fn work(&mut self) -> Result<(), LogError> {
-        while let Some(work) = self.shared.next_work() {
+        while let Some(work) = self.shared.next_work(|| self.still_to_gather()) {
             match work {
-                Work::Write(group) => self.write(&group)?,
+                Work::Write(group) => {
+                    self.began = Some(self.settings.clock.monotonic());
+                    self.write(&group)?;
+                }
                 Work::Cut(below) => self.delete_below(below)?,
             }
         }
         self.write_end_mark()
+    }
+
+    /// How long messages that come now are to wait for more; not at all if the last group is long ago.
+    fn still_to_gather(&self) -> Option<Duration> {
+        let since = self.settings.clock.monotonic().saturating_sub(self.began?);
+        self.settings.gather.checked_sub(since).filter(|rest| !rest.is_zero())
     }
 
     /// After this, whatever is damaged in the log is found when it is opened again.
