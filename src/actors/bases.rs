@@ -67,6 +67,9 @@ struct Known {
     /// Open items that the ledger had no value of when they were submitted.
     firsts: HashMap<ClientId, HashSet<Arc<ItemKey>>>,
     recent: Recent,
+    /// The clients that have, or had, items in any of these: blocks have those of all other nodes'
+    /// clients besides, which need not be read here.
+    clients: HashSet<ClientId>,
     indexed: Height,
 }
 
@@ -118,6 +121,7 @@ impl Bases {
             messages: HashMap::new(),
             firsts: HashMap::new(),
             recent: Recent { limit: limits.cached_items, ..Recent::default() },
+            clients: HashSet::new(),
             indexed: store.indexed_height(),
         };
         Self { store, open_limit: limits.open_items, known: Mutex::new(known), room: Notify::new(), gauge }
@@ -215,6 +219,9 @@ impl Bases {
             let Operation::Write { request, written } = operation else { continue };
             // Execution has read both before.
             let Ok(header) = device::Header::decode(&request.header) else { continue };
+            if !known.clients.contains(&header.client) {
+                continue;
+            }
             for item in request.items.iter().filter(|item| written.binary_search(&item.index).is_ok()) {
                 let Ok(decoded) = Item::decode_again(&item.bytes) else { continue };
                 let at = BaseRef { seq: header.seq, index: item.index };
@@ -265,6 +272,7 @@ impl Bases {
             keys.push(key);
         }
         if let (Some(item), false) = (items.first(), keys.is_empty()) {
+            known.note_client(&item.client);
             known.open_count += keys.len();
             known.messages.entry((item.client.clone(), seq)).or_default().extend(keys);
             self.changed(known);
@@ -288,22 +296,21 @@ impl Bases {
 impl Known {
     /// The newest value that is submitted or on the ledger.
     fn last(&mut self, store: &dyn LedgerStore, key: &ItemKey) -> Result<Option<LastWritten>, StoreError> {
-        let mut last = match self.recent.get(key) {
-            Some(last) => Some(last.clone()),
-            None => {
-                let last = store.last_written(key)?;
-                if let Some(last) = &last {
-                    self.recent.put(key.clone(), last.clone());
-                }
-                last
-            }
-        };
-        for open in self.open.get(key).into_iter().flatten() {
-            if last.as_ref().is_none_or(|last| open.is_newer_than(last)) {
-                last = Some(open.clone());
-            }
+        if self.recent.get(key).is_none()
+            && let Some(last) = store.last_written(key)?
+        {
+            self.recent.put(key.clone(), last);
+            self.note_client(&key.client);
         }
-        Ok(last)
+        let open = self.open.get(key).into_iter().flatten();
+        let newest = self.recent.get(key).into_iter().chain(open);
+        Ok(newest.reduce(|one, other| if other.is_newer_than(one) { other } else { one }).cloned())
+    }
+
+    fn note_client(&mut self, client: &ClientId) {
+        if !self.clients.contains(client) {
+            self.clients.insert(client.clone());
+        }
     }
 
     fn indexed(&mut self, at: BaseRef, item: Item) {

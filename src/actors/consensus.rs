@@ -170,14 +170,14 @@ impl Consensus {
     }
 
     /// One input.
-    fn advance(&mut self, input: Input, ctx: &mut Context<Self>) -> Option<Rejected> {
+    fn advance(&mut self, input: Input, ctx: &mut Context<Self>) -> Ignored {
         let mut output = self.replica.step(self.now(), input);
-        let rejected = output.rejected.take();
+        let ignored = Ignored { rejected: output.rejected, refused: std::mem::take(&mut output.refused) };
         self.hand_on(output, ctx);
         let deadline = self.replica.next_deadline();
         self.deadline.send_if_modified(|current| std::mem::replace(current, deadline) != deadline);
         self.room.notify_waiters();
-        rejected
+        ignored
     }
 
     fn hand_on(&mut self, mut output: Output, ctx: &mut Context<Self>) {
@@ -268,13 +268,19 @@ async fn alarm(
     }
 }
 
+/// What of an input the core ignored, and why.
+struct Ignored {
+    rejected: Option<Rejected>,
+    refused: Vec<(Hash, Rejected)>,
+}
+
 impl Consensus {
     fn submit(&mut self, request: Arc<VerifiedRequest>, ctx: &mut Context<Self>) -> Submission {
         if !self.replica.has_room(request.bytes().len()) {
             return Submission::NoRoom;
         }
         let digest = request.digest();
-        match self.advance(Input::Request { request, source: Source::Admitted }, ctx) {
+        match self.advance(Input::Request { request, source: Source::Admitted }, ctx).rejected {
             None => {
                 self.tally.entered(digest, self.clock.monotonic());
                 Submission::Taken
@@ -299,9 +305,30 @@ impl Handler<SubmitRequest> for Consensus {
 impl Handler<SubmitRequests> for Consensus {
     type Result = Vec<Submission>;
 
-    fn handle(&mut self, SubmitRequests(requests): SubmitRequests, ctx: &mut Self::Context) -> Self::Result {
-        let submissions = requests.into_iter().map(|request| self.submit(request, ctx));
-        submissions.take_while(|submission| *submission != Submission::NoRoom).collect()
+    /// One step for all that there is room for: a step costs much the same for one and for many.
+    fn handle(
+        &mut self,
+        SubmitRequests(mut requests): SubmitRequests,
+        ctx: &mut Self::Context,
+    ) -> Self::Result {
+        requests.truncate(self.replica.room_for(&requests));
+        if requests.is_empty() {
+            return Vec::new();
+        }
+        let digests: Vec<Hash> = requests.iter().map(|request| request.digest()).collect();
+        let refused = self.advance(Input::Requests { requests, source: Source::Admitted }, ctx).refused;
+        let now = self.clock.monotonic();
+        let submission = |digest| match refused.iter().find(|(refused, _)| *refused == digest) {
+            None => {
+                self.tally.entered(digest, now);
+                Submission::Taken
+            }
+            Some((_, rejected)) => {
+                tracing::debug!(digest = %digest.short(), %rejected, "own request not taken");
+                Submission::Known
+            }
+        };
+        digests.into_iter().map(submission).collect()
     }
 }
 
@@ -309,7 +336,7 @@ impl Handler<PeerRequests> for Consensus {
     type Result = ();
 
     fn handle(&mut self, PeerRequests { requests, source }: PeerRequests, ctx: &mut Self::Context) {
-        if let Some(rejected) = self.advance(Input::Requests { requests, source }, ctx) {
+        if let Some(rejected) = self.advance(Input::Requests { requests, source }, ctx).rejected {
             tracing::trace!(?source, %rejected, "a request ignored");
         }
     }
@@ -320,7 +347,7 @@ impl Handler<PeerMessage> for Consensus {
 
     fn handle(&mut self, PeerMessage(message): PeerMessage, ctx: &mut Self::Context) -> bool {
         self.tally.received(message.content());
-        match self.advance(Input::Message(message), ctx) {
+        match self.advance(Input::Message(message), ctx).rejected {
             None => true,
             Some(rejected) => {
                 tracing::trace!(%rejected, "message ignored");
@@ -335,7 +362,7 @@ impl Handler<BatchExecuted> for Consensus {
     type Result = ();
 
     fn handle(&mut self, BatchExecuted(content): BatchExecuted, ctx: &mut Self::Context) {
-        if let Some(rejected) = self.advance(Input::Executed(content), ctx) {
+        if let Some(rejected) = self.advance(Input::Executed(content), ctx).rejected {
             tracing::debug!(sequence = %content.sequence, %rejected, "result ignored");
         }
         self.report();
@@ -348,7 +375,7 @@ impl Handler<BlocksSynced> for Consensus {
     fn handle(&mut self, synced: BlocksSynced, ctx: &mut Self::Context) {
         let BlocksSynced { certificate, timestamp, requests } = synced;
         let input = Input::BlocksSynced { certificate, timestamp, requests };
-        if let Some(rejected) = self.advance(input, ctx) {
+        if let Some(rejected) = self.advance(input, ctx).rejected {
             tracing::debug!(%rejected, "synced blocks brought nothing");
         }
         self.report();
@@ -376,7 +403,7 @@ impl Handler<PeerBatches> for Consensus {
 
     fn handle(&mut self, PeerBatches(batches): PeerBatches, ctx: &mut Self::Context) {
         for batch in batches {
-            if let Some(rejected) = self.advance(Input::Batch(batch), ctx) {
+            if let Some(rejected) = self.advance(Input::Batch(batch), ctx).rejected {
                 tracing::trace!(%rejected, "batch ignored");
             }
         }

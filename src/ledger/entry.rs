@@ -95,6 +95,9 @@ pub enum EntryError {
     },
 }
 
+/// What keys of written messages begin with.
+pub(super) const WRITTEN: u8 = 4;
+
 pub(super) fn admin_key(admin: &PublicKey) -> Vec<u8> {
     [&[2], admin.as_bytes().as_slice()].concat()
 }
@@ -104,7 +107,7 @@ pub(super) fn client_key(client: &ClientId) -> Vec<u8> {
 }
 
 pub(super) fn written_key(client: &ClientId, seq: MessageSeq) -> Vec<u8> {
-    [&[4], client.as_str().as_bytes(), &[0], &seq.0.to_be_bytes()].concat()
+    [&[WRITTEN], client.as_str().as_bytes(), &[0], &seq.0.to_be_bytes()].concat()
 }
 
 pub(super) fn policies_at_key(version: u64) -> Vec<u8> {

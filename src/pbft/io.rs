@@ -51,8 +51,7 @@ pub enum Input {
         /// How it came here.
         source: Source,
     },
-    /// The same for several that came together: what a step looks at besides is looked at once. Of
-    /// those that are not taken, only the first one's reason is told.
+    /// The same for several that came together: what a step looks at besides is looked at once.
     Requests {
         /// The requests.
         requests: Vec<Arc<VerifiedRequest>>,
@@ -187,8 +186,10 @@ pub struct Output {
     pub wal: Vec<WalEntry>,
     /// To be carried out then.
     pub effects: Vec<Effect>,
-    /// Why the input was ignored, if it was.
+    /// Why the input was ignored, if it was; of several requests, why the first was.
     pub rejected: Option<Rejected>,
+    /// Which of several requests were ignored, and why.
+    pub refused: Vec<(Hash, Rejected)>,
     /// What people should hear of.
     pub notices: Vec<Notice>,
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::ledger::VerifiedRequest;
-use crate::pbft::io::{Now, Rejected, Source};
+use crate::pbft::io::{Now, Output, Rejected, Source};
 use crate::pbft::pool::Lane;
 use crate::pbft::replica::Replica;
 use crate::pbft::settings::MAX_BATCH_BYTES;
@@ -29,9 +29,15 @@ impl Replica {
         now: Now,
         requests: Vec<Arc<VerifiedRequest>>,
         source: Source,
+        out: &mut Output,
     ) -> Result<(), Rejected> {
-        let taken = requests.into_iter().map(|request| self.on_request(now, request, source));
-        taken.fold(Ok(()), Result::and)
+        for request in requests {
+            let digest = request.digest();
+            if let Err(rejected) = self.on_request(now, request, source) {
+                out.refused.push((digest, rejected));
+            }
+        }
+        out.refused.first().map_or(Ok(()), |(_, rejected)| Err(*rejected))
     }
 
     pub(super) fn on_request(

@@ -11,7 +11,7 @@ use crate::pbft::io::{Effect, Input, Now, Output, Rejected};
 use crate::pbft::log::Log;
 use crate::pbft::message::{Batch, Content, Envelope, Signed, Verified};
 use crate::pbft::outbox::Outbox;
-use crate::pbft::pool::Pool;
+use crate::pbft::pool::{Lane, Pool};
 use crate::pbft::recovery::Recovering;
 use crate::pbft::settings::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, Settings, window};
 use crate::pbft::silence::{Silence, Voice};
@@ -186,7 +186,7 @@ impl Replica {
         let ticked = matches!(input, Input::Tick);
         let taken = match input {
             Input::Request { request, source } => self.on_request(now, request, source),
-            Input::Requests { requests, source } => self.on_requests(now, requests, source),
+            Input::Requests { requests, source } => self.on_requests(now, requests, source, &mut out),
             Input::Message(message) => self.on_message(now, message, &mut out),
             Input::Executed(content) => self.on_executed(now, content, &mut out),
             Input::BlocksSynced { certificate, timestamp, requests } => {
@@ -267,6 +267,17 @@ impl Replica {
     /// while it does not.
     pub fn has_room(&self, bytes: usize) -> bool {
         self.has_room_for(&self.me, bytes)
+    }
+
+    /// How many of these requests of this node the pool takes, from the first on.
+    pub fn room_for(&self, requests: &[Arc<VerifiedRequest>]) -> usize {
+        let (count, mut bytes) = self.pool.pending_in(&Lane::Of(self.me));
+        let fits = requests.iter().take(self.settings.pool_max_requests.saturating_sub(count));
+        fits.take_while(|request| {
+            bytes += request.bytes().len();
+            bytes <= self.settings.pool_max_bytes
+        })
+        .count()
     }
 
     /// Where the replica stands.

@@ -1,7 +1,8 @@
 //! The ledger store in sled.
 //!
 //! - Everything is in one tree, so a commit is one batch, and sled applies a batch wholly or not at
-//!   all, also across a crash. Keys are in `keys`, the record index in `index`.
+//!   all, also across a crash. Keys are in `keys`, the clients' windows in `windows`, the record
+//!   index in `index`.
 //! - sled's `flush` gives the data to the kernel, no more; `make_durable` syncs the file system
 //!   after it, and then writes the number of this save into a file beside. A store that opens with
 //!   a lower number is damaged, and is refused.
@@ -17,6 +18,7 @@ mod open;
 mod recent;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -192,6 +194,7 @@ impl LedgerStore for SledStore {
             let (key, value) = entry.map_err(failed)?;
             entries.push((key[keys::STATE.len()..].to_vec(), value.to_vec()));
         }
+        entries.extend(windows::load(&self.db)?);
         Ok(Some(Snapshot { head: head.clone(), entries }))
     }
 
@@ -200,8 +203,9 @@ impl LedgerStore for SledStore {
         if !follows(last.as_ref(), head, block) {
             return Err(StoreError::OutOfOrder { sequence: head.sequence, height: head.height });
         }
-        let mut batch = sled::Batch::default();
-        put_changes(&mut batch, changes);
+        let (mut batch, mut state) = (sled::Batch::default(), windows::Changes::new(&self.db));
+        state.put(&mut batch, changes)?;
+        state.finish(&mut batch);
         let bytes = block.map(|block| put_block(&mut batch, block)).transpose()?;
         batch.insert(keys::HEAD, codec::encode(head));
         self.apply(batch)?;
@@ -216,17 +220,19 @@ impl LedgerStore for SledStore {
         let Some(highest) = commits.last().map(|commit| &commit.head) else { return Ok(()) };
         let mut last = lock(&self.head);
         let (mut before, mut batch) = (last.as_ref(), sled::Batch::default());
+        let mut state = windows::Changes::new(&self.db);
         for CertifiedCommit { head, certified, changes } in commits {
             let (block, certificate) = (certified.block(), certified.certificate());
             if !follows(before, head, Some(block)) {
                 return Err(StoreError::OutOfOrder { sequence: head.sequence, height: head.height });
             }
             // `follows` has seen that the block is the head's, and `CertifiedBlock` that it is the certificate's.
-            put_changes(&mut batch, changes);
+            state.put(&mut batch, changes)?;
             put_block(&mut batch, block)?;
             batch.insert(&keys::certificate(head.height), codec::encode(certificate));
             before = Some(head);
         }
+        state.finish(&mut batch);
         batch.insert(keys::HEAD, codec::encode(highest));
         self.apply(batch)?;
         self.certified.fetch_max(highest.height.0, Relaxed);
@@ -382,16 +388,6 @@ fn follows(last: Option<&Head>, head: &Head, block: Option<&Block>) -> bool {
         None => head.height == below && last.is_none_or(|last| last.block == head.block),
     };
     in_sequence && in_height
-}
-
-/// A later change of a key takes the place of an earlier one of the same batch.
-fn put_changes(batch: &mut sled::Batch, changes: &[StateChange]) {
-    for StateChange { key, value } in changes {
-        match value {
-            Some(value) => batch.insert(keys::state(key), value.as_slice()),
-            None => batch.remove(keys::state(key)),
-        }
-    }
 }
 
 /// Returns how many bytes it has.

@@ -55,6 +55,22 @@ fn a_request_comes_only_from_the_node_that_it_names() {
 }
 
 #[test]
+fn of_several_requests_each_that_is_refused_is_told() {
+    let mut t = Bench::with(4, 1, |settings| settings.pool_max_requests = 3);
+    let own: Vec<_> = (1..=4).map(|number| t.request(1, number)).collect();
+    assert_eq!(t.replica.room_for(&own), 3);
+    let step = |t: &mut Bench, requests: &[Arc<_>]| {
+        t.step(Input::Requests { requests: requests.to_vec(), source: Source::Admitted })
+    };
+    assert_eq!(step(&mut t, &own[..1]).refused, []);
+    assert_eq!(t.replica.room_for(&own[1..]), 2);
+    let output = step(&mut t, &own);
+    let refused = [(own[0].digest(), Rejected::Duplicate), (own[3].digest(), Rejected::PoolFull)];
+    assert_eq!((output.rejected, output.refused), (Some(Rejected::Duplicate), refused.to_vec()));
+    assert_eq!(t.replica.room_for(&own), 0);
+}
+
+#[test]
 fn one_node_cannot_fill_the_pool_for_others() {
     let mut t = Bench::with(4, 1, |settings| settings.pool_max_requests = 3);
     for number in 1..=3 {

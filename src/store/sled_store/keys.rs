@@ -7,6 +7,7 @@
 //! d                                      number of the last save, u64
 //! h                                      head
 //! s ‖ key                                an entry of the state
+//! w ‖ 04 ‖ client ‖ 00 ‖ seq / 16, u64   entries of the client's window: for each, seq % 16 and value
 //! H ‖ height u64                         header
 //! B ‖ height u64 ‖ part u32              a part of the block's bytes, at most 4 KiB
 //! C ‖ height u64                         certificate
@@ -39,6 +40,7 @@ pub(super) const NETWORK: &[u8] = b"n";
 pub(super) const SAVES: &[u8] = b"d";
 pub(super) const HEAD: &[u8] = b"h";
 pub(super) const STATE: &[u8] = b"s";
+pub(super) const WINDOWS: &[u8] = b"w";
 pub(super) const CERTIFICATES: &[u8] = b"C";
 pub(super) const ADMISSIONS: &[u8] = b"a";
 pub(super) const INDEXED: &[u8] = b"x";
@@ -46,6 +48,17 @@ pub(super) const LAST_WRITTEN_UP_TO: &[u8] = b"y";
 
 pub(super) fn state(key: &[u8]) -> Vec<u8> {
     [STATE, key].concat()
+}
+
+/// The key of a run of a window, which is what the keys of its entries begin with.
+pub(super) fn window(window: &[u8], run: u64) -> Vec<u8> {
+    [WINDOWS, window, &run.to_be_bytes()].concat()
+}
+
+/// The window and the run of such a key.
+pub(super) fn window_of(key: &[u8]) -> Option<(&[u8], u64)> {
+    let (window, run) = key.strip_prefix(WINDOWS)?.split_last_chunk()?;
+    Some((window, u64::from_be_bytes(*run)))
 }
 
 pub(super) fn header(height: Height) -> [u8; 9] {

@@ -10,8 +10,9 @@ use super::{StoreSettings, failed, keys};
 use crate::store::ledger::StoreError;
 use crate::types::NetworkId;
 
-/// 2: records are indexed in runs; 3: which name the bytes of the block; 4: and stand in chunks.
-const VERSION: u32 = 4;
+/// 2: records are indexed in runs; 3: which name the bytes of the block; 4: and stand in chunks;
+/// 5: entries of clients' windows stand together.
+const VERSION: u32 = 5;
 /// Five seconds in all for sled's threads to let go of a store that was dropped.
 const LOCK_TRIES: u32 = 500;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);

@@ -15,6 +15,7 @@ use crate::types::{
 mod crash;
 mod last_written;
 mod queries;
+mod windows;
 
 const NETWORK: NetworkId = NetworkId([7; 32]);
 
