@@ -71,7 +71,7 @@ fn block(height: u64, writes: &[(MessageSeq, Vec<(u32, Item)>)]) -> Block {
             items: items.collect(),
             proof: vec![],
         };
-        Operation::Write { request, written }
+        Operation::Write { request: Arc::new(request), written }
     });
     let operations: Vec<_> = operations.collect();
     let header = Header {

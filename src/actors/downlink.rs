@@ -46,7 +46,7 @@ impl Downlink {
 
     /// Signs `fields` and publishes them on `topic` to their client.
     pub async fn send<F: Fields>(&self, client: &ClientId, topic: &topics::Downlink, fields: &F) {
-        let payload = self.time.of(|| control::sign(&self.network, client, &self.key, fields));
+        let payload = self.time.sampled(|| control::sign(&self.network, client, &self.key, fields));
         self.metrics.replies.with_label_values(&[F::KIND.as_str()]).inc();
         self.publish(client, topic, payload.into()).await;
     }

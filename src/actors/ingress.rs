@@ -389,7 +389,7 @@ impl Handler<HandleUplink> for Ingress {
         };
         self.parts.metrics.message_bytes.inc_by(uplink.payload.len() as u64);
         let time = self.parts.time.clone();
-        match time.of(|| self.on_telemetry(&client, &registered, &stream, &uplink.payload)) {
+        match time.sampled(|| self.on_telemetry(&client, &registered, &stream, &uplink.payload)) {
             Ok(verify) => self.hand_on(verify, ctx),
             Err(reply) => self.answer(client, reply),
         }

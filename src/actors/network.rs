@@ -281,7 +281,7 @@ mod tests {
             nonce: 0,
         };
         let content = CheckpointContent { sequence: SeqNum(height.0), height, block: zero, state: zero };
-        let operations = vec![Operation::Write { request, written: vec![0] }];
+        let operations = vec![Operation::Write { request: Arc::new(request), written: vec![0] }];
         (Block { header, operations }, Certificate { content, signatures: Vec::new() })
     }
 

@@ -140,7 +140,7 @@ impl PolicyParts {
         let header = message.header();
         let policies = self.view.policies();
         let judge = || self.bases.judge(&policies, header.stream.as_str(), header.seq, message.items());
-        let decision = self.time.of(judge)?;
+        let decision = self.time.sampled(judge)?;
         for item in &decision.items {
             self.metrics.decisions.with_label_values(&[item.verdict.name()]).inc();
         }
@@ -184,7 +184,7 @@ impl PolicyParts {
         position: Position,
     ) {
         let message = final_unwritten(&admitted);
-        match self.time.of(|| self.request(&admitted, decision)) {
+        match self.time.sampled(|| self.request(&admitted, decision)) {
             Ok(Some(request)) => {
                 let picked = Picked { request: Arc::new(request), message, position, _admitted: admitted };
                 let _stopping_if_closed = queue.send(picked).await;

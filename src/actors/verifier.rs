@@ -286,7 +286,7 @@ impl VerifierParts {
         let is_light = verify.content.unpacked_len().is_some_and(|bytes| bytes <= LIGHT_BYTES);
         let judged = self
             .workers
-            .run_here_or_there(is_light, move || parts.time.clone().of(|| parts.judge(verify, now)));
+            .run_here_or_there(is_light, move || parts.time.clone().sampled(|| parts.judge(verify, now)));
         let Ok(Some(judged)) = tokio::time::timeout(self.patience, judged).await else {
             return Verification::Unavailable;
         };

@@ -185,7 +185,7 @@ impl<'a> Execution<'a> {
 
     fn write(
         &mut self,
-        write: &WriteRequest,
+        write: &Arc<WriteRequest>,
         telemetry: &Telemetry,
         bytes: &[u8],
     ) -> Result<Verdict, Rejection> {
@@ -211,7 +211,7 @@ impl<'a> Execution<'a> {
         self.put_written(id, *seq, entry);
         // As `request_bytes` says, the operation's bytes are the request's and the list of items.
         let leaf = [bytes, &codec::encode(&written)].concat();
-        let operation = self.push(Operation::Write { request: write.clone(), written }, leaf);
+        let operation = self.push(Operation::Write { request: Arc::clone(write), written }, leaf);
         Ok(Verdict::Written { operation, items: listed })
     }
 

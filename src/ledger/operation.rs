@@ -5,6 +5,8 @@
 //! registered with that key, was the seq used, has the admin the right) is judged when it is
 //! executed, where all replicas have the same state.
 
+use std::sync::Arc;
+
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -174,7 +176,7 @@ impl AdminOperation {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Request {
     /// Write items of a message.
-    Write(WriteRequest),
+    Write(Arc<WriteRequest>),
     /// Execute an admin's operation, submitted through `node`.
     Admin {
         /// The node that took it in.
@@ -188,7 +190,7 @@ pub enum Request {
 
 impl Request {
     /// The node that admitted it, as it says.
-    pub const fn node(&self) -> NodeId {
+    pub fn node(&self) -> NodeId {
         match self {
             Self::Write(write) => write.node,
             Self::Admin { node, .. } => *node,
@@ -203,7 +205,7 @@ pub enum Operation {
     /// Items were written.
     Write {
         /// The request as it was ordered.
-        request: WriteRequest,
+        request: Arc<WriteRequest>,
         /// Indexes of the items that this operation wrote, ascending: those of the request that
         /// were not on the ledger before.
         written: Vec<u32>,

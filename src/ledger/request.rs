@@ -9,6 +9,8 @@
 //! whether that key is registered, the seq free, the admin entitled, is judged at execution. The
 //! canonical bytes and the digest are made once and kept, for the log, the block and the votes.
 
+use std::sync::Arc;
+
 use crate::codec::{self, CodecError};
 use crate::crypto::{CryptoError, HashKind, VerifyingKey};
 use crate::device::{self, HeaderError, Item, ItemError};
@@ -131,7 +133,7 @@ impl UncheckedRequest {
     }
 
     /// The node that admitted it, as it says.
-    pub const fn node(&self) -> NodeId {
+    pub fn node(&self) -> NodeId {
         self.request.node()
     }
 
@@ -165,7 +167,7 @@ impl UncheckedRequest {
 #[derive(Debug, Clone, Copy)]
 pub enum Asked<'a> {
     /// Items are to be written.
-    Write(&'a WriteRequest, &'a Telemetry),
+    Write(&'a Arc<WriteRequest>, &'a Telemetry),
     /// An admin's operation is to be executed.
     Admin(&'a AdminOperation),
     /// A history digest is to be written.
@@ -229,14 +231,14 @@ impl VerifiedRequest {
         if items.is_empty() {
             return Err(MerkleError::Count.into());
         }
-        let request = Request::Write(WriteRequest {
+        let request = Request::Write(Arc::new(WriteRequest {
             node,
             client_key: message.client_key,
             header: message.header_bytes.to_vec(),
             signature: message.signature,
             items,
             proof,
-        });
+        }));
         let bytes = codec::encode(&request);
         check_size(bytes.len())?;
         let hash = device::Header::hash_of(message.header_bytes);
@@ -266,7 +268,7 @@ impl VerifiedRequest {
     }
 
     /// The node that admitted it.
-    pub const fn node(&self) -> NodeId {
+    pub fn node(&self) -> NodeId {
         self.request.node()
     }
 
@@ -329,7 +331,7 @@ mod tests {
 
     fn write_of(request: &VerifiedRequest) -> WriteRequest {
         match request.request() {
-            Request::Write(write) => write.clone(),
+            Request::Write(write) => WriteRequest::clone(write),
             Request::Admin { .. } | Request::Digest(_) => panic!("not a write request"),
         }
     }
@@ -369,7 +371,8 @@ mod tests {
         let good = write_of(&net.message(1, 1, 20, 3).request(node(1), &[0, 2]));
         let other = write_of(&net.message(1, 1, 21, 3).request(node(1), &[0, 2]));
         let foreign = write_of(&net.message(2, 1, 20, 3).request(node(1), &[0, 2]));
-        let verify = |write| VerifiedRequest::verify(&net.network, Request::Write(write)).map(|_| ());
+        let verify =
+            |write| VerifiedRequest::verify(&net.network, Request::Write(Arc::new(write))).map(|_| ());
         assert_eq!(verify(good.clone()), Ok(()));
 
         let bad_signature = Err(RequestError::Signature(CryptoError::BadSignature));
@@ -421,7 +424,7 @@ mod tests {
         let net = Net::new(4);
         let mut write = write_of(&net.message(1, 1, 20, 1).request(node(1), &[0]));
         write.items[0].bytes = vec![0; MAX_REQUEST_BYTES];
-        let request = Request::Write(write);
+        let request = Request::Write(Arc::new(write));
         let len = codec::encode(&request).len();
         assert_eq!(VerifiedRequest::verify(&net.network, request), Err(RequestError::TooLarge { len }));
     }

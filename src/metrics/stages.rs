@@ -7,11 +7,13 @@
 //!
 //! What is counted is the time of the thread on the processor, so neither waiting nor other programs
 //! are in it, and that no stage is in another: what a process used besides belongs to the broker, the
-//! runtime and the system. To read a thread's time takes a fraction of a microsecond, so only pieces
-//! of work that take several are measured. `ledgermq bench --explain` shows the sums for each message.
+//! runtime and the system. To read a thread's time takes a fraction of a microsecond, so of pieces of
+//! work that take few, one of [`SAMPLE`] is measured for all. `ledgermq bench --explain` shows the sums for each message.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use prometheus::{IntCounter, IntCounterVec};
@@ -33,6 +35,9 @@ pub const STAGES: [&str; 12] = [
     "index",
     "acks",
 ];
+
+/// Of so many pieces of work that are done for each message, one is measured.
+const SAMPLE: u64 = 8;
 
 /// The counters of all stages.
 #[derive(Debug, Clone, Default)]
@@ -67,29 +72,59 @@ impl Stages {
     /// The counters of `vec`, whose label is the stage's name.
     pub(super) fn of(vec: &IntCounterVec) -> Self {
         let [decode, verify, policy, log, network, requests, votes, consensus, execute, store, index, acks] =
-            STAGES.map(|stage| StageTime(Some(vec.with_label_values(&[stage]))));
+            STAGES.map(|stage| StageTime(Some(Arc::new(Stage::of(vec.with_label_values(&[stage]))))));
         Self { decode, verify, policy, log, network, requests, votes, consensus, execute, store, index, acks }
     }
 }
 
 /// The counter of one stage; the default counts nothing.
 #[derive(Debug, Clone, Default)]
-pub struct StageTime(Option<IntCounter>);
+pub struct StageTime(Option<Arc<Stage>>);
+
+#[derive(Debug)]
+struct Stage {
+    ns: IntCounter,
+    /// How many pieces of work were sampled, measured or not.
+    pieces: AtomicU64,
+}
+
+impl Stage {
+    fn of(ns: IntCounter) -> Self {
+        Self { ns, pieces: AtomicU64::new(0) }
+    }
+
+    /// Counts the time of `work` so many times.
+    fn times<T>(&self, times: u64, work: impl FnOnce() -> T) -> T {
+        let before = clock::thread_cpu_ns();
+        let result = work();
+        self.ns.inc_by(times * clock::thread_cpu_ns().saturating_sub(before));
+        result
+    }
+}
 
 impl StageTime {
     /// Does `work` and counts its time.
     pub fn of<T>(&self, work: impl FnOnce() -> T) -> T {
-        let Some(counter) = &self.0 else { return work() };
-        let before = clock::thread_cpu_ns();
-        let result = work();
-        counter.inc_by(clock::thread_cpu_ns().saturating_sub(before));
-        result
+        match &self.0 {
+            Some(stage) => stage.times(1, work),
+            None => work(),
+        }
+    }
+
+    /// Does `work`, as is done for each message, and measures one piece of [`SAMPLE`] for all.
+    pub fn sampled<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.0 {
+            Some(stage) if stage.pieces.fetch_add(1, Relaxed).is_multiple_of(SAMPLE) => {
+                stage.times(SAMPLE, work)
+            }
+            _ => work(),
+        }
     }
 
     /// Counts all that the calling thread did so far, for a stage that has a thread of its own.
     pub fn whole_thread(&self) {
-        if let Some(counter) = &self.0 {
-            counter.inc_by(clock::thread_cpu_ns().saturating_sub(counter.get()));
+        if let Some(stage) = &self.0 {
+            stage.ns.inc_by(clock::thread_cpu_ns().saturating_sub(stage.ns.get()));
         }
     }
 
@@ -111,7 +146,7 @@ impl<F: Future> Future for Polls<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let Self { time, future } = &mut *self;
-        time.of(|| future.as_mut().poll(context))
+        time.sampled(|| future.as_mut().poll(context))
     }
 }
 
@@ -127,7 +162,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_stage_does_is_counted_and_waiting_is_not() {
         let metrics = Metrics::new().unwrap();
-        let counted = |time: &StageTime| time.0.as_ref().unwrap().get();
+        let counted = |time: &StageTime| time.0.as_ref().unwrap().ns.get();
         metrics.stages.verify.of(busy);
         let once = counted(&metrics.stages.verify);
         assert!(once > 1_000, "{once} ns");
@@ -143,15 +178,25 @@ mod tests {
     }
 
     #[test]
+    fn of_what_is_done_for_each_message_one_piece_stands_for_eight() {
+        let metrics = Metrics::new().unwrap();
+        let counted = |time: &StageTime| time.0.as_ref().unwrap().ns.get();
+        (0..SAMPLE).for_each(|_| _ = metrics.stages.verify.sampled(busy));
+        (0..SAMPLE).for_each(|_| _ = metrics.stages.decode.of(busy));
+        let (sampled, all) = (counted(&metrics.stages.verify), counted(&metrics.stages.decode));
+        assert!((all / 20..20 * all).contains(&sampled), "{sampled} ns, {all} ns");
+    }
+
+    #[test]
     fn a_thread_of_a_stage_is_counted_once_however_often_it_tells() {
         let metrics = Metrics::new().unwrap();
         let time = metrics.stages.log.clone();
         std::thread::spawn(move || {
             busy();
             time.whole_thread();
-            let first = time.0.as_ref().unwrap().get();
+            let first = time.0.as_ref().unwrap().ns.get();
             time.whole_thread();
-            let second = time.0.as_ref().unwrap().get();
+            let second = time.0.as_ref().unwrap().ns.get();
             assert!(first > 0 && second < 2 * first + 1_000_000, "{first} ns, {second} ns");
         })
         .join()

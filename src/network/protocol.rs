@@ -299,14 +299,14 @@ mod tests {
     }
 
     fn request(seed: u8, bytes: usize) -> Request {
-        Request::Write(WriteRequest {
+        Request::Write(Arc::new(WriteRequest {
             node: NodeId([seed; 32]),
             client_key: PublicKey([seed; 32]),
             header: vec![seed; 90],
             signature: Signature([seed; 64]),
             items: vec![WrittenItem { index: 0, bytes: vec![seed; bytes] }],
             proof: Vec::new(),
-        })
+        }))
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Real nodes on the loopback interface, and peers that do not play by the rules.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
@@ -163,14 +164,14 @@ fn bundled(bytes: usize) -> Bundled {
 }
 
 fn write_request(bytes: usize) -> Request {
-    Request::Write(WriteRequest {
+    Request::Write(Arc::new(WriteRequest {
         node: NodeId([9; 32]),
         client_key: PublicKey([2; 32]),
         header: vec![3; 100],
         signature: Signature([4; 64]),
         items: vec![WrittenItem { index: 0, bytes: vec![5; bytes] }],
         proof: vec![Hash([6; 32])],
-    })
+    }))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,7 @@
 //! Proof bundles verify, and nothing that was altered does.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::fixture::{Net, client, client_key, execute, node};
@@ -152,6 +154,7 @@ fn parts_of_different_proofs_do_not_fit_together() {
 
     let mut replaced = good;
     let Operation::Write { request, .. } = &mut replaced.write.operation else { panic!("not a write") };
+    let request = Arc::make_mut(request);
     request.items[0].bytes = request.items[1].bytes.clone();
     assert!(matches!(verify(&replaced), ProofError::Request(RequestError::Merkle(_))));
 }
@@ -203,6 +206,7 @@ fn a_quorum_cannot_forge_what_device_or_admin_did_not_sign() {
     let mut forged = good.clone();
     let Operation::Write { request, .. } = &mut forged.write.operation else { panic!("not a write") };
     let other = SecretKey::from_seed(&[44; 32]);
+    let request = Arc::make_mut(request);
     request.signature = device::header::sign(&net.network, &request.header, &other);
     forged.write = certify_anew(forged.write);
     assert!(matches!(verify(&forged), Err(ProofError::DeviceSignature(_))));

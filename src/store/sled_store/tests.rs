@@ -1,6 +1,7 @@
 //! The store against restarts, crashes and a plain model.
 
 use std::fs;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -63,14 +64,14 @@ fn write(seq: u64, items: &[Item], already: &[u32]) -> Operation {
         (0..).zip(items).map(|(index, item)| WrittenItem { index, bytes: item.encode() }).collect();
     let written = items.iter().map(|item| item.index).filter(|index| !already.contains(index)).collect();
     Operation::Write {
-        request: WriteRequest {
+        request: Arc::new(WriteRequest {
             node: NodeId([1; 32]),
             client_key: PublicKey([2; 32]),
             header: header.encode(),
             signature: Signature([5; 64]),
             items,
             proof: vec![],
-        },
+        }),
         written,
     }
 }
@@ -173,7 +174,7 @@ fn a_block_that_could_not_be_read_again_is_refused() {
     let store = open(dir.path());
     let mut operation = write(1, &[item(&client("iot"), "th-01", 1, 5)], &[]);
     if let Operation::Write { request, .. } = &mut operation {
-        request.items[0].bytes = vec![0; MAX_BLOCK_BYTES];
+        Arc::make_mut(request).items[0].bytes = vec![0; MAX_BLOCK_BYTES];
     }
     let (head, block) = next(&genesis(), vec![operation]);
     let refused = store.commit(&head, Some(&block), &[]);
