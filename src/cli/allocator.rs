@@ -1,6 +1,6 @@
 //! The allocator's settings, which it reads from the environment before `main` begins.
 //!
-//! mimalloc gives memory back to the system a second after it was freed, and the next message takes it
+//! mimalloc gives memory back to the system as soon as it was freed, and the next message takes it
 //! again, page by page, each cleared by the system: a tenth of a node's processor time under load. So a
 //! node begins with an environment that says "later", by executing itself once more: the same process with the
 //! same open files. Huge pages, which mimalloc asks for, are off: a node touches a part of each only, and

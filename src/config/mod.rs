@@ -72,6 +72,8 @@ pub struct Config {
     pub node_key: PathBuf,
     /// Where the mark is that says that the key has voted, if it cannot be beside the key.
     pub node_key_mark: Option<PathBuf>,
+    /// Threads that serve connections: with none given half as many as there are processors, at least one.
+    pub worker_threads: Option<u32>,
     /// What is logged, and how.
     pub log: LogConfig,
     /// The embedded MQTT broker and the device protocol.
@@ -99,6 +101,7 @@ impl Default for Config {
             genesis: "genesis.json".into(),
             node_key: "node.key".into(),
             node_key_mark: None,
+            worker_threads: None,
             log: LogConfig::default(),
             mqtt: MqttConfig::default(),
             api: ApiConfig::default(),

@@ -109,6 +109,7 @@ fn a_value_of_the_wrong_kind_names_its_setting() {
 #[test]
 fn a_value_out_of_range_names_its_setting_and_the_range() {
     for (text, setting) in [
+        ("worker_threads = 0", "worker_threads is 0, but must be 1 to 1024"),
         ("[mqtt]\nmax_packet_bytes = 1", "mqtt.max_packet_bytes is 1, but must be 4096 to 67108864"),
         ("[mqtt]\ntoken_max_age_s = 3600000", "mqtt.token_max_age_s"),
         ("[mqtt]\nmax_connections = 5", "mqtt.max_unregistered_connections must not be above"),

@@ -24,6 +24,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), Problem> {
+        within("worker_threads", self.worker_threads.unwrap_or(1), 1..=1_024)?;
         self.check_log()?;
         self.check_mqtt()?;
         self.check_api()?;

@@ -98,10 +98,17 @@ struct Shared {
 /// # Errors
 /// What kept it from starting, or made it stop. Each says what to do.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let workers = config.worker_threads.map_or_else(default_workers, |workers| workers as usize);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     let runtime = Arc::new(runtime);
     let shared = Arc::clone(&runtime);
     actix::System::with_tokio_rt(move || shared).block_on(Box::pin(run_on(config, runtime)))
+}
+
+/// Half the processors: those who serve connections hand most of the work to threads of its own, and
+/// more of them would only wake each other.
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))
 }
 
 /// Reads all files that the settings name, as a node does at its start, and says what they are.
