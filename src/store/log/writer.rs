@@ -202,7 +202,7 @@ impl Writer {
     fn work(&mut self) -> Result<(), LogError> {
         while let Some(work) = self.shared.next_work() {
             match work {
-                Work::Write(group) => self.write(&group)?,
+                Work::Write(group) => self.write(group)?,
                 Work::Cut(below) => self.delete_below(below)?,
             }
         }
@@ -219,10 +219,10 @@ impl Writer {
             .map_err(LogError::io("end the log segment", &segment.path))
     }
 
-    fn write(&mut self, group: &[Append]) -> Result<(), LogError> {
+    fn write(&mut self, group: Vec<Append>) -> Result<(), LogError> {
         self.rotate_if_full()?;
         let started = self.settings.clock.monotonic();
-        let entries = self.encode(group);
+        let entries = self.encode(&group);
         let Some(segment) = self.segments.last_mut() else { return Ok(()) };
         self.file
             .write_all(&self.buffer)
@@ -239,6 +239,8 @@ impl Writer {
         if let Some(observe) = &self.settings.observer {
             observe(&SyncReport { entries, bytes, took });
         }
+        // Its share of the queue goes back before anybody hears of it: who heard finds the room.
+        drop(group);
         self.shared.status.send_modify(|status| status.synced = self.synced);
         Ok(())
     }
