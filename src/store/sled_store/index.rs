@@ -224,8 +224,7 @@ fn page_of(
             let first = RecordKey::from_bytes(&run.key);
             let is_too_early = query.from.is_some_and(|from| first.event_time < from);
             // All records of a run come before the next one.
-            let is_seen =
-                runs.get(at + 1).is_some_and(|next| seen >= Some(RecordKey::from_bytes(&next.key)));
+            let is_seen = runs.get(at + 1).is_some_and(|next| seen >= Some(RecordKey::from_bytes(&next.key)));
             if is_too_early || is_seen {
                 continue;
             }
