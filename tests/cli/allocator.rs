@@ -23,15 +23,17 @@ fn program() -> &'static Path {
     Path::new(assert_cmd::cargo::cargo_bin!("ledgermq"))
 }
 
-/// A network of one node in a directory whose name is hard to hand on, and the node's settings.
+/// A network of one node, and the node's settings in a file whose name is hard to hand on.
 fn network() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     succeed(&dir, &["init", "--replicas", "1", "--dir", "net"]);
-    let moved = dir.path().join(OsStr::from_bytes(b"a \"net\" \xff $x"));
+    let moved = dir.path().join("a \"net\" $x");
     fs::rename(dir.path().join("net"), &moved).unwrap();
     let node = fs::read_dir(&moved).unwrap().map(|file| file.unwrap().path());
     let config = node.map(|path| path.join("node.toml")).find(|path| path.exists()).unwrap();
-    (dir, config)
+    let hard = config.with_file_name(OsStr::from_bytes(b"no 'de' \xff.toml"));
+    fs::rename(config, &hard).unwrap();
+    (dir, hard)
 }
 
 /// What the system says of a process, as words.
@@ -57,10 +59,11 @@ fn runs(mut command: Command, config: &Path, purge_delay: &str) {
     command.args(["node", "--stop-on-eof", "--config"]).arg(config).stdin(Stdio::piped());
     let mut asked = vec![command.get_program().to_owned()];
     asked.extend(command.get_args().map(OsStr::to_owned));
-    let mut child = command.spawn().unwrap();
+    let said = config.with_file_name("said");
+    let mut child = command.stderr(fs::File::create(&said).unwrap()).spawn().unwrap();
     let log = config.with_file_name("data").join("log");
     wait("the node runs", || {
-        assert_eq!(child.try_wait().unwrap(), None, "the node ended");
+        assert_eq!(child.try_wait().unwrap(), None, "the node ended: {}", fs::read_to_string(&said).unwrap());
         log.exists()
     });
     assert_eq!(words(&child, "cmdline"), asked);
@@ -75,7 +78,7 @@ fn runs(mut command: Command, config: &Path, purge_delay: &str) {
 
 fn without_settings(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
-    command.env_remove(VARIABLE).env_remove("MIMALLOC_ALLOW_THP").stderr(Stdio::null());
+    command.env_remove(VARIABLE).env_remove("MIMALLOC_ALLOW_THP");
     command
 }
 
