@@ -278,6 +278,8 @@ fn signed_bytes(kind: SignatureKind, network: &NetworkId, content: &[u8]) -> Vec
 }
 
 #[cfg(test)]
+mod strict_tests;
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;

@@ -4,26 +4,27 @@
 //! One task for each replica sends one bundle at a time, with all that gathered since the last: a
 //! replica that is slow gets fewer and larger bundles, and holds up nobody else. Those that get the
 //! same bundle get the same signature. What does not fit into a queue is left to the core, which sends
-//! requests again until they are ordered.
+//! requests again until they are ordered. Queues are bounded in bytes, too: the core lets go of what is
+//! executed, so for a replica that stalls they would hold what nobody else needs any more.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::mpsc;
 
 use crate::crypto::SecretKey;
 use crate::ledger::{MAX_REQUEST_BYTES, ReplicaSetKeys, VerifiedRequest};
-use crate::network::{Bundled, NetworkHandle, PeerRequest, SignedBundle};
+use crate::network::{Bundled, MAX_BUNDLE_REQUESTS, NetworkHandle, PeerRequest, SignedBundle};
 use crate::types::{NetworkId, NodeId};
 
-/// Parcels that wait for their bundle to one replica: a second or two of them. Requests are shared with
-/// the core's pool, so each costs a pointer.
+/// Parcels that wait for their bundle to one replica: a second or two of them.
 const QUEUE: usize = 64;
 
-/// Requests in one bundle: as many as in a batch.
-const MAX_REQUESTS: usize = 512;
+/// Bytes of requests in them, unless it is one parcel: two bundles of the largest size.
+const QUEUE_BYTES: usize = 2 * MAX_REQUEST_BYTES;
 
 /// Requests that were put on their way together, and whether they are forwarded: the primary takes
-/// these otherwise. At most [`MAX_REQUESTS`], of [`MAX_REQUEST_BYTES`] in all unless it is one.
+/// these otherwise. At most [`MAX_BUNDLE_REQUESTS`], of [`MAX_REQUEST_BYTES`] in all unless it is one.
 #[derive(Debug)]
 struct Parcel {
     requests: Vec<Arc<VerifiedRequest>>,
@@ -54,13 +55,13 @@ impl Parcel {
     }
 
     const fn has_room(&self, requests: usize, bytes: usize) -> bool {
-        self.requests.len() + requests <= MAX_REQUESTS && self.bytes + bytes <= MAX_REQUEST_BYTES
+        self.requests.len() + requests <= MAX_BUNDLE_REQUESTS && self.bytes + bytes <= MAX_REQUEST_BYTES
     }
 }
 
 /// The ways to all other replicas.
 #[derive(Debug)]
-pub struct Bundles(Vec<(NodeId, mpsc::Sender<Arc<Parcel>>)>);
+pub struct Bundles(Vec<(NodeId, Queue)>);
 
 impl Bundles {
     /// Starts a task for each replica but this one, on the current tokio runtime; they end when
@@ -74,7 +75,7 @@ impl Bundles {
         let own = key.node_id();
         let others = keys.replicas().members().iter().filter(|node| **node != own);
         let way = |node: &NodeId| {
-            let (queue, parcels) = mpsc::channel(QUEUE);
+            let (queue, parcels) = queue();
             let way = Way { node: *node, key: key.clone(), network_id, network: network.clone(), parcels };
             tokio::spawn(way.run());
             (*node, queue)
@@ -95,7 +96,7 @@ impl Bundles {
     fn put(&self, requests: &[Arc<VerifiedRequest>], forwarded: bool, to: impl Fn(&NodeId) -> bool) {
         for parcel in Parcel::of(requests, forwarded) {
             for (node, queue) in self.0.iter().filter(|(node, _)| to(node)) {
-                if queue.try_send(Arc::clone(&parcel)).is_err() {
+                if !queue.put(Arc::clone(&parcel)) {
                     let left = parcel.requests.len();
                     tracing::debug!(%node, left, "requests pile up for this replica; they are sent again later");
                 }
@@ -104,12 +105,63 @@ impl Bundles {
     }
 }
 
+/// Parcels for one replica, and how many bytes wait.
+#[derive(Debug)]
+struct Queue {
+    parcels: mpsc::Sender<Arc<Parcel>>,
+    bytes: Arc<AtomicUsize>,
+}
+
+/// The end of a [`Queue`] where parcels are taken out.
+#[derive(Debug)]
+struct Waiting {
+    parcels: mpsc::Receiver<Arc<Parcel>>,
+    bytes: Arc<AtomicUsize>,
+}
+
+fn queue() -> (Queue, Waiting) {
+    let (sender, parcels) = mpsc::channel(QUEUE);
+    let bytes = Arc::new(AtomicUsize::new(0));
+    (Queue { parcels: sender, bytes: Arc::clone(&bytes) }, Waiting { parcels, bytes })
+}
+
+impl Queue {
+    /// Puts a parcel in, unless there is no room. Only the effects' one task does.
+    fn put(&self, parcel: Arc<Parcel>) -> bool {
+        let (bytes, waiting) = (parcel.bytes, self.bytes.load(Relaxed));
+        if waiting > 0 && waiting + bytes > QUEUE_BYTES {
+            return false;
+        }
+        // Before it can be taken out.
+        self.bytes.fetch_add(bytes, Relaxed);
+        let is_in = self.parcels.try_send(parcel).is_ok();
+        if !is_in {
+            self.bytes.fetch_sub(bytes, Relaxed);
+        }
+        is_in
+    }
+}
+
+impl Waiting {
+    async fn next(&mut self) -> Option<Arc<Parcel>> {
+        let parcel = self.parcels.recv().await?;
+        self.bytes.fetch_sub(parcel.bytes, Relaxed);
+        Some(parcel)
+    }
+
+    fn try_next(&mut self) -> Option<Arc<Parcel>> {
+        let parcel = self.parcels.try_recv().ok()?;
+        self.bytes.fetch_sub(parcel.bytes, Relaxed);
+        Some(parcel)
+    }
+}
+
 struct Way {
     node: NodeId,
     key: SecretKey,
     network_id: NetworkId,
     network: NetworkHandle,
-    parcels: mpsc::Receiver<Arc<Parcel>>,
+    parcels: Waiting,
 }
 
 impl Way {
@@ -118,10 +170,10 @@ impl Way {
         let mut over = None;
         while let Some(first) = match over.take() {
             Some(parcel) => Some(parcel),
-            None => self.parcels.recv().await,
+            None => self.parcels.next().await,
         } {
             let forwarded = first.forwarded;
-            let (parcels, left_over) = gather(first, || self.parcels.try_recv().ok());
+            let (parcels, left_over) = gather(first, || self.parcels.try_next());
             over = left_over;
             let bundle = self.bundle(&parcels);
             let request = if forwarded { PeerRequest::Forward(bundle) } else { PeerRequest::Bundle(bundle) };
@@ -153,7 +205,7 @@ fn gather(
 ) -> (Vec<Arc<Parcel>>, Option<Arc<Parcel>>) {
     let (mut requests, mut bytes) = (first.requests.len(), first.bytes);
     let mut parcels = vec![first];
-    while requests < MAX_REQUESTS {
+    while requests < MAX_BUNDLE_REQUESTS {
         let Some(parcel) = next() else { break };
         if !parcel.has_room(requests, bytes) || parcel.forwarded != parcels[0].forwarded {
             return (parcels, Some(parcel));
@@ -192,9 +244,9 @@ mod tests {
 
     #[test]
     fn requests_become_parcels_within_the_limits_of_a_bundle() {
-        let requests: Vec<_> = (0..2 * MAX_REQUESTS + 1).map(|_| request(10)).collect();
+        let requests: Vec<_> = (0..2 * MAX_BUNDLE_REQUESTS + 1).map(|_| request(10)).collect();
         let lens: Vec<_> = Parcel::of(&requests, false).iter().map(|parcel| parcel.requests.len()).collect();
-        assert_eq!(lens, [MAX_REQUESTS, MAX_REQUESTS, 1]);
+        assert_eq!(lens, [MAX_BUNDLE_REQUESTS, MAX_BUNDLE_REQUESTS, 1]);
         let parcel = &Parcel::of(&requests[..3], true)[0];
         assert_eq!((parcel.bytes, parcel.forwarded), (3 * requests[0].bytes().len(), true));
         assert!(!parcel.has_room(1, MAX_REQUEST_BYTES) && parcel.has_room(1, 1));
@@ -208,6 +260,24 @@ mod tests {
         assert_eq!((bundle.len(), over.is_some(), waiting.len()), (5, true, 1));
         let (bundle, over) = gather(over.unwrap(), || waiting.pop());
         assert_eq!((bundle.len(), over.is_none(), waiting.len()), (2, true, 0));
+    }
+
+    #[test]
+    fn what_waits_for_a_replica_that_stalls_is_bounded_in_bytes() {
+        let large = || {
+            let bytes = 5 * MAX_REQUEST_BYTES / 8;
+            Arc::new(Parcel { requests: Vec::new(), bytes, forwarded: false, signed: OnceLock::new() })
+        };
+        let (queue, mut waiting) = queue();
+        let taken = (0..QUEUE).filter(|_| queue.put(large())).count();
+        assert_eq!(taken, 3, "of 5 MiB each, within 16 MiB");
+        assert!(waiting.try_next().is_some() && queue.put(large()) && !queue.put(large()));
+        while waiting.try_next().is_some() {}
+        assert_eq!(queue.bytes.load(Relaxed), 0);
+        let small = (0..2 * QUEUE).filter(|_| queue.put(parcel(1, false))).count();
+        assert_eq!(small, QUEUE);
+        while waiting.try_next().is_some() {}
+        assert_eq!(queue.bytes.load(Relaxed), 0, "what did not get in is not counted");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! a few of each kind at a time: the core asks again while it needs them. Blocks are fetched by
 //! `actors/transfer.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc};
@@ -22,7 +22,7 @@ use super::transfer::TransferOrders;
 use super::verifier::{RequestVerifier, Workers};
 use super::{Fatal, Feeder, KeyMark};
 use crate::crypto::SecretKey;
-use crate::ledger::{Certificate, ReplicaSetKeys, UncheckedRequest};
+use crate::ledger::{Certificate, ReplicaSetKeys, Request, UncheckedRequest};
 use crate::network::{NetworkHandle, PeerRequest, PeerResponse, RequestError, Topic};
 use crate::pbft::{Batch, Effect, Output, Pin, Source, Verified, WalEntry};
 use crate::store::log::{Entry, EntryKind, Position};
@@ -263,7 +263,11 @@ impl Runner {
                 let request = PeerRequest::FetchRequests(digests.clone());
                 match runner.parts.network.request(node, request).await {
                     Ok(PeerResponse::Requests(requests)) if !requests.is_empty() => {
-                        let requests = requests.into_iter().map(UncheckedRequest::new).collect();
+                        let requests = only_asked_for(&digests, requests);
+                        if requests.is_empty() {
+                            tracing::debug!(%node, "none of the requests was asked for");
+                            continue;
+                        }
                         let requests = runner.parts.verifier.verify(requests).await;
                         runner.parts.requests.put(PeerRequests { requests, source: Source::Fetched }).await;
                         break;
@@ -358,6 +362,13 @@ impl Runner {
     }
 }
 
+/// What an answer has of what was asked for, each once: nothing else is worth a check.
+fn only_asked_for(digests: &[Hash], requests: Vec<Request>) -> Vec<UncheckedRequest> {
+    let mut missing: BTreeSet<_> = digests.iter().copied().collect();
+    let requests = requests.into_iter().map(UncheckedRequest::new);
+    requests.filter(|request| missing.remove(&request.digest())).collect()
+}
+
 fn log_fruitless(node: NodeId, answer: &Result<PeerResponse, RequestError>) {
     match answer {
         Ok(_) => tracing::debug!(%node, "the node has nothing of what was asked for"),
@@ -368,6 +379,24 @@ fn log_fruitless(node: NodeId, answer: &Result<PeerResponse, RequestError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::{AdminAction, AdminOperation};
+    use crate::types::{ClientId, MessageSeq};
+
+    #[test]
+    fn of_a_fetched_answer_only_what_was_asked_for_is_checked_and_once() {
+        let (key, network) = (SecretKey::from_seed(&[7; 32]), NetworkId([1; 32]));
+        let requests = [1, 2, 3].map(|number| {
+            let client = ClientId::new("a/b").unwrap();
+            let action = AdminAction::RevokeClient { client, last_seq: MessageSeq(1), reason: "lost".into() };
+            let operation = AdminOperation::sign(network, &key, number, action);
+            Request::Admin { node: key.node_id(), operation }
+        });
+        let digest = |request: &Request| UncheckedRequest::new(request.clone()).digest();
+        let [asked, missing, other] = requests;
+        let answer = vec![other.clone(), asked.clone(), asked.clone(), other];
+        let found = only_asked_for(&[digest(&asked), digest(&missing)], answer);
+        assert_eq!(found.iter().map(UncheckedRequest::digest).collect::<Vec<_>>(), [digest(&asked)]);
+    }
 
     #[test]
     fn the_log_is_needed_from_the_first_entry_of_the_first_sequence_that_is_not_settled() {

@@ -21,7 +21,8 @@
 //! | Policy to Consensus | requests | 1,024 | Policy waits |
 //! | mailbox of Consensus | requests, votes, results | 4,096 | Policy waits; gossip is ignored (votes are sent again) |
 //! | `outputs` | steps of the core whose entries go to the log | 256 | Consensus waits |
-//! | requests on their way to one replica | requests for its next bundle | 1,024 | left to the core, which sends them again |
+//! | requests on their way to one replica | parcels of up to 512 requests for its next bundle | 64, and 16 MiB | left to the core, which sends them again |
+//! | bundles of one replica | those that it hands over | one is worked on; the network has 8 | it waits, then is told `Busy` |
 //! | `storage_orders` | batches, certificates | 1,024 | effects wait |
 //! | mailbox of Storage | the same, fetched blocks, questions | 1,024 | effects wait |
 //! | `executed` | executed batches, to Consensus | 1,024 | cannot be: the core executes one at a time |

@@ -6,10 +6,14 @@
 //! work is bounded by the places that the network hands out with each event, so events are worked
 //! on beside each other and a slow one holds up nobody else.
 
+mod intake;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use actix::{Actor, Addr, Context, Handler, Message};
 use tokio::sync::mpsc;
+
+pub use intake::Intake;
 
 use super::Fatal;
 use super::consensus::{Consensus, LookUpBatches, LookUpRequests, LookUpView, PeerMessage, PeerRequests};
@@ -50,6 +54,8 @@ pub struct Judge {
     pub consensus: Addr<Consensus>,
     /// Bounds what one replica can make this node check.
     pub gate: Arc<Mutex<Gate>>,
+    /// Bounds what one replica's requests can make it check.
+    pub intake: Arc<Intake>,
     /// Checks requests.
     pub verifier: RequestVerifier,
     /// Checks what has many signatures.
@@ -187,14 +193,13 @@ impl Judge {
     async fn bundle(&self, from: NodeId, bundle: SignedBundle, source: Source) -> PeerResponse {
         // Before any work: whoever may connect could make this node verify signatures for nothing.
         let Some(key) = self.keys.get(&from) else { return PeerResponse::Busy };
+        let Some(_place) = self.intake.enter(&from, &self.clock).await else { return PeerResponse::Busy };
         if bundle.node != from || self.requests.of(|| bundle.verify_with(&self.network_id, key)).is_err() {
             tracing::warn!(%from, "a bundle that its sender did not sign");
             return PeerResponse::Busy;
         }
         let requests = bundle.requests.into_iter().map(Bundled::into_unchecked).collect();
-        let mut requests = self.verifier.verify(requests).await;
-        // Others' limits in the pool are not this node's to use up: these it only forwards.
-        requests.retain(|request| source != Source::Bundle || request.node() == from);
+        let requests = self.intake.check(&from, source, requests, &self.verifier, &self.clock).await;
         let taken =
             requests.is_empty() || self.consensus.send(PeerRequests { requests, source }).await.is_ok();
         if taken { PeerResponse::Accepted } else { PeerResponse::Busy }

@@ -39,8 +39,11 @@ pub(super) fn run(args: &NodeArgs) -> anyhow::Result<()> {
         let checked = crate::node::check(&config)?;
         return output::line(checked);
     }
-    allocator::settle();
+    let settled = allocator::settle();
     start_logging(&config.log)?;
+    if let Err(error) = settled {
+        tracing::debug!(%error, "the allocator keeps its usual settings");
+    }
     stop_on_panic();
     if args.stop_on_eof {
         std::thread::Builder::new().name("stdin".into()).spawn(stop_on_eof)?;

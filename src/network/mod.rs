@@ -37,7 +37,7 @@ pub use handle::{
 pub use identity::{node_of, peer_of};
 pub use libp2p::Multiaddr;
 pub use names::{Resolve, SystemResolver};
-pub use protocol::{Bundled, PeerRequest, PeerResponse, SignedBundle};
+pub use protocol::{Bundled, MAX_BUNDLE_REQUESTS, PeerRequest, PeerResponse, SignedBundle};
 pub use settings::{NetworkSettings, SwarmKey};
 pub use task::Network;
 

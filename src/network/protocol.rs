@@ -25,6 +25,9 @@ pub const MAX_LARGE_BYTES: usize = 12 * 1024 * 1024;
 /// The largest fetch request: [`MAX_FETCH_DIGESTS`] digests and some.
 pub const MAX_SMALL_BYTES: usize = 64 * 1024;
 
+/// The most requests of one bundle: few milliseconds of signature checks.
+pub const MAX_BUNDLE_REQUESTS: usize = 512;
+
 /// The most requests that one fetch may name: two full batches.
 pub const MAX_FETCH_DIGESTS: usize = 1024;
 
@@ -34,7 +37,7 @@ pub const MAX_FETCH_BLOCKS: u32 = 256;
 /// A node asks another.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum PeerRequest {
-    /// Take these requests into your pool: the sender admitted them.
+    /// Take these requests into your pool: the sender admitted them. At most [`MAX_BUNDLE_REQUESTS`].
     Bundle(Arc<SignedBundle>),
     /// Give me the requests with these digests; at most [`MAX_FETCH_DIGESTS`].
     FetchRequests(Vec<Hash>),
@@ -82,7 +85,9 @@ impl PeerRequest {
     /// Whether a request keeps the limits that the protocol names; what does not is garbage.
     pub(super) fn is_within_limits(&self) -> bool {
         match self {
-            Self::Bundle(bundle) | Self::Forward(bundle) => !bundle.requests.is_empty(),
+            Self::Bundle(bundle) | Self::Forward(bundle) => {
+                (1..=MAX_BUNDLE_REQUESTS).contains(&bundle.requests.len())
+            }
             Self::FetchView(_) => true,
             Self::FetchRequests(digests) | Self::FetchBatches(digests) => {
                 (1..=MAX_FETCH_DIGESTS).contains(&digests.len())
@@ -179,7 +184,7 @@ fn within_limit<T: Encode>(items: impl IntoIterator<Item = T>) -> Vec<T> {
 pub struct SignedBundle {
     /// The node that hands them over.
     pub node: NodeId,
-    /// The requests; at least one.
+    /// The requests: 1 to [`MAX_BUNDLE_REQUESTS`].
     pub requests: Vec<Bundled>,
     /// Its signature ([`SignatureKind::Bundle`]) over the canonical bytes of `(node, digests)`.
     pub signature: Signature,
@@ -360,6 +365,17 @@ mod tests {
         let bundle = SignedBundle::sign(&SecretKey::from_seed(&[7; 32]), &NETWORK, vec![one]);
         let sent = codec::encode(&PeerRequest::Bundle(bundle.into()));
         assert_eq!(sent.len(), SignedBundle::OVERHEAD_BYTES + len);
+    }
+
+    #[test]
+    fn a_bundle_has_at_least_one_request_and_no_more_than_the_limit() {
+        let key = SecretKey::from_seed(&[7; 32]);
+        let within = [0, 1, MAX_BUNDLE_REQUESTS, MAX_BUNDLE_REQUESTS + 1].map(|count| {
+            let bundle = Arc::new(SignedBundle::sign(&key, &NETWORK, vec![bundled(1, 1); count]));
+            [PeerRequest::Bundle(Arc::clone(&bundle)), PeerRequest::Forward(bundle)]
+                .map(|request| request.is_within_limits())
+        });
+        assert_eq!(within, [[false; 2], [true; 2], [true; 2], [false; 2]]);
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::actors::downlink::Downlink;
 use crate::actors::effects::{self, Effects};
 use crate::actors::evidence::{EvidenceKeeper, KeeperParts};
 use crate::actors::finals::{Finals, TellFinal};
-use crate::actors::network::{Judge, Network as NetworkActor};
+use crate::actors::network::{Intake, Judge, Network as NetworkActor};
 use crate::actors::notices::Notices;
 use crate::actors::storage::{Storage, StorageOutlets, StorageParts};
 use crate::actors::tally::{ConsensusTally, StorageTally};
@@ -507,6 +507,7 @@ fn judge(
         network: network.clone(),
         consensus: consensus.clone(),
         gate: Arc::default(),
+        intake: Arc::new(Intake::new(shared.keys.replicas().members())),
         clock: Arc::clone(&shared.clock),
         verifier,
         workers: shared.workers.clone(),

@@ -164,7 +164,7 @@ impl RequestVerifier {
                 let node = request.node();
                 let verified = request
                     .verify_with(&network, |key| keys.parse(key))
-                    .inspect_err(|error| tracing::warn!(%node, %error, "invalid request"));
+                    .inspect_err(|error| tracing::debug!(%node, %error, "invalid request"));
                 let verified = Arc::new(verified.ok()?);
                 known.note(&verified);
                 Some(verified)

@@ -189,6 +189,22 @@ fn what_waits_is_written_when_the_log_is_closed() {
 }
 
 #[test]
+fn who_hears_that_entries_are_synced_finds_their_room_in_the_queue_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(dir.path(), settings()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for _ in 0..3 {
+        // So many that it takes the thread a while to let go of them.
+        let many = vec![entry("x"); 200_000];
+        let room_again = async {
+            log.append_synced(many).await.unwrap();
+            log.stats().queued_bytes
+        };
+        assert_eq!(runtime.block_on(room_again), 0);
+    }
+}
+
+#[test]
 fn a_tail_torn_at_any_byte_is_cut_and_the_log_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = Log::open(dir.path(), settings()).unwrap();

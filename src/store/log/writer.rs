@@ -263,7 +263,7 @@ impl Writer {
             match work {
                 Work::Write(group) => {
                     self.began = Some(self.settings.clock.monotonic());
-                    self.write(&group)?;
+                    self.write(group)?;
                 }
                 Work::Cut(below) => self.delete_below(below)?,
             }
@@ -287,10 +287,10 @@ impl Writer {
             .map_err(LogError::io("end the log segment", &segment.path))
     }
 
-    fn write(&mut self, group: &[Append]) -> Result<(), LogError> {
+    fn write(&mut self, group: Vec<Append>) -> Result<(), LogError> {
         self.rotate_if_full()?;
         let started = self.settings.clock.monotonic();
-        let entries = self.encode(group);
+        let entries = self.encode(&group);
         let Some(segment) = self.segments.last_mut() else { return Ok(()) };
         self.file
             .write_all(&self.buffer)
@@ -307,6 +307,8 @@ impl Writer {
         if let Some(observe) = &self.settings.observer {
             observe(&SyncReport { entries, bytes, took });
         }
+        // Its share of the queue goes back before anybody hears of it: who heard finds the room.
+        drop(group);
         self.shared.status.send_modify(|status| status.synced = self.synced);
         Ok(())
     }

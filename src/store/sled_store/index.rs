@@ -10,6 +10,9 @@
 //! [`RecordKey`], so one cursor serves every query. The scan takes the narrowest list that the
 //! query names, and checks the rest on each record.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -201,17 +204,27 @@ fn items(db: &sled::Db, height: Height, run: &Run) -> Result<Option<Vec<WrittenI
 pub(super) fn query(db: &sled::Db, query: &RecordQuery) -> Result<RecordPage, StoreError> {
     let prefix = narrowest_prefix(query);
     let Some(range) = range(db, &prefix, query)? else { return Ok(RecordPage::default()) };
+    page_of(db, query, db.range(range).map(|entry| entry.map(|(_, chunk)| chunk)))
+}
+
+/// A page of the records in `chunks`. Blocks may be indexed meanwhile: a chunk that was read before it was split
+/// is followed by its own second half. So what comes again is passed over, as what was on earlier pages is.
+fn page_of(
+    db: &sled::Db,
+    query: &RecordQuery,
+    chunks: impl Iterator<Item = sled::Result<sled::IVec>>,
+) -> Result<RecordPage, StoreError> {
     let limit = query.limit.clamp(1, MAX_PAGE_RECORDS);
     let mut page = RecordPage::default();
     let mut scanned = 0;
-    for entry in db.range(range) {
-        let runs = decode_chunk(&entry.map_err(failed)?.1)?;
+    for chunk in chunks {
+        let runs = decode_chunk(&chunk.map_err(failed)?)?;
         for (at, run) in runs.iter().enumerate() {
+            let seen = page.next.max(query.cursor);
             let first = RecordKey::from_bytes(&run.key);
             let is_too_early = query.from.is_some_and(|from| first.event_time < from);
             // All records of a run come before the next one.
-            let is_seen =
-                runs.get(at + 1).is_some_and(|next| query.cursor >= Some(RecordKey::from_bytes(&next.key)));
+            let is_seen = runs.get(at + 1).is_some_and(|next| seen >= Some(RecordKey::from_bytes(&next.key)));
             if is_too_early || is_seen {
                 continue;
             }
@@ -222,7 +235,7 @@ pub(super) fn query(db: &sled::Db, query: &RecordQuery) -> Result<RecordPage, St
             let items = items(db, first.height, run)?.ok_or_else(|| corrupt_record(first))?;
             for WrittenItem { index, bytes } in &items {
                 let key = RecordKey { item: *index, ..first };
-                if query.cursor.is_some_and(|cursor| key <= cursor) {
+                if seen.is_some_and(|seen| key <= seen) {
                     continue;
                 }
                 if scanned == MAX_SCANNED || page.records.len() == limit {

@@ -24,7 +24,7 @@ fn settings() -> StoreSettings {
     StoreSettings { cache_bytes: 16 * 1024 * 1024, ..StoreSettings::new(NETWORK) }
 }
 
-fn open(dir: &Path) -> SledStore {
+pub(super) fn open(dir: &Path) -> SledStore {
     SledStore::open(dir, &settings()).unwrap()
 }
 
@@ -32,11 +32,11 @@ pub(super) fn genesis() -> Head {
     Head { sequence: SeqNum(0), height: Height(0), block: Hash(NETWORK.0), timestamp: Timestamp(1) }
 }
 
-fn client(name: &str) -> ClientId {
+pub(super) fn client(name: &str) -> ClientId {
     ClientId::new(format!("devices/{name}")).unwrap()
 }
 
-fn item(client: &ClientId, device: &str, num: u32, event_time: u64) -> Item {
+pub(super) fn item(client: &ClientId, device: &str, num: u32, event_time: u64) -> Item {
     Item {
         client: client.clone(),
         device: device.to_owned(),
@@ -49,7 +49,7 @@ fn item(client: &ClientId, device: &str, num: u32, event_time: u64) -> Item {
 }
 
 /// A write of all `items` of one message, except those in `already`.
-fn write(seq: u64, items: &[Item], already: &[u32]) -> Operation {
+pub(super) fn write(seq: u64, items: &[Item], already: &[u32]) -> Operation {
     let header = device::Header {
         client: items[0].client.clone(),
         stream: Stream::new("env").unwrap(),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// What the disk would hold if the node were killed now.
-fn crash_image(dir: &Path) -> TempDir {
+pub(super) fn crash_image(dir: &Path) -> TempDir {
     let image = tempfile::tempdir().unwrap();
     copy(dir, image.path());
     image

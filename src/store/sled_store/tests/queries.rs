@@ -140,6 +140,62 @@ fn in_model(query: &RecordQuery, record: &StoredRecord) -> bool {
         && query.to.is_none_or(|to| item.event_time < to)
 }
 
+/// Blocks of up to three messages of one item each, and their records in the order of queries.
+fn blocks_of(messages: &[(u8, u8, u32, u64)]) -> (Vec<(Head, Block)>, Vec<StoredRecord>) {
+    let (mut blocks, mut records): (Vec<(Head, Block)>, Vec<_>) = (Vec::new(), Vec::new());
+    for (seq, operations) in (1..).zip(messages.chunks(3)) {
+        let items: Vec<_> = operations
+            .iter()
+            .map(|(name, device, num, time)| {
+                item(&client(&format!("c{name}")), &format!("d{device}"), *num, *time)
+            })
+            .collect();
+        let writes = items.iter().map(|item| write(seq, std::slice::from_ref(item), &[])).collect();
+        let made = next(blocks.last().map_or(&genesis(), |(head, _)| head), writes);
+        records.extend((0..).zip(items).map(|(operation, item)| StoredRecord {
+            key: RecordKey { event_time: item.event_time, height: made.0.height, operation, item: 0 },
+            stream: Stream::new("env").unwrap(),
+            seq: MessageSeq(seq),
+            item,
+        }));
+        blocks.push(made);
+    }
+    records.sort_by_key(|record| record.key);
+    (blocks, records)
+}
+
+/// Commits those of `blocks` that the store does not have.
+fn catch_up(store: &SledStore, blocks: &[(Head, Block)]) {
+    let height = store.load().unwrap().map_or(0, |snapshot| snapshot.head.height.0);
+    for (head, block) in &blocks[usize::try_from(height).unwrap()..] {
+        store.commit(head, Some(block), &[]).unwrap();
+    }
+}
+
+/// Indexes up to `count` blocks at once.
+fn index_next(store: &SledStore, blocks: &[(Head, Block)], count: usize) {
+    let done = usize::try_from(store.indexed_height().0).unwrap();
+    let portion: Vec<_> = blocks[done..].iter().take(count).map(|(_, block)| block.clone()).collect();
+    store.index(&portion).unwrap();
+}
+
+/// What comes after a portion of blocks was indexed.
+#[derive(Debug, Clone, Copy)]
+enum After {
+    Nothing,
+    Restart,
+    Save,
+    /// As of what is on disk then.
+    Kill,
+    /// Before the height of the index was raised.
+    Torn,
+}
+
+fn any_portion() -> impl Strategy<Value = (usize, After)> {
+    let after = [After::Nothing, After::Restart, After::Save, After::Kill, After::Torn];
+    (1..25_usize, prop::sample::select(after.to_vec()))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -150,25 +206,46 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path());
-        let mut head = genesis();
-        let mut model = Vec::new();
-        for (seq, operations) in (1..).zip(messages.chunks(3)) {
-            let items: Vec<_> = operations
-                .iter()
-                .map(|(name, device, num, time)| item(&client(&format!("c{name}")), &format!("d{device}"), *num, *time))
-                .collect();
-            let writes = items.iter().map(|item| write(seq, std::slice::from_ref(item), &[])).collect();
-            let made = next(&head, writes);
-            store_and_index(&store, &made);
-            head = made.0;
-            model.extend((0..).zip(items).map(|(operation, item)| StoredRecord {
-                key: RecordKey { event_time: item.event_time, height: head.height, operation, item: 0 },
-                stream: Stream::new("env").unwrap(),
-                seq: MessageSeq(seq),
-                item,
-            }));
+        let (blocks, model) = blocks_of(&messages);
+        for made in &blocks {
+            store_and_index(&store, made);
         }
-        model.sort_by_key(|record| record.key);
+        for query in queries {
+            let expected: Vec<_> = model.iter().filter(|record| in_model(&query, record)).cloned().collect();
+            prop_assert_eq!(all_pages(&store, &query), expected, "{:?}", query);
+        }
+    }
+
+    #[test]
+    fn what_is_indexed_in_portions_through_restarts_kills_and_torn_writes_is_what_a_plain_list_has(
+        messages in prop::collection::vec(any_item(), 100..400),
+        portions in prop::collection::vec(any_portion(), 1..10),
+        queries in prop::collection::vec(any_query(), 1..8),
+    ) {
+        let mut dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path());
+        let (blocks, model) = blocks_of(&messages);
+        for (count, after) in portions {
+            catch_up(&store, &blocks);
+            let height = store.db.get(keys::INDEXED).unwrap();
+            index_next(&store, &blocks, count);
+            match after {
+                After::Nothing => continue,
+                After::Restart => {}
+                After::Save => store.make_durable().unwrap(),
+                After::Kill => dir = super::crash::crash_image(dir.path()),
+                After::Torn => {
+                    match height {
+                        Some(height) => store.db.insert(keys::INDEXED, height).unwrap(),
+                        None => store.db.remove(keys::INDEXED).unwrap(),
+                    };
+                }
+            }
+            drop(store);
+            store = open(dir.path());
+        }
+        catch_up(&store, &blocks);
+        index_next(&store, &blocks, blocks.len());
         for query in queries {
             let expected: Vec<_> = model.iter().filter(|record| in_model(&query, record)).cloned().collect();
             prop_assert_eq!(all_pages(&store, &query), expected, "{:?}", query);
