@@ -202,6 +202,13 @@ async fn a_wiped_node_is_shown_as_one_without_a_vote_until_it_votes_with_the_oth
         .await;
     assert_eq!((&silent["verdict"], &silent["out"][0]["replica"]), (&"degraded".into(), &wiped.into()));
     assert!(reason(&silent, "this_node_is_silent").unwrap().contains("nothing need be done"), "{silent}");
+    network
+        .eventually("it is not ready, and says why", async || {
+            let answer = reqwest::get(network.url(wiped, "/readyz")).await.ok()?;
+            let (status, why) = (answer.status(), answer.text().await.ok()?);
+            (status == 503 && why.contains("does not vote")).then_some(())
+        })
+        .await;
     let told = String::from_utf8(status(&network, &[]).await.stdout).unwrap();
     let line = told.lines().find(|line| line.starts_with(&format!("{wiped} "))).unwrap();
     let view = line.split_whitespace().nth(2).unwrap();
@@ -216,6 +223,11 @@ async fn a_wiped_node_is_shown_as_one_without_a_vote_until_it_votes_with_the_oth
         .eventually("all is healthy", async || {
             let (code, report) = report(&network).await;
             (code == 0 && report["verdict"] == "healthy").then_some(())
+        })
+        .await;
+    network
+        .eventually("it is ready", async || {
+            (reqwest::get(network.url(wiped, "/readyz")).await.ok()?.status() == 200).then_some(())
         })
         .await;
     for at in 0..4 {

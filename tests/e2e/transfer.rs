@@ -171,7 +171,9 @@ async fn a_wiped_node_says_how_far_it_is_keeps_silent_and_votes_again() {
     wipe(&mut network, 3).await;
     let height = network.certified_height(0).await;
     network.local.spawn(3).unwrap();
-    network.local.ready(3).await.unwrap();
+    network
+        .eventually("it answers", async || reqwest::get(network.url(3, "/livez")).await.is_ok().then_some(()))
+        .await;
     network.reaches(3, height).await;
     network
         .eventually("it says so", async || {
