@@ -494,7 +494,8 @@ fn report(args: &PublishArgs, summary: &Summary) -> anyhow::Result<()> {
         let up_to = if *items_written > 0 { format!(", up to block {height}") } else { String::new() };
         let are = if *messages == 1 { "message is" } else { "messages are" };
         output::line(format_args!(
-            "{messages} {are} final, with {items_written} of {items} items on the ledger{up_to}"
+            "{messages} {are} final, with {items_written} of {} on the ledger{up_to}",
+            output::counted(*items, "item")
         ))?;
     }
     if let Some(of) = puback_ms {

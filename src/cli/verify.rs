@@ -86,7 +86,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         (0, 0, _) => Ok(ExitCode::SUCCESS),
         (0, _, 1) => Ok(could_not_check("the file could not be read, so nothing is said of a bundle")),
         (0, unread, all) => Ok(could_not_check(&format!(
-            "{unread} of {all} files could not be read; nothing is said of them"
+            "{unread} of {all} files could not be read, and nothing is said of what is in them"
         ))),
         (_, _, 1) => bail!("the bundle proves nothing"),
         (bad, 0, all) => bail!("{bad} of {all} bundles prove nothing"),

@@ -115,7 +115,7 @@ async fn a_waiting_publish_says_why_and_gives_up_at_its_limit() {
     let output = tokio::time::timeout(PATIENCE, publish("8").output()).await.unwrap().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    let waits = "warning: nothing became final for 5 s, 1 messages wait (1 of this run's are in a node's log): 3 of 4";
+    let waits = "warning: nothing became final for 5 s, 1 message waits (1 of this run's are in a node's log): 3 of 4";
     assert!(said.contains(waits), "{said}");
     let left = "1 message is not final, 1 of this run's acknowledged by a node and in its log; the next run with the";
     assert!(said.contains(left), "{said}");
