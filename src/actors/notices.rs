@@ -1,7 +1,8 @@
 //! The turns that the protocol takes, told in the log and counted.
 //!
-//! One `warn` when this replica leaves a view, falls silent or falls behind, one `info` when that
-//! is over: so a log of an hour without trouble has none of them, and trouble does not bury itself.
+//! One `warn` when this replica leaves a view or falls silent, one `info` when that is over: so a log of
+//! an hour without trouble has none of them, and trouble does not bury itself. Under load any replica is
+//! behind the others for a moment now and then: that is told if it lasts.
 
 use std::time::Duration;
 
@@ -50,13 +51,21 @@ impl Notices {
                 tracing::info!(%stable, "this node votes again");
             }
             Notice::FellBehind { executed, known } => {
-                tracing::info!(%executed, %known, "behind the others: fetching their blocks");
+                tracing::debug!(%executed, %known, "behind the others: fetching their blocks");
+            }
+            Notice::CaughtUp { executed, took } if !is_worth_a_line(took) => {
+                tracing::debug!(%executed, took_ms = millis(took), "caught up with the others");
             }
             Notice::CaughtUp { executed, took } => {
                 tracing::info!(%executed, took_ms = millis(took), "caught up with the others");
             }
         }
     }
+}
+
+/// Whether a replica was behind for so long that somebody may have felt it.
+pub(super) const fn is_worth_a_line(behind_for: Duration) -> bool {
+    behind_for.as_millis() >= 1_000
 }
 
 fn millis(time: Duration) -> u64 {
@@ -68,6 +77,12 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
     use crate::types::{NodeId, View};
+
+    #[test]
+    fn a_replica_that_catches_up_within_a_second_is_not_worth_a_line() {
+        assert!(!is_worth_a_line(Duration::from_millis(999)));
+        assert!(is_worth_a_line(Duration::from_secs(1)));
+    }
 
     #[test]
     fn view_changes_are_counted_by_reason_and_timed() {

@@ -115,7 +115,11 @@ pub(super) fn run(args: &InitArgs) -> anyhow::Result<()> {
     let dir = args.dir.display();
     let n = made.nodes.len();
     output::line(format_args!("Made network {}", made.network))?;
-    output::line(format_args!("  {n} replicas, of which {} may be faulty", (n - 1) / 3))?;
+    output::line(format_args!(
+        "  {}, of which {} may be faulty",
+        output::counted(n as u64, "replica"),
+        (n - 1) / 3
+    ))?;
     output::line(format_args!("  {dir}/genesis.json   give it to everyone: auditors verify with it alone"))?;
     output::line(format_args!("  {dir}/admin.key      registers clients; keep it away from the nodes"))?;
     output::line(format_args!("  {dir}/swarm.key      goes to every node, and to nobody else"))?;

@@ -2,7 +2,7 @@
 //!
 //! What a person reads goes to standard output as text, what a script reads as one JSON value
 //! (`--json`). Errors go to standard error and say what to do; the exit code is 0 only on success,
-//! 2 for wrong arguments, 1 for all else; `status` and `audit` have codes of their own. Progress bars are drawn on a
+//! 2 for wrong arguments, 1 for all else; `status`, `audit` and `verify` have codes of their own. Progress bars are drawn on a
 //! terminal only.
 
 mod allocator;
@@ -109,6 +109,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Status(args) => return status::run(&args),
         Command::Audit(args) => return audit::run(&args),
+        Command::Verify(args) => return verify::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Init(args) => init::run(&args),
@@ -116,7 +117,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Client(command) => client::run(command),
         Command::Policy(command) => policy::run(command),
         Command::Publish(args) => publish::run(&args),
-        Command::Verify(args) => verify::run(&args),
         Command::Evidence(command) => evidence::run(command),
     }
     .map(|()| ExitCode::SUCCESS)

@@ -23,8 +23,8 @@ pub(super) struct NodeArgs {
     /// The settings, as `ledgermq init` writes them; docs/SETTINGS.md has all of them.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Only read the settings, the genesis document and the keys, and say whether a node could start
-    /// with them (exit code 0, or 1 and what is wrong)
+    /// Only read the settings, the genesis document, the keys and of which network the log in the data
+    /// directory is, and say whether a node could start with them (exit code 0, or 1 and what is wrong)
     #[arg(long)]
     check: bool,
     /// Stop when standard input ends, too: for a program that runs nodes and must not leave them

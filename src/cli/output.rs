@@ -28,6 +28,12 @@ pub(super) fn plain(text: &str) -> String {
     text.chars().map(|char| if steers(char) { '?' } else { char }).collect()
 }
 
+/// "1 message", "2 messages": `noun` is of one.
+pub(super) fn counted(count: impl Into<u64>, noun: &str) -> String {
+    let count = count.into();
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
 /// Whether all that went wrong is that nobody reads the output any more.
 pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error
@@ -38,7 +44,13 @@ pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::plain;
+    use super::{counted, plain};
+
+    #[test]
+    fn one_is_not_told_as_many() {
+        let told = [0_u64, 1, 2].map(|count| counted(count, "message"));
+        assert_eq!(told, ["0 messages", "1 message", "2 messages"]);
+    }
 
     #[test]
     fn what_steers_a_terminal_is_taken_out() {

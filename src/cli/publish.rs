@@ -19,10 +19,14 @@ use super::readings::{ColumnArgs, CsvReadings, JsonLines, Message, ReadingsError
 use super::{network_dir, output};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::read_genesis;
-use crate::device::codes::ErrorCode;
+use crate::device::codes::{ErrorCode, UnauthReason};
 use crate::gateway::{Ack, Delivery, Gateway, GatewayOptions, PublishError, Status};
 use crate::keyfile;
 use crate::types::{ClientId, Stream};
+
+/// How long nodes may say that they do not know a client: one that is a moment behind has not executed its
+/// registration yet.
+const UNKNOWN_FOR: Duration = Duration::from_secs(2);
 
 /// So many problems are told one by one; the rest are counted.
 const TOLD_PROBLEMS: u64 = 10;
@@ -168,6 +172,7 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
         let messages = open(args)?;
         let gateway = connect(args).await?;
         let (mut tally, answered) = (Tally::new(), Answered::default());
+        let endpoints = endpoints(args)?.len();
         let watch = Watch {
             gateway: &gateway,
             answered: answered.clone(),
@@ -181,6 +186,9 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
         let result = tokio::select! {
             result = publish(args, messages, &gateway, &mut tally, &mut underway, &answered) => result,
             stalled = watch.run() => Err(stalled),
+            refused = refused(&args.client, &gateway, endpoints) => {
+                Err(refused.context(not_final(gateway.unfinished(), answered.stored())))
+            }
             _ = tokio::signal::ctrl_c() => {
                 Err(anyhow!("interrupted: {}", not_final(gateway.unfinished(), answered.stored())))
             }
@@ -220,17 +228,67 @@ async fn connect(args: &PublishArgs) -> anyhow::Result<Gateway> {
     for node in genesis.replicas.members() {
         options = options.trust(*node);
     }
-    for (host, port) in endpoints(args)? {
+    let endpoints = endpoints(args)?;
+    let ways = endpoints.len();
+    for (host, port) in endpoints {
         options = options.endpoint(host, port);
     }
     let gateway = Gateway::connect(options).await?;
-    match gateway.ready(Duration::from_secs(args.timeout)).await {
+    let connected = tokio::select! {
+        ready = gateway.ready(Duration::from_secs(args.timeout)) => {
+            ready.map_err(|not_ready| explain(&args.client, &not_ready.status))
+        }
+        refused = refused(&args.client, &gateway, ways) => Err(refused),
+    };
+    match connected {
         Ok(_) => Ok(gateway),
-        Err(not_ready) => {
+        Err(error) => {
             gateway.close().await;
-            Err(explain(&args.client, &not_ready.status))
+            Err(error)
         }
     }
+}
+
+/// Ends once the nodes have said what waiting does not change: that the client is revoked, that they do not
+/// know it, or, as often as there are endpoints, that they do not let it in.
+async fn refused(client: &ClientId, gateway: &Gateway, endpoints: usize) -> anyhow::Error {
+    let is_unknown =
+        |status: &Status| matches!(status, Status::Unregistered { reason: UnauthReason::NotRegistered });
+    let unknown = async {
+        let mut status = gateway.status();
+        loop {
+            if status.wait_for(is_unknown).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            let is_known = status.wait_for(|status| matches!(status, Status::Ready { .. }));
+            if tokio::time::timeout(UNKNOWN_FOR, is_known).await.is_err() {
+                return Status::Unregistered { reason: UnauthReason::NotRegistered };
+            }
+        }
+    };
+    let denied = async {
+        let (mut status, mut denials) = (gateway.status(), 0);
+        loop {
+            let now = status.borrow_and_update().clone();
+            match &now {
+                Status::Unregistered { reason: UnauthReason::Revoked } => return now,
+                Status::Denied { .. } => denials += 1,
+                Status::Ready { .. } => denials = 0,
+                _ => {}
+            }
+            if denials >= endpoints {
+                return now;
+            }
+            if status.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let status = tokio::select! {
+        status = unknown => status,
+        status = denied => status,
+    };
+    explain(client, &status)
 }
 
 fn endpoints(args: &PublishArgs) -> anyhow::Result<Vec<(String, u16)>> {
@@ -257,17 +315,25 @@ pub(super) fn endpoint(text: &str) -> Result<(String, u16), String> {
 
 fn explain(client: &ClientId, status: &Status) -> anyhow::Error {
     match status {
-        Status::Unregistered { reason } => {
+        Status::Unregistered { reason: UnauthReason::NotRegistered } => {
             anyhow!(
-                "{client} may not publish ({reason:?}): register it with `ledgermq client register`, and give the \
-                 key that it was registered with"
+                "{client} may not publish (not_registered): register it with `ledgermq client register`, and give \
+                 the key that it was registered with"
+            )
+        }
+        Status::Unregistered { reason: UnauthReason::Revoked } => {
+            anyhow!(
+                "{client} may not publish (revoked): an admin ended its right to; register a client with another id"
+            )
+        }
+        Status::Denied { reason } => {
+            anyhow!(
+                "{client} is not let in (NotAuthorized): {reason}: give the --key that {client} was registered with \
+                 (`ledgermq client list` shows it), and see that this machine's clock is right"
             )
         }
         Status::Connecting { reason: Some(reason) } => {
-            anyhow!(
-                "cannot connect: {reason}: is a node running there, and is --key the key that {client} was \
-                 registered with?"
-            )
+            anyhow!("cannot connect: {reason}: is a node running there?")
         }
         Status::Connecting { reason: None } => anyhow!("cannot connect: no node answers; is one running?"),
         Status::Handshaking => anyhow!("the node did not take a payload key in time"),
@@ -428,7 +494,8 @@ fn report(args: &PublishArgs, summary: &Summary) -> anyhow::Result<()> {
         let up_to = if *items_written > 0 { format!(", up to block {height}") } else { String::new() };
         let are = if *messages == 1 { "message is" } else { "messages are" };
         output::line(format_args!(
-            "{messages} {are} final, with {items_written} of {items} items on the ledger{up_to}"
+            "{messages} {are} final, with {items_written} of {} on the ledger{up_to}",
+            output::counted(*items, "item")
         ))?;
     }
     if let Some(of) = puback_ms {

@@ -101,9 +101,14 @@ impl Watch<'_> {
                 let (why, stored) = (self.why().await, self.answered.stored());
                 self.progress.suspend(|| {
                     eprintln!(
-                        "warning: nothing became final for {} s, {unfinished} messages wait ({stored} of this run's are in a node's \
+                        "warning: nothing became final for {} s, {} ({stored} of this run's are in a node's \
                          log): {why}",
-                        waited.as_secs()
+                        waited.as_secs(),
+                        if unfinished == 1 {
+                            "1 message waits".to_owned()
+                        } else {
+                            format!("{unfinished} messages wait")
+                        }
                     );
                 });
             }

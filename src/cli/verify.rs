@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{IsTerminal as _, Read as _, stderr};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
@@ -23,7 +24,8 @@ const PROGRESS_FROM: usize = 20;
 /// Verify proof bundles offline, with nothing but the genesis document
 ///
 /// Says what is proven (who measured what and when, in which block it stands, which replicas signed
-/// it) or what is wrong. The exit code is 0 only if every bundle holds. Get a bundle from a node:
+/// it) or what is wrong. The exit code is 0 only if every bundle holds, 1 if one proves nothing, and 2 if a
+/// file could not be read, so that nothing is said of it. Get a bundle from a node:
 /// curl -o reading.lmqproof http://127.0.0.1:8080/v1/records/7/0/bundle
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
@@ -42,6 +44,8 @@ pub(super) struct VerifyArgs {
 #[derive(Debug, Serialize)]
 struct Verdict {
     bundle: PathBuf,
+    /// Whether it could be read.
+    checked: bool,
     valid: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     proven: Option<Proven>,
@@ -49,16 +53,24 @@ struct Verdict {
     problem: Option<String>,
 }
 
-pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<()> {
-    let genesis = read_genesis(&args.genesis)?;
-    let verifier = Verifier::new(&genesis)?;
+/// The exit code if nothing is wrong with what was read, and not all could be.
+const UNCHECKED: u8 = 2;
+
+pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let opened = read_genesis(&args.genesis)
+        .map_err(anyhow::Error::from)
+        .and_then(|genesis| Ok((Verifier::new(&genesis)?, genesis)));
+    let (verifier, genesis) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return Ok(could_not_check(&format!("{error:#}"))),
+    };
     let progress = progress(args.bundles.len());
     let mut verdicts = Vec::new();
     let (mut bad, mut unread) = (0, 0);
     for path in &args.bundles {
-        let (verdict, is_read) = judge(path, &verifier);
-        bad += usize::from(!verdict.valid);
-        unread += usize::from(!is_read);
+        let verdict = judge(path, &verifier);
+        bad += usize::from(verdict.checked && !verdict.valid);
+        unread += usize::from(!verdict.checked);
         if args.json {
             verdicts.push(verdict);
         } else {
@@ -70,12 +82,21 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<()> {
     if args.json {
         output::json(&verdicts)?;
     }
-    match (bad, args.bundles.len()) {
-        (0, _) => Ok(()),
-        (1, 1) if unread > 0 => bail!("the file could not be read, so nothing is said of a bundle"),
-        (_, 1) => bail!("the bundle proves nothing"),
-        (bad, all) => bail!("{bad} of {all} bundles prove nothing"),
+    match (bad, unread, args.bundles.len()) {
+        (0, 0, _) => Ok(ExitCode::SUCCESS),
+        (0, _, 1) => Ok(could_not_check("the file could not be read, so nothing is said of a bundle")),
+        (0, unread, all) => Ok(could_not_check(&format!(
+            "{unread} of {all} files could not be read, and nothing is said of what is in them"
+        ))),
+        (_, _, 1) => bail!("the bundle proves nothing"),
+        (bad, 0, all) => bail!("{bad} of {all} bundles prove nothing"),
+        (bad, unread, all) => bail!("{bad} of {all} bundles prove nothing, and {unread} could not be read"),
     }
+}
+
+fn could_not_check(why: &str) -> ExitCode {
+    eprintln!("error: could not check: {}", output::plain(why));
+    ExitCode::from(UNCHECKED)
 }
 
 fn progress(bundles: usize) -> ProgressBar {
@@ -89,10 +110,9 @@ fn progress(bundles: usize) -> ProgressBar {
     }
 }
 
-/// The verdict on a file, and whether it could be read.
-fn judge(path: &Path, verifier: &Verifier) -> (Verdict, bool) {
+fn judge(path: &Path, verifier: &Verifier) -> Verdict {
     let bytes = read_file(path);
-    let is_read = bytes.is_ok();
+    let checked = bytes.is_ok();
     // A proof's error says all of it; its sources would only say it again.
     let said = |error: ProofError| anyhow!(error.to_string());
     let result = bytes.and_then(|bytes| {
@@ -103,7 +123,7 @@ fn judge(path: &Path, verifier: &Verifier) -> (Verdict, bool) {
         Ok(proven) => (Some(proven), None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
-    (Verdict { bundle: path.to_owned(), valid: proven.is_some(), proven, problem }, is_read)
+    Verdict { bundle: path.to_owned(), checked, valid: proven.is_some(), proven, problem }
 }
 
 fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -121,7 +141,8 @@ fn describe(verdict: &Verdict, replicas: &ReplicaSet) -> anyhow::Result<()> {
     let path = path.escape_debug();
     let Some(proven) = &verdict.proven else {
         let problem = verdict.problem.as_deref().unwrap_or("unknown");
-        return output::line(format_args!("NOT PROVEN  {path}\n  {problem}"));
+        let word = if verdict.checked { "NOT PROVEN" } else { "COULD NOT CHECK" };
+        return output::line(format_args!("{word}  {path}\n  {problem}"));
     };
     let Proven { client, client_key, stream, seq, event_time, block, .. } = proven;
     output::line(format_args!("PROVEN  {path}"))?;

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::{
-    AsyncClient, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, QoS, SubscribeFilter,
-    SubscribeReasonCode,
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing,
+    Packet, QoS, SubscribeFilter, SubscribeReasonCode,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -50,6 +50,8 @@ pub(super) enum LinkEvent {
     PubAck(MessageSeq),
     /// The connection has ended; nothing follows.
     Down { reason: String },
+    /// The node answered, and did not let this client in; nothing follows.
+    Denied { reason: String },
 }
 
 /// Who connects, and how.
@@ -95,9 +97,9 @@ impl Link {
             waiting: VecDeque::new(),
         };
         let poller = tokio::spawn(async move {
-            let reason = poller.run(events_in, epoch, &events).await;
+            let ended = poller.run(events_in, epoch, &events).await;
             // Nobody listens any more if this fails.
-            let _ = events.send((epoch, LinkEvent::Down { reason })).await;
+            let _ = events.send((epoch, ended)).await;
         });
         Self { epoch, client, order, poller }
     }
@@ -137,29 +139,30 @@ impl Poller {
         mut mqtt: EventLoop,
         epoch: Epoch,
         events: &mpsc::Sender<(Epoch, LinkEvent)>,
-    ) -> String {
+    ) -> LinkEvent {
+        let closed = || LinkEvent::Down { reason: "closed".to_owned() };
         loop {
             let event = match mqtt.poll().await {
                 Ok(event) => event,
-                Err(error) => return error.to_string(),
+                Err(error) => return ended(&error),
             };
             let told = match event {
                 Event::Incoming(packet) => match self.on_packet(packet) {
                     Ok(told) => told,
-                    Err(reason) => return reason,
+                    Err(reason) => return LinkEvent::Down { reason },
                 },
                 Event::Outgoing(Outgoing::Publish(packet_id)) => {
                     let sent = locked(&self.order).pop_front().flatten();
                     self.waiting.push_back((packet_id, sent));
                     None
                 }
-                Event::Outgoing(Outgoing::Disconnect) => return "closed".to_owned(),
+                Event::Outgoing(Outgoing::Disconnect) => return closed(),
                 Event::Outgoing(_) => None,
             };
             if let Some(event) = told
                 && events.send((epoch, event)).await.is_err()
             {
-                return "closed".to_owned();
+                return closed();
             }
         }
     }
@@ -189,6 +192,18 @@ impl Poller {
             }
             _ => Ok(None),
         }
+    }
+}
+
+/// A CONNACK that says no to these credentials says so again; whatever else went wrong may pass.
+fn ended(error: &ConnectionError) -> LinkEvent {
+    use ConnectReturnCode::{BadUserNamePassword, NotAuthorized};
+    let reason = error.to_string();
+    match error {
+        ConnectionError::ConnectionRefused(NotAuthorized | BadUserNamePassword) => {
+            LinkEvent::Denied { reason }
+        }
+        _ => LinkEvent::Down { reason },
     }
 }
 

@@ -193,6 +193,12 @@ pub enum Status {
         /// What went wrong last.
         reason: Option<String>,
     },
+    /// A node did not let this client in: the key is not the one that it was registered with, or a clock is
+    /// wrong. Tries again by itself, at the next endpoint.
+    Denied {
+        /// What the node answered.
+        reason: String,
+    },
     /// Connected; the node does not know this client, or not any more. Asks again by itself.
     Unregistered {
         /// The node's reason.

@@ -248,6 +248,11 @@ impl Runner {
                 self.session.on_puback(seq, now)
             }
             LinkEvent::Down { reason } => self.hang_up(reason),
+            LinkEvent::Denied { reason } => {
+                let mut effects = self.hang_up(reason.clone());
+                effects.push(Effect::Status(Status::Denied { reason }));
+                effects
+            }
         }
     }
 
@@ -334,7 +339,7 @@ impl Runner {
         }
         let gone = async {
             while let Some((epoch, event)) = self.events.recv().await {
-                if epoch == link.epoch && matches!(event, LinkEvent::Down { .. }) {
+                if epoch == link.epoch && matches!(event, LinkEvent::Down { .. } | LinkEvent::Denied { .. }) {
                     break;
                 }
             }

@@ -97,7 +97,8 @@ async fn insert<T>(
     table: &Table,
     rows: &[T],
     bind: impl Fn(&T, &mut AnyArguments) -> Result<(), BoxDynError>,
-) -> Result<(), sqlx::Error> {
+) -> Result<usize, sqlx::Error> {
+    let mut written = 0;
     for group in groups(rows) {
         let mut sql = format!("INSERT INTO {} VALUES ", table.into);
         placeholders(dialect, group.len(), table.columns, &mut sql);
@@ -106,7 +107,36 @@ async fn insert<T>(
         for row in group {
             bind(row, &mut arguments).map_err(sqlx::Error::Encode)?;
         }
-        sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *connection).await?;
+        let done = sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *connection).await?;
+        written += usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
+    }
+    Ok(written)
+}
+
+/// A trigger can leave rows out without an error.
+fn left_out(table: &str) -> sqlx::Error {
+    let what = format!(
+        "rows of table {table} were not written, and no error was given: is there a trigger or a rule?"
+    );
+    sqlx::Error::Encode(what.into())
+}
+
+/// Fewer rows were written than were given. That is right if the others were there before: looks whether
+/// each of these `numbers` has so many rows.
+async fn check_all_there(
+    connection: &mut AnyConnection,
+    table: &str,
+    node: i64,
+    numbers: impl Iterator<Item = (i64, usize)>,
+) -> Result<(), sqlx::Error> {
+    for (number, rows) in numbers {
+        let sql = format!("SELECT COUNT(*) FROM {table} WHERE node = $1 AND number = $2");
+        let count =
+            sqlx::query(AssertSqlSafe(sql)).bind(node).bind(number).fetch_one(&mut *connection).await?;
+        let count: i64 = count.try_get(0)?;
+        if usize::try_from(count).is_ok_and(|count| count < rows) {
+            return Err(left_out(table));
+        }
     }
     Ok(())
 }
@@ -173,15 +203,23 @@ pub(super) async fn append(
         }
         numbers.push(is_new.then(|| u64::try_from(next).unwrap_or_default()));
     }
-    insert(&mut transaction, dialect, &MESSAGES, &new, |(number, row), to| {
+    let written = insert(&mut transaction, dialect, &MESSAGES, &new, |(number, row), to| {
         bind_message(node, *number, row, to)
     })
     .await?;
+    if written < new.len() {
+        return Err(left_out("messages"));
+    }
     let items: Vec<(i64, i64, &Item)> = new
         .iter()
         .flat_map(|(number, row)| (0..).zip(row.message.items()).map(|(at, item)| (*number, at, item)))
         .collect();
-    insert(&mut transaction, dialect, &ITEMS, &items, |item, to| bind_item(node, item, to)).await?;
+    let written =
+        insert(&mut transaction, dialect, &ITEMS, &items, |item, to| bind_item(node, item, to)).await?;
+    if written < items.len() {
+        let numbers = new.iter().map(|(number, row)| (*number, row.message.items().len()));
+        check_all_there(&mut transaction, "items", node, numbers).await?;
+    }
     transaction.commit().await?;
     Ok(numbers)
 }
@@ -244,7 +282,7 @@ pub(super) async fn put_fates(
     let mut transaction = connection.begin_with(begin(dialect)).await?;
     let numbers = numbers_of(&mut transaction, dialect, node, fates.iter().map(|(key, _)| key)).await?;
     let known: Vec<_> = fates.iter().filter_map(|(key, fate)| Some((*numbers.get(key)?, fate))).collect();
-    insert(&mut transaction, dialect, &FATES, &known, |(number, fate), to| {
+    let written = insert(&mut transaction, dialect, &FATES, &known, |(number, fate), to| {
         to.add(node)?;
         to.add(*number)?;
         let (fate, height, items) = match fate {
@@ -259,6 +297,10 @@ pub(super) async fn put_fates(
         to.add(items)
     })
     .await?;
+    if written < known.len() {
+        let numbers = known.iter().map(|(number, _)| (*number, 1));
+        check_all_there(&mut transaction, "fates", node, numbers).await?;
+    }
     transaction.commit().await
 }
 
@@ -281,8 +323,15 @@ pub(super) async fn put_digest(
     );
     let hashes: Vec<u8> = digest.row_hashes.iter().flat_map(|hash| hash.0).collect();
     let bound = insert.bind(node).bind(signed(digest.number)).bind(signed(digest.first));
-    let bound = bound.bind(signed(digest.row_hashes.len() as u64)).bind(digest.content).bind(hashes);
-    bound.execute(connection).await.map(|_| ())
+    let bound = bound.bind(signed(digest.row_hashes.len() as u64)).bind(digest.content.clone()).bind(hashes);
+    if bound.execute(&mut *connection).await?.rows_affected() > 0 {
+        return Ok(());
+    }
+    // It was there, if the answer to an earlier try was lost.
+    let kept = sqlx::query("SELECT content FROM digests WHERE node = $1 AND number = $2");
+    let kept = kept.bind(node).bind(signed(digest.number)).fetch_optional(connection).await?;
+    let content: Option<Vec<u8>> = kept.map(|row| row.try_get(0)).transpose()?;
+    if content == Some(digest.content) { Ok(()) } else { Err(left_out("digests")) }
 }
 
 /// Forgets the digests of the rows from `first` on, and gives these rows numbers above `above`. Numbers go
@@ -294,8 +343,14 @@ pub(super) async fn start_over(
     first: u64,
     above: u64,
 ) -> Result<(), sqlx::Error> {
-    let by = signed((above + 1).saturating_sub(first));
+    let by = signed(above.saturating_add(1).saturating_sub(first));
     let mut transaction = connection.begin_with(begin(dialect)).await?;
+    let last = sqlx::query("SELECT MAX(number) FROM messages WHERE node = $1 AND number >= $2");
+    let last = last.bind(node).bind(signed(first)).fetch_one(&mut *transaction).await?;
+    let last: Option<i64> = last.try_get(0)?;
+    if last.is_some_and(|last| last.checked_add(by).is_none()) {
+        return Err(sqlx::Error::Encode(NO_NUMBER.into()));
+    }
     let forget = sqlx::query("DELETE FROM digests WHERE node = $1 AND first >= $2");
     forget.bind(node).bind(signed(first)).execute(&mut *transaction).await?;
     let tables: &[&str] = if by > 0 { &["messages", "items", "fates"] } else { &[] };

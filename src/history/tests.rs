@@ -79,7 +79,7 @@ async fn read_all(history: &SqlHistory) -> Vec<StoredRow> {
 }
 
 /// Does something to the file with SQL, as somebody with access to it could.
-async fn tamper(dir: &Path, sql: &'static str) {
+pub(crate) async fn tamper(dir: &Path, sql: &'static str) {
     let Location::Sqlite(path) = file(dir) else { panic!("not a file") };
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).create_if_missing(true);
     let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
@@ -201,6 +201,52 @@ async fn what_the_database_refuses_is_told_from_a_database_that_is_gone() {
     assert!(refused.to_string().contains("no such table: items"), "{refused}");
     tamper(dir.path(), "ALTER TABLE taken_away RENAME TO items").await;
     assert_eq!(history.append(0, &[row(1, 1), row(1, 2)]).await.unwrap(), [None, Some(2)]);
+}
+
+#[tokio::test]
+async fn what_a_trigger_leaves_out_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = history(dir.path());
+    let key = |row: &HistoryRow| (row.key(), RowFate::Rejected("late".into()));
+    history.append(0, &[row(1, 1)]).await.unwrap();
+    for (table, sql) in [
+        ("messages", "CREATE TRIGGER t BEFORE INSERT ON messages BEGIN SELECT RAISE(IGNORE); END"),
+        (
+            "items",
+            "CREATE TRIGGER t BEFORE INSERT ON items WHEN NEW.item = 1 BEGIN SELECT RAISE(IGNORE); END",
+        ),
+        ("fates", "CREATE TRIGGER t BEFORE INSERT ON fates BEGIN SELECT RAISE(IGNORE); END"),
+    ] {
+        tamper(dir.path(), sql).await;
+        let result = match table {
+            "fates" => history.put_fates(&[key(&row(1, 1))]).await,
+            _ => history.append(0, &[row(1, 2), row(1, 3)]).await.map(drop),
+        };
+        let told = result.unwrap_err().to_string();
+        assert!(told.contains("were not written") && told.contains(table), "{told}");
+        assert_eq!(read_all(&history).await.len(), 1, "nothing of it is there");
+        tamper(dir.path(), "DROP TRIGGER t").await;
+    }
+    history.put_fates(&[key(&row(1, 1))]).await.unwrap();
+    history.put_fates(&[key(&row(1, 1))]).await.unwrap();
+    assert_eq!(history.append(0, &[row(1, 2)]).await.unwrap(), [Some(2)]);
+}
+
+#[tokio::test]
+async fn rows_whose_numbers_have_no_room_are_not_moved_and_the_database_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = history(dir.path());
+    history.append(0, &[row(1, 1), row(1, 2)]).await.unwrap();
+    tamper(dir.path(), "UPDATE messages SET number = 9223372036854775800 WHERE number = 2").await;
+    for above in [100, i64::MAX as u64, u64::MAX] {
+        let told = history.start_over(1, above).await.unwrap_err().to_string();
+        assert!(told.contains("take it away"), "{told}");
+    }
+    let numbers: Vec<u64> = read_all(&history).await.iter().map(|row| row.number).collect();
+    assert_eq!(numbers, [1, 9_223_372_036_854_775_800]);
+    tamper(dir.path(), "DELETE FROM messages WHERE number > 1").await;
+    history.start_over(1, 100).await.unwrap();
+    assert_eq!(read_all(&history).await[0].number, 101);
 }
 
 #[tokio::test]

@@ -53,6 +53,7 @@ use crate::ledger::{Genesis, ReplicaSetKeys};
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkEvent, NetworkHandle, NetworkSettings, SwarmKey};
 use crate::pbft::{Output, Replica, Settings};
+use crate::store::Log;
 use crate::types::NetworkId;
 use device::{resume, start_device_side, start_upkeep};
 use open::Opened;
@@ -121,6 +122,7 @@ pub fn check(config: &Config) -> anyhow::Result<String> {
     if let Some(path) = &config.p2p.swarm_key {
         keyfile::read_swarm_key(path)?;
     }
+    Log::check(&config.data_dir.join("log"), &genesis.network_id())?;
     let members = genesis.replicas.members();
     let role = members.iter().position(|member| *member == node).map_or_else(
         || format!("none of its {} replicas", members.len()),

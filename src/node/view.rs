@@ -125,10 +125,12 @@ impl ApiView {
         Health { live: Ok(()), ready: self.judge(&diagnosis, stalled) }
     }
 
-    /// Ready unless a quorum is missing, this node is behind, or nothing has become final for long.
+    /// Ready unless a quorum is missing, this node lost its log or is behind, or nothing has become final for
+    /// long. It finds the others before it is ready: their addresses are published all the same.
     /// A view change alone is none of these: it is over in a moment, and clients need not leave.
     fn judge(&self, diagnosis: &Diagnosis, stalled: Duration) -> Result<(), String> {
-        let severe = |code| matches!(code, Code::NoQuorumConnected | Code::ThisNodeIsBehind);
+        let severe =
+            |code| matches!(code, Code::NoQuorumConnected | Code::ThisNodeIsSilent | Code::ThisNodeIsBehind);
         if let Some(reason) = diagnosis.why.iter().find(|reason| severe(reason.code)) {
             return Err(reason.text.clone());
         }

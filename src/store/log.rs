@@ -231,6 +231,15 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
+    /// Whether the log in `dir`, if there is one, is of `network`. Only the heads of its files are read, and
+    /// nothing is changed.
+    ///
+    /// # Errors
+    /// [`LogError::WrongNetwork`], or that a head is damaged or cannot be read.
+    pub fn check(dir: &Path, network: &NetworkId) -> Result<(), LogError> {
+        segment::check(dir, network)
+    }
+
     /// Opens the log in `dir`, or makes a new one there. Reads all of it: do it before the runtime
     /// is busy. The [`Replay`] has the entries that were found, and is to be read before the first
     /// [`Log::cut`].

@@ -19,6 +19,8 @@ use ledgermq::config::{Config, read_genesis};
 use ledgermq::crypto::VerifyingKey;
 use ledgermq::device::token;
 use ledgermq::keyfile;
+use ledgermq::store::Log;
+use ledgermq::store::log::LogSettings;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -189,6 +191,17 @@ fn a_check_says_which_replica_a_node_would_be_or_what_keeps_it_from_starting() {
     let said = succeed(&dir, &check);
     assert!(said.contains("replica 2 of 4"), "{said}");
     assert!(!dir.path().join("net/node-2/data").exists(), "nothing is opened");
+
+    succeed(&dir, &["init", "--replicas", "4", "--dir", "other"]);
+    let network = |of: &str| read_genesis(&dir.path().join(of).join("genesis.json")).unwrap().network_id();
+    let log = dir.path().join("net/node-2/data/log");
+    let open = |network| Log::open(&log, LogSettings::new(network, SystemClock::shared())).unwrap();
+    drop(open(network("other")));
+    let said = fail(&dir, 1, &check);
+    assert!(said.contains("belongs to network") && said.contains("data directory"), "{said}");
+    fs::remove_dir_all(&log).unwrap();
+    drop(open(network("net")));
+    succeed(&dir, &check);
 
     let key = dir.path().join("net/node-2/node.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
@@ -463,19 +476,30 @@ fn verify_says_what_is_wrong_with_its_files() {
     succeed(&dir, &["init", "--replicas", "1", "--dir", "other"]);
     let verify = |bundle: &str, genesis: &str| {
         let (code, out, err) = ledgermq(&dir, &["verify", bundle, "--genesis", genesis]);
-        assert_eq!(code, 1);
-        out + &err
+        (code, out + &err)
     };
-    for (bundle, genesis, says) in [
-        ("nowhere", "net/genesis.json", "cannot open"),
-        ("garbage", "net/genesis.json", "not a proof bundle"),
-        ("reading.lmqproof", "nowhere.json", "nowhere.json"),
-        ("reading.lmqproof", "garbage", "garbage"),
-        ("reading.lmqproof", "other/genesis.json", "admin"),
+    for (bundle, genesis, code, says) in [
+        ("nowhere", "net/genesis.json", 2, "cannot open"),
+        (".", "net/genesis.json", 2, "cannot read"),
+        ("garbage", "net/genesis.json", 1, "not a proof bundle"),
+        ("reading.lmqproof", "nowhere.json", 2, "nowhere.json"),
+        ("reading.lmqproof", "garbage", 2, "garbage"),
+        ("reading.lmqproof", "other/genesis.json", 1, "admin"),
     ] {
         let said = verify(bundle, genesis);
-        assert!(said.contains(says), "{bundle} {genesis}: {said}");
+        assert!(said.0 == code && said.1.contains(says), "{bundle} {genesis}: {said:?}");
+        assert_eq!(
+            said.1.contains("NOT PROVEN"),
+            code == 1,
+            "of what was not read nothing is said: {said:?}"
+        );
     }
+    let all =
+        |bundles: &[&str]| ledgermq(&dir, &[&["verify", "--genesis", "net/genesis.json"], bundles].concat());
+    let (code, _, err) = all(&["reading.lmqproof", "nowhere"]);
+    assert!(code == 2 && err.contains("1 of 2 files could not be read"), "{err}");
+    let (code, _, err) = all(&["reading.lmqproof", "nowhere", "garbage"]);
+    assert!(code == 1 && err.contains("1 of 3 bundles prove nothing, and 1 could not be read"), "{err}");
 }
 
 #[test]

@@ -26,9 +26,9 @@ fn rules_are_set_listed_and_set_again_by_version() {
     let served = network(&dir);
     let list = ["policy", "list", "--api", &served.url];
     assert!(succeed(&dir, &list).contains("Version 0: no policies are set"));
-    assert!(succeed(&dir, &[&list[..], &["--history"]].concat()).contains("No policies were ever set"));
+    assert!(succeed(&dir, &[&list[..], &["--history"]].concat()).contains("`ledgermq policy set` sets some"));
     let said = succeed(&dir, &set(&served.url, &[]));
-    assert_eq!(said, "Version 1 is in force, 1 rules, 0 quotas: block 1, operation 0\n");
+    assert_eq!(said, "Version 1 is in force, 1 rule, 0 quotas: block 1, operation 0\n");
     let said = succeed(&dir, &list);
     assert!(said.starts_with("Version 1: block 1, operation 0, "), "{said}");
     assert!(said.contains("  temperature  service temp*: change, by 0.5 or more\n"), "{said}");

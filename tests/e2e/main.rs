@@ -9,6 +9,7 @@
 //! | `hostile_messages.rs` | each bad message gets the answer that the protocol names |
 //! | `hostile_ports.rs` | garbage on any port harms nobody |
 //! | `operations.rs` | the ledger takes an admin's operations, and nobody else's |
+//! | `refusals.rs` | who may not publish is told at once, and what to do |
 //! | `transfer.rs` | a node that is behind, wiped or killed gets the ledger from the others, whoever lies |
 //! | `starting.rs` | a node that must not start says what to do |
 //! | `status.rs` | anyone can see whether the network advances, and if not, why |
@@ -31,6 +32,7 @@ mod mqtt;
 mod network;
 mod operations;
 mod policies;
+mod refusals;
 mod rows;
 mod starting;
 mod status;

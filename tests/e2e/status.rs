@@ -115,7 +115,7 @@ async fn a_waiting_publish_says_why_and_gives_up_at_its_limit() {
     let output = tokio::time::timeout(PATIENCE, publish("8").output()).await.unwrap().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    let waits = "warning: nothing became final for 5 s, 1 messages wait (1 of this run's are in a node's log): 3 of 4";
+    let waits = "warning: nothing became final for 5 s, 1 message waits (1 of this run's are in a node's log): 3 of 4";
     assert!(said.contains(waits), "{said}");
     let left = "1 message is not final, 1 of this run's acknowledged by a node and in its log; the next run with the";
     assert!(said.contains(left), "{said}");
@@ -202,6 +202,13 @@ async fn a_wiped_node_is_shown_as_one_without_a_vote_until_it_votes_with_the_oth
         .await;
     assert_eq!((&silent["verdict"], &silent["out"][0]["replica"]), (&"degraded".into(), &wiped.into()));
     assert!(reason(&silent, "this_node_is_silent").unwrap().contains("nothing need be done"), "{silent}");
+    network
+        .eventually("it is not ready, and says why", async || {
+            let answer = reqwest::get(network.url(wiped, "/readyz")).await.ok()?;
+            let (status, why) = (answer.status(), answer.text().await.ok()?);
+            (status == 503 && why.contains("does not vote")).then_some(())
+        })
+        .await;
     let told = String::from_utf8(status(&network, &[]).await.stdout).unwrap();
     let line = told.lines().find(|line| line.starts_with(&format!("{wiped} "))).unwrap();
     let view = line.split_whitespace().nth(2).unwrap();
@@ -216,6 +223,11 @@ async fn a_wiped_node_is_shown_as_one_without_a_vote_until_it_votes_with_the_oth
         .eventually("all is healthy", async || {
             let (code, report) = report(&network).await;
             (code == 0 && report["verdict"] == "healthy").then_some(())
+        })
+        .await;
+    network
+        .eventually("it is ready", async || {
+            (reqwest::get(network.url(wiped, "/readyz")).await.ok()?.status() == 200).then_some(())
         })
         .await;
     for at in 0..4 {

@@ -124,7 +124,10 @@ async fn a_node_that_lost_everything_but_its_key_comes_back_while_the_others_go_
     let load = Load::start(&gateway);
     let (height, before) = (network.certified_height(0).await, load.acked());
     network.local.spawn(3).unwrap();
-    network.local.ready(3).await.unwrap();
+    // It is not ready before it votes, and answers before that.
+    network
+        .eventually("it answers", async || reqwest::get(network.url(3, "/livez")).await.is_ok().then_some(()))
+        .await;
     network.reaches(3, height).await;
     network.eventually("the others go on", async || (load.acked() > before).then_some(())).await;
     let blocks = network.metric(3, "ledgermq_transfer_blocks_total").await;
@@ -171,7 +174,9 @@ async fn a_wiped_node_says_how_far_it_is_keeps_silent_and_votes_again() {
     wipe(&mut network, 3).await;
     let height = network.certified_height(0).await;
     network.local.spawn(3).unwrap();
-    network.local.ready(3).await.unwrap();
+    network
+        .eventually("it answers", async || reqwest::get(network.url(3, "/livez")).await.is_ok().then_some(()))
+        .await;
     network.reaches(3, height).await;
     network
         .eventually("it says so", async || {

@@ -9,6 +9,7 @@
 //! | `partitions.rs` | no partition makes two ledgers, and all heal (network namespaces: feature `interop`) |
 //! | `full_disk.rs` | a node whose disk is full stops, says so, and comes back (feature `interop`) |
 //! | `history.rs` | the history's disk is full, PostgreSQL goes away under load (feature `interop`) |
+//! | `shared.rs` | log and history on one full disk; PostgreSQL as the history of four nodes under load (feature `interop`) |
 //! | `checker.rs` | the checker, and `checker_tests.rs` which shows that it finds what is wrong |
 //! | `load.rs`, `plain.rs` | the clients |
 //! | `site.rs`, `table.rs` | a network under load; how long each fault was felt |
@@ -45,6 +46,8 @@ mod rows;
 #[cfg(feature = "interop")]
 #[path = "../history/server.rs"]
 mod server;
+#[cfg(feature = "interop")]
+mod shared;
 mod site;
 mod table;
 

@@ -329,7 +329,7 @@ async fn a_wrong_key_is_reported_as_not_authorized() {
     options.key = SecretKey::from_seed(&[6; 32]);
     let gateway = Gateway::connect(options).await.unwrap();
     let refused = |status: &Status| match status {
-        Status::Connecting { reason: Some(reason) } => reason.contains("NotAuthorized"),
+        Status::Denied { reason } => reason.contains("NotAuthorized"),
         _ => false,
     };
     in_time(gateway.status().wait_for(refused)).await.unwrap();

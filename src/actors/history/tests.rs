@@ -13,7 +13,7 @@ use super::*;
 use crate::actors::fatal;
 use crate::actors::view::LedgerView;
 use crate::clock::SystemClock;
-use crate::history::tests::{NETWORK, file, node_key, row};
+use crate::history::tests::{NETWORK, file, node_key, row, tamper};
 use crate::history::{
     HistoryError, HistoryStore, Location, ReadRow, RowStanding, SqlHistory, StoredDigest, StoredRow,
 };
@@ -450,4 +450,52 @@ async fn a_history_begun_before_the_ledger_is_fetched_is_numbered_above_what_tha
     assert_eq!(anew.stored().await[0].number, 2);
     let second = anew.last_submitted().unwrap();
     assert_eq!((second.number, second.previous, second.first), (2, first.hash(), 2));
+}
+
+#[tokio::test]
+async fn an_altered_digest_hides_no_row_from_the_digests_after_a_restart() {
+    for sql in [
+        "UPDATE digests SET first = 1000",
+        "UPDATE digests SET number = 7, row_hashes = zeroblob(32000)",
+        "UPDATE digests SET content = x'00', first = 1000",
+    ] {
+        let bench = Bench::new(1_000);
+        let running = bench.start();
+        bench.decide(&running, 1).await;
+        running.stop().await;
+        let first = bench.last_submitted().unwrap();
+        bench.on_ledger(&first, 3);
+        let running = bench.start();
+        bench.decide(&running, 2).await;
+        eventually("the second row", || bench.metrics.history.rows.get() == 2).await;
+        running.task.abort();
+        tamper(bench.dir.path(), sql).await;
+        let running = bench.start();
+        bench.decide(&running, 3).await;
+        running.stop().await;
+        let second = bench.last_submitted().unwrap();
+        assert_eq!((second.number, second.first, second.rows), (2, 2, 2), "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_the_database_leaves_out_is_noticed_and_stays_in_the_log() {
+    let bench = Bench::new(1_000);
+    let running = bench.start();
+    bench.decide(&running, 1).await;
+    eventually("a row", || bench.metrics.history.rows.get() == 1).await;
+    tamper(
+        bench.dir.path(),
+        "CREATE TRIGGER swallow BEFORE INSERT ON messages BEGIN SELECT RAISE(IGNORE); END",
+    )
+    .await;
+    bench.decide(&running, 2).await;
+    eventually("it says so", || bench.metrics.history.available.get() == 0).await;
+    assert_eq!((bench.stored().await.len(), bench.metrics.history.rows.get()), (1, 1));
+    assert!(bench.backlog.needed_from().is_some(), "the log is needed");
+    tamper(bench.dir.path(), "DROP TRIGGER swallow").await;
+    eventually("it is written", || bench.metrics.history.rows.get() == 2).await;
+    running.stop().await;
+    assert_eq!(bench.stored().await.len(), 2);
+    assert_eq!(bench.last_submitted().unwrap().rows, 2, "and digested");
 }

@@ -88,6 +88,8 @@ pub struct HistoryTask {
     digester: Digester,
     /// New rows have numbers above this.
     above: u64,
+    /// The last row that a digest of this node covers; by what is signed, whatever columns say.
+    covered: u64,
     /// Whether rows may be in the database that the digester was not told of.
     unsure: bool,
     /// Rows whose fate is not known.
@@ -101,7 +103,7 @@ impl HistoryTask {
         let health = Health::new(parts.metrics.clone());
         let digester = Digester::new(parts.network, parts.key.clone(), parts.terms.max_rows);
         let awaiting = HashMap::new();
-        (Self { parts, told, stop, health, digester, above: 0, unsure: true, awaiting }, feed)
+        (Self { parts, told, stop, health, digester, above: 0, covered: 0, unsure: true, awaiting }, feed)
     }
 
     /// Writes until the node stops, and then what is queued and a last digest.
@@ -179,10 +181,16 @@ impl HistoryTask {
         };
         unwritten.retain(|digest| self.is_own(digest));
         let kept = last.as_ref().and_then(decoded).filter(|digest| self.is_own(digest));
-        let last_row = last.as_ref().map_or(0, last_row);
+        let on_ledger_row = on_ledger.map_or(0, |record| record.last_row);
+        self.covered = match (&last, &kept) {
+            (None, _) => 0,
+            (Some(_), Some(kept)) => last_row(kept),
+            // It was altered: the ledger's word counts. Rows of digests after that are in `unwritten`.
+            (Some(_), None) => unwritten.iter().map(last_row).fold(on_ledger_row, u64::max),
+        };
         self.digester.restore(on_ledger, kept.map(|digest| (digest.number, digest.hash())), unwritten);
-        self.above = last_row.max(on_ledger.map_or(0, |record| record.last_row));
-        self.find_open(last_row).await
+        self.above = self.covered.max(on_ledger_row);
+        self.find_open(self.covered).await
     }
 
     fn is_own(&self, digest: &HistoryDigest) -> bool {
@@ -295,13 +303,7 @@ impl HistoryTask {
         let new = numbers.iter().flatten().count() as u64;
         self.health.metrics().rows.inc_by(new);
         if self.unsure {
-            let last = loop {
-                match self.parts.store.last_digest().await {
-                    Ok(last) => break last.as_ref().map_or(0, last_row),
-                    Err(error) => self.failed(error).await?,
-                }
-            };
-            return self.find_open(last).await;
+            return self.find_open(self.covered).await;
         }
         for (row, number) in rows.iter().zip(numbers) {
             let Some(number) = number else { continue };
@@ -333,7 +335,8 @@ impl HistoryTask {
             match self.parts.store.put_digest(&digest, &hashes).await {
                 Ok(()) => {
                     self.health.good();
-                    self.above = self.above.max(digest.first + u64::from(digest.rows) - 1);
+                    self.covered = last_row(&digest);
+                    self.above = self.above.max(self.covered);
                     tracing::debug!(number = digest.number, rows = digest.rows, "a history digest was made");
                     return Some(());
                 }
@@ -390,7 +393,8 @@ impl HistoryTask {
         }
         self.digester.begin_anew(record);
         self.above = self.above.max(record.last_row);
-        self.find_open(record.last_row.max(first.saturating_sub(1))).await
+        self.covered = record.last_row.max(first.saturating_sub(1));
+        self.find_open(self.covered).await
     }
 
     /// The node stops in order: waits a moment for the last digest.
@@ -405,16 +409,26 @@ impl HistoryTask {
 }
 
 /// The last row that a digest covers.
-fn last_row(digest: &StoredDigest) -> u64 {
-    digest.first + (digest.row_hashes.len() as u64).saturating_sub(1)
+fn last_row(digest: &HistoryDigest) -> u64 {
+    digest.first.saturating_add(u64::from(digest.rows).saturating_sub(1))
 }
 
+/// The digest as it was signed, if it is the one of that number.
 fn decoded(digest: &StoredDigest) -> Option<HistoryDigest> {
     let decoded = codec::decode::<MAX_REQUEST_BYTES, HistoryDigest>(&digest.content);
     let damaged = |error: &codec::CodecError| {
         tracing::error!(number = digest.number, %error, "a digest in the history is damaged");
     };
-    decoded.inspect_err(damaged).ok()
+    let signed = decoded.inspect_err(damaged).ok()?;
+    if signed.number != digest.number {
+        tracing::error!(
+            number = digest.number,
+            signed = signed.number,
+            "a digest in the history was altered"
+        );
+        return None;
+    }
+    Some(signed)
 }
 
 /// What a digest needs of a row that was found in the database. A row that cannot be read has no

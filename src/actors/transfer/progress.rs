@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::actors::notices::is_worth_a_line;
 use crate::metrics::TransferMetrics;
 use crate::types::Height;
 
@@ -96,7 +97,7 @@ impl<'a> Reporter<'a> {
         self.metrics.target_height.set(number(target.0));
         let large = target.0.saturating_sub(self.progress.from.0) >= WORTH_A_LINE;
         match self.logged {
-            None if known && large => {
+            None if known && (large || is_worth_a_line(now.saturating_sub(self.started))) => {
                 tracing::info!(from = %self.progress.from, to = %target, peers, "behind: fetching blocks");
                 self.logged = Some(now);
             }

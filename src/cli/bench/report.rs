@@ -112,7 +112,10 @@ impl Report {
     pub(super) fn print(&self) -> anyhow::Result<()> {
         let Self { replicas, clients, items, body_bytes, duration_s, .. } = self;
         output::line(format_args!(
-            "{clients} clients, {items} items in {body_bytes} bytes a message, {replicas} replicas, {duration_s} s"
+            "{}, {} in {body_bytes} bytes a message, {}, {duration_s} s",
+            output::counted(*clients, "client"),
+            output::counted(*items, "item"),
+            output::counted(*replicas as u64, "replica")
         ))?;
         output::line("messages/s     offered   accepted      final   items final")?;
         output::line(format_args!(

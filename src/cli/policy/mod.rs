@@ -142,11 +142,12 @@ async fn set(args: SetArgs) -> anyhow::Result<()> {
             version
         }
     };
-    let (rules, quotas) = (policies.rules().len(), policies.quotas().len());
+    let rules = output::counted(policies.rules().len() as u64, "rule");
+    let quotas = output::counted(policies.quotas().len() as u64, "quota");
     let action = AdminAction::SetPolicies { replaces, policies };
     let version = replaces.saturating_add(1);
     let Submitted { height, operation } = submit(&args.admin, action).await?;
-    let done = format!("Version {version} is in force, {rules} rules, {quotas} quotas");
+    let done = format!("Version {version} is in force, {rules}, {quotas}");
     told(&args.admin, &done, height, operation, false)
 }
 
@@ -158,7 +159,9 @@ async fn list(args: &ListArgs) -> anyhow::Result<()> {
             return output::json(&history);
         }
         if history.is_empty() {
-            return output::line("No policies were ever set: every reading is written");
+            return output::line(
+                "No policies were ever set: every reading is written. `ledgermq policy set` sets some",
+            );
         }
         for version in &history {
             output::line(placed(version))?;
@@ -267,5 +270,5 @@ fn test(args: &TestArgs) -> anyhow::Result<()> {
         [(_, trial)] if args.file.is_some() => trial::rules_table(trial),
         trials => trial::policies_table(trials),
     };
-    output::line(format_args!("{count} messages\n\n{}", table.trim_end()))
+    output::line(format_args!("{}\n\n{}", output::counted(count, "message"), table.trim_end()))
 }

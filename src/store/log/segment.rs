@@ -14,7 +14,7 @@
 //! name has its header. The next one is begun only when all of the previous one is on disk.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -119,6 +119,38 @@ pub(super) fn encode_header(network: &NetworkId, first: Position, seed: u32) -> 
     header
 }
 
+/// Reads the headers of the segments in `dir`, and changes nothing: a node may run there.
+pub(super) fn check(dir: &Path, network: &NetworkId) -> Result<(), LogError> {
+    let failed = || LogError::io("list", dir);
+    let files = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        files => files.map_err(failed())?,
+    };
+    for file in files {
+        let path = file.map_err(failed())?.path();
+        if path.extension().and_then(|suffix| suffix.to_str()) != Some(SUFFIX) {
+            continue;
+        }
+        let mut header = Vec::with_capacity(HEADER_BYTES);
+        let read = File::open(&path).and_then(|file| file.take(HEADER_BYTES as u64).read_to_end(&mut header));
+        match read {
+            // A running node removes segments that it needs no more.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            read => read.map_err(LogError::io("read", &path))?,
+        };
+        Segment::parse(&path, position(&path)?, &header, network)?;
+    }
+    Ok(())
+}
+
+/// The position in a segment's name.
+fn position(path: &Path) -> Result<Position, LogError> {
+    let name = path.file_stem().and_then(|name| name.to_str()).filter(|name| name.len() == 16);
+    name.and_then(|name| u64::from_str_radix(name, 16).ok())
+        .map(Position)
+        .ok_or_else(|| LogError::damaged(path, 0, "the file's name is no position"))
+}
+
 /// The segments in `dir` by their names, ascending. Removes those that were never finished.
 pub(super) fn list(dir: &Path) -> Result<Vec<(Position, PathBuf)>, LogError> {
     let mut found = Vec::new();
@@ -129,13 +161,7 @@ pub(super) fn list(dir: &Path) -> Result<Vec<(Position, PathBuf)>, LogError> {
         if suffix == Some(SUFFIX_NEW) {
             fs::remove_file(&path).map_err(LogError::io("remove", &path))?;
         } else if suffix == Some(SUFFIX) {
-            let name = path.file_stem().and_then(|name| name.to_str());
-            let first =
-                name.filter(|name| name.len() == 16).and_then(|name| u64::from_str_radix(name, 16).ok());
-            let Some(first) = first else {
-                return Err(LogError::damaged(&path, 0, "the file's name is no position"));
-            };
-            found.push((Position(first), path));
+            found.push((position(&path)?, path));
         }
     }
     found.sort_unstable();
