@@ -143,7 +143,8 @@ mod tests {
 
     fn item(value: Value) -> Item {
         let (device, service, unit) = ("th-01".to_owned(), "temperature".to_owned(), None);
-        Item { device, service, num: 1, event_time: Timestamp(5), value, unit }
+        let client = crate::types::ClientId::new("devices/c1".to_owned()).unwrap();
+        Item { client, device, service, num: 1, event_time: Timestamp(5), value, unit }
     }
 
     fn stored(item: i64, value: Value) -> StoredItem {
