@@ -20,6 +20,7 @@ mod open;
 mod read;
 mod row;
 mod schema;
+mod shape;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -144,6 +145,11 @@ pub trait HistoryReader: Send + Sync {
         seq: MessageSeq,
         limit: u32,
     ) -> Result<Vec<ReadRow>, HistoryError>;
+
+    /// What an auditor should know of how the history was found, when something is not as it was.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// What is in the tables and is of no node, or at no place that a row can have; each as a
     /// sentence, `limit` at most.

@@ -12,6 +12,7 @@ use url::Url;
 use super::error::HistoryError;
 use super::location::Location;
 use super::schema::{self, Dialect};
+use super::shape;
 use super::untouched::Untouched;
 use crate::types::NetworkId;
 
@@ -21,6 +22,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a look through whole tables may take, which only an audit does.
 const SCAN_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// What a database says of itself; longer texts say nothing.
+const META: &str = "SELECT name, CASE WHEN octet_length(value) > 256 THEN '' ELSE value END FROM ledgermq \
+                    WHERE name IN ('schema', 'network') LIMIT 2";
 
 static DRIVERS: Once = Once::new();
 
@@ -115,20 +120,46 @@ async fn begin_to_read(
             Dialect::Sqlite => "BEGIN",
             Dialect::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
+        if location.dialect() == Dialect::Sqlite {
+            // Nothing that somebody wrote into the schema is run.
+            for pragma in ["PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON"] {
+                sqlx::query(pragma).execute(&mut connection).await?;
+            }
+        }
         bounded(sqlx::query(begin).execute(&mut connection)).await?;
-        let found = bounded(look(&mut connection, location.dialect())).await?;
+        let found = sound(&mut connection, location, network).await?;
         Ok((connection, found))
     };
-    let (connection, found) = match begun.await {
-        Ok(begun) => begun,
-        Err(error) => return Err(NotRead { error: Either::Sql(error), untouched }),
-    };
-    let error = match check(found, location, network) {
-        Ok(Some(_)) => return Ok(Reading { connection, untouched }),
-        Ok(None) => HistoryError::Empty { location: location.to_string() },
-        Err(error) => error,
-    };
-    Err(NotRead { error: Either::History(error), untouched })
+    match begun.await {
+        Ok((connection, Ok(()))) => Ok(Reading { connection, untouched }),
+        Ok((_, Err(error))) => Err(NotRead { error: Either::History(error), untouched }),
+        Err(error) => Err(NotRead { error: Either::Sql(error), untouched }),
+    }
+}
+
+/// Whether it is a history that may be read: no table is read before it is known to be one.
+async fn sound(
+    connection: &mut AnyConnection,
+    location: &Location,
+    network: &NetworkId,
+) -> Result<Result<(), HistoryError>, sqlx::Error> {
+    let dialect = location.dialect();
+    let refused = |detail| HistoryError::Refused { location: location.to_string(), detail };
+    let nothing = bounded(tables(connection, dialect)).await?;
+    if nothing.iter().any(|table| table == shape::META) {
+        let meta = [shape::META.to_owned()];
+        if let Some(strange) = bounded(shape::strange(connection, dialect, &meta)).await? {
+            return Ok(Err(refused(strange)));
+        }
+    }
+    let found = bounded(look(connection, dialect)).await?;
+    match check(found, location, network) {
+        Ok(Some(_)) => {}
+        Ok(None) => return Ok(Err(HistoryError::Empty { location: location.to_string() })),
+        Err(error) => return Ok(Err(error)),
+    }
+    let strange = bounded(shape::strange(connection, dialect, &shape::tables(dialect))).await?;
+    Ok(strange.map_or(Ok(()), |strange| Err(refused(strange))))
 }
 
 async fn connect(url: &Url) -> Result<AnyConnection, sqlx::Error> {
@@ -151,15 +182,24 @@ enum Found {
     History { schema: String, network: String },
 }
 
-async fn look(connection: &mut AnyConnection, dialect: Dialect) -> Result<Found, sqlx::Error> {
+/// The first tables, ours before others.
+async fn tables(connection: &mut AnyConnection, dialect: Dialect) -> Result<Vec<String>, sqlx::Error> {
     let tables = match dialect {
-        Dialect::Sqlite => "SELECT name FROM sqlite_master WHERE type = 'table'",
+        Dialect::Sqlite => {
+            "SELECT substr(CAST(name AS TEXT), 1, 64) FROM sqlite_master WHERE type = 'table' \
+             ORDER BY name <> 'ledgermq' LIMIT 64"
+        }
         Dialect::Postgres => {
-            "SELECT CAST(tablename AS TEXT) FROM pg_tables WHERE schemaname = current_schema()"
+            "SELECT CAST(tablename AS TEXT) FROM pg_tables WHERE schemaname = current_schema() \
+             ORDER BY tablename <> 'ledgermq' LIMIT 64"
         }
     };
-    let rows = sqlx::query(tables).fetch_all(&mut *connection).await?;
-    let tables = rows.iter().map(|row| row.try_get::<String, _>(0)).collect::<Result<Vec<_>, _>>()?;
+    let rows = sqlx::query(tables).fetch_all(connection).await?;
+    rows.iter().map(|row| row.try_get::<String, _>(0)).collect()
+}
+
+async fn look(connection: &mut AnyConnection, dialect: Dialect) -> Result<Found, sqlx::Error> {
+    let tables = tables(connection, dialect).await?;
     if tables.is_empty() {
         return Ok(Found::Nothing);
     }
@@ -167,7 +207,7 @@ async fn look(connection: &mut AnyConnection, dialect: Dialect) -> Result<Found,
         return Ok(Found::Foreign);
     }
     let (mut schema, mut network) = (String::new(), String::new());
-    for row in sqlx::query("SELECT name, value FROM ledgermq").fetch_all(connection).await? {
+    for row in sqlx::query(META).fetch_all(connection).await? {
         match row.try_get::<String, _>(0)?.as_str() {
             "schema" => schema = row.try_get(1)?,
             "network" => network = row.try_get(1)?,

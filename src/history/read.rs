@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
+use super::audit::words;
 use super::insert::signed;
 use super::row::{StoredDigest, StoredFate, StoredItem, StoredRow};
 use super::schema::Dialect;
@@ -26,7 +27,7 @@ pub struct UnreadableRow {
     pub columns: Vec<&'static str>,
     /// The client and its number of the message, as columns say, if those can be read.
     pub message: Option<(String, i64)>,
-    /// What the database says.
+    /// Why they cannot be read, for a person.
     pub what: String,
 }
 
@@ -37,7 +38,10 @@ const COLUMNS: &str = "SELECT m.number, m.client, m.seq, m.stream, m.event_time,
                        m.signature, m.client_key, m.body, m.decision, f.fate, f.height, f.items \
                        FROM messages m LEFT JOIN fates f ON f.node = m.node AND f.number = m.number ";
 
-/// The nodes that have rows in the database, with their numbers in it. What has no number has 0, as no row has.
+/// Nodes that are read: more than a network can have. With one more, the table is not a network's.
+pub(super) const MAX_NODES: usize = 4096;
+
+/// The nodes that have rows in the database, [`MAX_NODES`] and one more at most, with their numbers in it. What has no number has 0, as no row has.
 pub(super) async fn nodes(
     connection: &mut AnyConnection,
     dialect: Dialect,
@@ -45,9 +49,13 @@ pub(super) async fn nodes(
     // SQLite takes anything in any column, also what is no text.
     let nodes = match dialect {
         Dialect::Sqlite => {
-            "SELECT CASE typeof(id) WHEN 'integer' THEN id ELSE 0 END, hex(node) FROM nodes ORDER BY id"
+            "SELECT CASE typeof(id) WHEN 'integer' THEN id ELSE 0 END, \
+             CASE WHEN octet_length(node) > 256 THEN '' ELSE hex(node) END FROM nodes ORDER BY id LIMIT 4097"
         }
-        Dialect::Postgres => "SELECT id, encode(convert_to(node, 'UTF8'), 'hex') FROM nodes ORDER BY id",
+        Dialect::Postgres => {
+            "SELECT id, CASE WHEN octet_length(node) > 256 THEN '' ELSE encode(convert_to(node, 'UTF8'), 'hex') END \
+             FROM nodes ORDER BY id LIMIT 4097"
+        }
     };
     let rows = sqlx::query(nodes).fetch_all(connection).await?;
     let name = |hex: String| String::from_utf8_lossy(&hex::decode(hex).unwrap_or_default()).into_owned();
@@ -61,6 +69,15 @@ pub(super) async fn rows(
     after: u64,
     limit: u32,
 ) -> Result<Vec<ReadRow>, sqlx::Error> {
+    let limit = match weigh(connection, id, after, limit).await? {
+        Weighed::Rows(limit) => limit,
+        Weighed::TooLarge { number, columns, bytes } => {
+            let number = u64::try_from(number).unwrap_or_default();
+            let size = words::count(bytes, "byte", "bytes");
+            let what = format!("the row has {size}, more than any message, and is not read");
+            return Ok(vec![Err(UnreadableRow { node, number, columns, message: None, what })]);
+        }
+    };
     match page(connection, (id, node), after, limit).await {
         Err(error) if is_decoding(&error) => {}
         page => return Ok(page?.into_iter().map(Ok).collect()),
@@ -80,7 +97,7 @@ pub(super) async fn rows(
         match page(connection, (id, node), number.saturating_sub(1), 1).await {
             Ok(page) => rows.extend(page.into_iter().map(Ok)),
             Err(error) if is_decoding(&error) => {
-                let what = error.to_string();
+                let what = "it holds something of another kind than belongs there".to_owned();
                 let (columns, message) = unreadable(connection, id, signed(number)).await.unwrap_or_default();
                 rows.push(Err(UnreadableRow { node, number, columns, message, what }));
             }
@@ -88,6 +105,97 @@ pub(super) async fn rows(
         }
     }
     Ok(rows)
+}
+
+/// Bytes that the parts of a row may have: more than those of any message, whatever `mqtt.max_body_bytes` is. What
+/// is larger was put there, and is not read.
+const MAX_BODY_BYTES: i64 = 256 << 20;
+const MAX_ITEMS_BYTES: i64 = 192 << 20;
+const MAX_DECISION_BYTES: i64 = 16 << 20;
+const MAX_CELL_BYTES: i64 = 1 << 20;
+
+/// Bytes of rows that are read at once, unless one alone has more.
+const MAX_PAGE_BYTES: i64 = 32 << 20;
+
+/// Bytes of an item besides its texts.
+const ITEM_BYTES: i64 = 256;
+
+/// How many of the next rows can be read at once.
+enum Weighed {
+    /// So many.
+    Rows(u32),
+    /// Not even the first: these columns are too large.
+    TooLarge { number: i64, columns: Vec<&'static str>, bytes: u64 },
+}
+
+/// Weighs the next rows without reading them: a cell may have a gigabyte, and a message any number of items.
+async fn weigh(
+    connection: &mut AnyConnection,
+    id: i64,
+    after: u64,
+    limit: u32,
+) -> Result<Weighed, sqlx::Error> {
+    let weights = weights(connection);
+    let sums: Vec<String> =
+        weights.iter().map(|(_, _, weight)| format!("CAST({weight} AS BIGINT)")).collect();
+    let sql = format!(
+        "SELECT m.number, {} FROM messages m WHERE m.node = $1 AND m.number > $2 AND \
+         m.number = CAST(m.number AS BIGINT) ORDER BY m.number LIMIT $3",
+        sums.join(", ")
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).bind(signed(after)).bind(i64::from(limit));
+    let (mut count, mut total) = (0, 0_i64);
+    for row in rows.fetch_all(connection).await? {
+        let (mut columns, mut bytes) = (Vec::new(), 0_i64);
+        for (at, (column, most, _)) in weights.iter().enumerate() {
+            let weight: i64 = row.try_get(at + 1)?;
+            bytes = bytes.saturating_add(weight);
+            if weight > *most {
+                columns.push(*column);
+            }
+        }
+        total = total.saturating_add(bytes);
+        if count == 0 && !columns.is_empty() {
+            return Ok(Weighed::TooLarge { number: row.try_get(0)?, columns, bytes: bytes.unsigned_abs() });
+        }
+        if !columns.is_empty() || (count > 0 && total > MAX_PAGE_BYTES) {
+            break;
+        }
+        count += 1;
+    }
+    Ok(Weighed::Rows(count))
+}
+
+/// Each column of a message, its items and its fate: the bytes that it may have, and SQL of those that it has.
+fn weights(connection: &AnyConnection) -> Vec<(&'static str, i64, String)> {
+    // SQLite takes a text of any length where a number belongs.
+    let any_kind = connection.backend_name() == "SQLite";
+    let bytes = |columns: &[&str], of: &str| {
+        let each: Vec<_> =
+            columns.iter().map(|column| format!("COALESCE(octet_length({of}.{column}), 0)")).collect();
+        each.join(" + ")
+    };
+    let mut columns = vec!["client", "stream", "header_hash", "header", "signature", "client_key"];
+    let mut item = vec!["device", "service", "text_value", "unit"];
+    let mut fate = vec!["fate", "items"];
+    if any_kind {
+        columns.extend(["seq", "event_time"]);
+        item.extend(["item", "num", "event_time", "integer_value", "float_value", "boolean_value"]);
+        fate.push("height");
+    }
+    let of = |table: &str, bytes: &str| {
+        format!(
+            "(SELECT COALESCE(SUM({bytes}), 0) FROM {table} t WHERE t.node = m.node AND t.number = m.number)"
+        )
+    };
+    let mut weights = vec![
+        ("body", MAX_BODY_BYTES, bytes(&["body"], "m")),
+        ("decision", MAX_DECISION_BYTES, bytes(&["decision"], "m")),
+        ("items", MAX_ITEMS_BYTES, of("items", &format!("{ITEM_BYTES} + {}", bytes(&item, "t")))),
+        ("fates", MAX_CELL_BYTES, of("fates", &bytes(&fate, "t"))),
+    ];
+    weights.extend(columns.into_iter().map(|column| (column, MAX_CELL_BYTES, bytes(&[column], "m"))));
+    weights
 }
 
 /// The columns of one row that hold something of another kind, and which message it says it is.
@@ -258,8 +366,28 @@ pub(super) async fn rows_of(
     Ok(found)
 }
 
-const DIGESTS: &str = "SELECT number, first, count, content, row_hashes, height FROM digests WHERE node = $1 AND \
-                       number > $2 AND number = CAST(number AS BIGINT) ORDER BY number LIMIT $3";
+/// Bytes of a digest, or of the hashes that are kept of its rows: more than there are. What is larger is not read.
+const MAX_DIGEST_BYTES: usize = 8 << 20;
+
+fn digests_sql(connection: &AnyConnection) -> String {
+    let bytes = |column: &str| {
+        format!("CASE WHEN octet_length({column}) > {MAX_DIGEST_BYTES} THEN NULL ELSE {column} END")
+    };
+    let number = |column: &str| match connection.backend_name() {
+        // A number of another kind is as bad as a long text, and short.
+        "SQLite" => format!("CASE WHEN octet_length({column}) > 32 THEN 0.5 ELSE {column} END"),
+        _ => column.to_owned(),
+    };
+    format!(
+        "SELECT number, {}, {}, {}, {}, {} FROM digests WHERE node = $1 AND number > $2 AND \
+         number = CAST(number AS BIGINT) ORDER BY number LIMIT $3",
+        number("first"),
+        number("count"),
+        bytes("content"),
+        bytes("row_hashes"),
+        number("height")
+    )
+}
 
 /// The digests of a node above `after`, ascending by number, `limit` at most.
 pub(super) async fn digests(
@@ -268,7 +396,9 @@ pub(super) async fn digests(
     after: u64,
     limit: u32,
 ) -> Result<Vec<StoredDigest>, sqlx::Error> {
-    let page = sqlx::query(DIGESTS).bind(id).bind(signed(after)).bind(i64::from(limit));
+    let sql = digests_sql(connection);
+    let page =
+        sqlx::query(sqlx::AssertSqlSafe(sql.clone())).bind(id).bind(signed(after)).bind(i64::from(limit));
     match page.fetch_all(&mut *connection).await {
         Err(error) if is_decoding(&error) => {}
         page => return page?.iter().map(|row| stored_digest(node, row)).collect(),
@@ -284,7 +414,8 @@ pub(super) async fn digests(
     let mut digests = Vec::with_capacity(numbers.len());
     for number in numbers {
         let number: i64 = number.try_get(0)?;
-        let one = sqlx::query(DIGESTS).bind(id).bind(number.saturating_sub(1)).bind(1_i64);
+        let one =
+            sqlx::query(sqlx::AssertSqlSafe(sql.clone())).bind(id).bind(number.saturating_sub(1)).bind(1_i64);
         match one.fetch_all(&mut *connection).await {
             Ok(rows) => {
                 for row in &rows {
@@ -333,6 +464,9 @@ fn stored_digest(node: NodeId, row: &AnyRow) -> Result<StoredDigest, sqlx::Error
     })
 }
 
+/// The tables whose rows are a node's.
+const TABLES: [&str; 4] = ["messages", "items", "fates", "digests"];
+
 /// What is of no node, or at no place that a row can have: looked for table by table.
 pub(super) async fn oddities(
     connection: &mut AnyConnection,
@@ -343,17 +477,16 @@ pub(super) async fn oddities(
         Dialect::Sqlite => (
             "typeof(t.node) <> 'integer' OR typeof(t.number) <> 'integer' OR ",
             // Any bytes, as hex where they are no number.
-            "CASE typeof(COLUMN) WHEN 'integer' THEN CAST(COLUMN AS TEXT) ELSE typeof(COLUMN) || ' ' || hex(COLUMN) END",
+            "CASE typeof(COLUMN) WHEN 'integer' THEN CAST(COLUMN AS TEXT) ELSE typeof(COLUMN) || ' ' || \
+             CASE WHEN octet_length(COLUMN) > 64 THEN 'too long to be shown' ELSE hex(COLUMN) END END",
         ),
         Dialect::Postgres => ("", "CAST(COLUMN AS TEXT)"),
     };
     let (node, number) = (place.replace("COLUMN", "t.node"), place.replace("COLUMN", "t.number"));
-    let mut found = Vec::new();
-    for table in ["messages", "items", "fates", "digests"] {
-        let sql = format!(
-            "SELECT DISTINCT {node}, {number} FROM {table} t WHERE {kinds} t.number < 1 OR \
-             t.node NOT IN (SELECT id FROM nodes) LIMIT $1"
-        );
+    let mut found = strangers(connection, dialect, limit).await?;
+    for table in TABLES {
+        let sql =
+            format!("SELECT DISTINCT {node}, {number} FROM {table} t WHERE {kinds} t.number < 1 LIMIT $1");
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(i64::from(limit));
         for row in rows.fetch_all(&mut *connection).await? {
             let (node, number): (String, String) = (row.try_get(0)?, row.try_get(1)?);
@@ -363,4 +496,41 @@ pub(super) async fn oddities(
         }
     }
     Ok(found)
+}
+
+/// Rows of nodes that table `nodes` does not have: one sentence for each of those.
+async fn strangers(
+    connection: &mut AnyConnection,
+    dialect: Dialect,
+    limit: u32,
+) -> Result<Vec<String>, sqlx::Error> {
+    let is_number = match dialect {
+        Dialect::Sqlite => "typeof(t.node) = 'integer' AND ",
+        Dialect::Postgres => "",
+    };
+    let mut nodes: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+    for table in TABLES {
+        let sql = format!(
+            "SELECT t.node, COUNT(*) FROM {table} t WHERE {is_number} t.node NOT IN (SELECT id FROM nodes) \
+             GROUP BY t.node ORDER BY t.node LIMIT $1"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(i64::from(limit));
+        for row in rows.fetch_all(&mut *connection).await? {
+            let (node, rows): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+            let rows = words::count(u64::try_from(rows).unwrap_or_default(), "row", "rows");
+            let of = nodes.entry(node).or_default();
+            match (table, of.is_empty()) {
+                ("messages", _) => of.push(rows),
+                (_, true) => of.push(format!("{rows} of table {table}")),
+                // Those of its messages.
+                (_, false) => {}
+            }
+        }
+    }
+    let told = |(node, rows): (i64, Vec<String>)| {
+        let rows = rows.concat();
+        let stand = if rows.starts_with("1 ") { "stands" } else { "stand" };
+        format!("table nodes has no node {node}; {rows} {stand} under it")
+    };
+    Ok(nodes.into_iter().map(told).take(limit as usize).collect())
 }

@@ -11,6 +11,7 @@ use super::open::{Reading, bounded, bounded_scan, open, open_to_read};
 use super::read::{self, ReadRow};
 use super::row::{HistoryRow, MessageKey, RowFate, RowStanding, StoredDigest};
 use super::schema::Dialect;
+use super::untouched::Untouched;
 use super::{HistoryReader, HistoryStore};
 use crate::codec;
 use crate::ledger::HistoryDigest;
@@ -216,6 +217,8 @@ pub struct SqlReader {
     location: Location,
     reading: Mutex<Reading>,
     nodes: Vec<(i64, NodeId)>,
+    /// What an auditor should know of how it was found.
+    notes: Vec<String>,
     /// Names of nodes that are none.
     no_nodes: Vec<String>,
 }
@@ -230,6 +233,11 @@ impl SqlReader {
         let failed = |error: sqlx::Error| HistoryError::of(&location.to_string(), &error);
         let found =
             bounded(read::nodes(&mut reading.connection, location.dialect())).await.map_err(failed)?;
+        if found.len() > read::MAX_NODES {
+            let detail = "table nodes has more nodes than a network can have".to_owned();
+            return Err(HistoryError::Refused { location: location.to_string(), detail });
+        }
+        let notes = reading.untouched.as_ref().and_then(Untouched::note).into_iter().collect();
         let (mut nodes, mut no_nodes) = (Vec::new(), Vec::new());
         for (id, name) in found {
             match name.parse() {
@@ -237,7 +245,7 @@ impl SqlReader {
                 Err(_) => no_nodes.push(format!("table nodes has {name:?}, which is no node's name")),
             }
         }
-        Ok(Self { nodes, no_nodes, reading: Mutex::new(reading), location })
+        Ok(Self { nodes, no_nodes, notes, reading: Mutex::new(reading), location })
     }
 
     /// The connection, unless somebody began to write what is read without locks.
@@ -301,6 +309,10 @@ impl HistoryReader for SqlReader {
         let message = (client.as_str(), seq.0);
         let rows = Box::pin(read::rows_of(&mut reading.connection, self.id(node), message, limit));
         bounded(rows).await.map_err(|error| self.failed(&error))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
     }
 
     async fn oddities(&self, limit: u32) -> Result<Vec<String>, HistoryError> {

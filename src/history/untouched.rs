@@ -74,6 +74,15 @@ impl Untouched {
         Ok(Self { url: url(&copy, false), alone_without: None, copy: Some(dir) })
     }
 
+    /// What to think of if rows are not there: SQLite keeps the last ones in the write-ahead log.
+    pub(super) fn note(&self) -> Option<String> {
+        let wal = self.alone_without.as_ref()?.file_name()?.to_string_lossy().into_owned();
+        Some(format!(
+            "the file was in WAL mode and there is no {wal} beside it, which is so if its node was stopped in order: if \
+             this is a copy, copy it again with its -wal, or with sqlite3 and .backup"
+        ))
+    }
+
     /// Whether this error goes away where there is a copy that SQLite may write beside.
     pub(super) fn would_help(&self, error: &sqlx::Error) -> bool {
         let code = match error {

@@ -270,7 +270,7 @@ async fn a_history_restored_from_a_backup_is_clean_when_that_is_known() {
         world.tamper(0, &format!("DELETE FROM {table} WHERE number IN (4, 5, 6)")).await;
     }
     let kinds: Vec<_> = world.audit(0).await.findings.iter().map(|finding| finding.kind).collect();
-    assert_eq!(kinds, [FindingKind::Deleted; 3]);
+    assert_eq!(kinds, [FindingKind::Deleted]);
     let known = world.audit_with(0, &known_lost(&world, 6)).await;
     assert_eq!((known.verdict, known.nodes[0].covered), (AuditVerdict::Clean, 3), "{known:#?}");
 }

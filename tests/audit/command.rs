@@ -234,6 +234,21 @@ async fn a_history_that_cannot_be_read_is_exit_code_2_and_says_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_without_its_write_ahead_log_is_tampering_and_the_report_says_how_to_copy() {
+    let site = Site::new().await;
+    site.world.tamper(0, "PRAGMA wal_checkpoint(TRUNCATE)").await;
+    let copy = site.world.dir.path().join("copy.sqlite");
+    fs::copy(&site.history, &copy).unwrap();
+    let clean = site.audit(&copy, &[]);
+    assert!(clean.code == 0 && !clean.out.contains("-wal"), "{clean:?}");
+    site.world.tamper(0, "DELETE FROM messages WHERE number = 3; PRAGMA wal_checkpoint(TRUNCATE)").await;
+    fs::copy(&site.history, &copy).unwrap();
+    let said = site.audit(&copy, &[]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.out.contains("note: the file was in WAL mode and there is no copy.sqlite-wal"), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_locked_history_is_exit_code_2() {
     let site = Site::new().await;
     site.world.tamper(0, "PRAGMA wal_checkpoint(TRUNCATE)").await;

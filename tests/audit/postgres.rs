@@ -41,6 +41,22 @@ async fn a_history_in_postgresql_is_audited_as_one_in_sqlite() {
     let told = all_told(&world.audit(0).await);
     assert!(told.contains(&(FindingKind::Deleted, Some(10), vec![])), "{told:?}");
     assert!(told.contains(&(FindingKind::Added, None, vec![Part::Place])), "{told:?}");
+    for (sql, words) in [
+        ("ALTER TABLE items ENABLE ROW LEVEL SECURITY", "table items has row security"),
+        (
+            "ALTER TABLE items DISABLE ROW LEVEL SECURITY; ALTER TABLE fates ADD COLUMN more TEXT",
+            "table fates has other columns",
+        ),
+        (
+            "ALTER TABLE messages RENAME TO real; CREATE VIEW messages AS SELECT * FROM real",
+            "messages is a view",
+        ),
+    ] {
+        tamper(&server, sql).await;
+        let refused =
+            SqlReader::open(location.clone(), &world.network).await.map(drop).unwrap_err().to_string();
+        assert!(refused.contains(words), "{sql}: {refused}");
+    }
     server.stop();
     let gone = SqlReader::open(location, &world.network).await;
     assert!(matches!(gone, Err(HistoryError::Unavailable { .. })));

@@ -30,9 +30,12 @@ const UNCHECKED: u8 = 2;
 /// Shown below the options.
 const LEGEND: &str = "\
 Examples:
-  ledgermq audit --genesis genesis.json --ledger net/node-0/data --history net/node-0/data
-  ledgermq audit --genesis genesis.json --node http://127.0.0.1:8080 --history history.sqlite
-  ledgermq audit --genesis genesis.json --node http://db-1:8080 --history postgres://audit@db/history
+  ledgermq audit --genesis genesis.json \\
+      --ledger net/node-0/data --history net/node-0/data
+  ledgermq audit --genesis genesis.json \\
+      --node http://127.0.0.1:8080 --history history.sqlite
+  ledgermq audit --genesis genesis.json \\
+      --node http://db-1:8080 --history postgres://audit@db/history
 
 Exit codes:
   0  clean: all is as it was

@@ -1,6 +1,7 @@
 //! An audit's report for a person.
 
 use crate::cli::output::{line, plain};
+use crate::history::audit::words::{count, number};
 use crate::history::audit::{AuditReport, AuditVerdict, Finding, Gap, NodeReport};
 
 /// Gaps that are shown; JSON has more.
@@ -16,29 +17,33 @@ pub(super) fn print(report: &AuditReport) -> anyhow::Result<()> {
         }
     })?;
     line(format_args!(
-        "  ledger   {} blocks of network {}, {} clients, policies version {}, {} digests",
-        ledger.height,
+        "  ledger   {} of network {}, {}, policies version {}, {}",
+        count(ledger.height.0, "block", "blocks"),
         ledger.network.short(),
-        ledger.clients,
+        count(ledger.clients as u64, "client", "clients"),
         ledger.policies,
-        ledger.digests
+        count(ledger.digests as u64, "digest", "digests")
     ))?;
     report.nodes.iter().try_for_each(node)?;
     for absent in &report.absent {
         line(format_args!(
-            "  note: node {} has {} digests on the ledger, and nothing in this history",
+            "  note: node {} has {} on the ledger, and nothing in this history",
             absent.node.short(),
-            absent.digests
+            count(absent.digests, "digest", "digests")
         ))?;
     }
     for finding in &report.findings {
         line(describe(finding))?;
     }
     if report.omitted_findings > 0 {
-        line(format_args!("  and {} more findings", report.omitted_findings))?;
+        let more = count(report.omitted_findings, "more finding", "more findings");
+        line(format_args!("  and {more}; --max-findings lists more"))?;
     }
     for reason in &report.unchecked {
         line(format_args!("  could not check: {}", plain(reason)))?;
+    }
+    for note in &report.notes {
+        line(format_args!("  note: {}", plain(note)))?;
     }
     for Gap { client, first, last } in report.gaps.iter().take(GAPS_SHOWN) {
         let which =
@@ -47,29 +52,45 @@ pub(super) fn print(report: &AuditReport) -> anyhow::Result<()> {
     }
     let more = (report.gaps.len().saturating_sub(GAPS_SHOWN)) as u64 + report.omitted_gaps;
     if more > 0 {
-        line(format_args!("  note: and {more} more gaps"))?;
+        line(format_args!("  note: and {}", count(more, "more gap", "more gaps")))?;
     }
     Ok(())
 }
 
 fn node(node: &NodeReport) -> anyhow::Result<()> {
     line(format_args!(
-        "  history  node {}: {} rows, {} proven by {} digests, {} with no final digest yet; {} decisions repeated",
+        "  history  node {}: {}, {} proven by {}, {}{} with no final digest yet; {} repeated",
         node.node.short(),
-        node.rows,
-        node.covered,
-        node.digests,
-        node.not_covered,
-        node.decisions
+        count(node.rows, "row", "rows"),
+        number(node.covered),
+        count(node.digests, "digest", "digests"),
+        match node.unproven {
+            0 => String::new(),
+            unproven => format!("{} not as its digest says, ", number(unproven)),
+        },
+        number(node.not_covered),
+        count(node.decisions, "decision", "decisions"),
     ))?;
     let notes = [
-        (node.not_final, "messages are not final yet"),
-        (node.unjudged, "decisions could not be repeated: what they were judged against is not at hand"),
+        (node.not_final, ["message is not final yet", "messages are not final yet"]),
+        (
+            node.unjudged,
+            [
+                "decision could not be repeated: what it was judged against is not at hand",
+                "decisions could not be repeated: what they were judged against is not at hand",
+            ],
+        ),
         (
             node.brought_by_others,
-            "of them are on the ledger by other nodes alone, to which their clients sent them, too",
+            [
+                "of them is on the ledger by another node alone, to which its client sent it, too",
+                "of them are on the ledger by other nodes alone, to which their clients sent them, too",
+            ],
         ),
-        (node.after_revocation, "messages came after their client was revoked"),
+        (
+            node.after_revocation,
+            ["message came after its client was revoked", "messages came after their client was revoked"],
+        ),
     ];
     if node.rows > 0 && node.covered == 0 {
         line("           no digest proves any of them yet: audit again when the node has made one")?;
@@ -77,14 +98,15 @@ fn node(node: &NodeReport) -> anyhow::Result<()> {
     for lost in &node.lost {
         line(format_args!("           lost: rows {} to {}", lost.first, lost.last))?;
     }
-    for (count, what) in notes.into_iter().filter(|(count, _)| *count > 0) {
-        line(format_args!("           {count} {what}"))?;
+    for (of, [one, many]) in notes.into_iter().filter(|(of, _)| *of > 0) {
+        line(format_args!("           {}", count(of, one, many)))?;
     }
     Ok(())
 }
 
 fn describe(finding: &Finding) -> String {
     let mut text = format!("  {:<13}", finding.kind.to_string());
+    let bare = text.len();
     if let Some(row) = finding.row {
         text.push_str(&match finding.last_row {
             Some(last) => format!(" rows {row} to {last}"),
@@ -97,5 +119,6 @@ fn describe(finding: &Finding) -> String {
     if let Some(node) = &finding.node {
         text.push_str(&format!(" of node {}", node.short()));
     }
-    format!("{text}: {}", plain(&finding.detail))
+    let colon = if text.len() > bare { ":" } else { "" };
+    format!("{text}{colon} {}", plain(&finding.detail))
 }

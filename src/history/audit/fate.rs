@@ -5,6 +5,7 @@
 
 use super::ledger::AuditedLedger;
 use super::row::RowFacts;
+use super::words;
 use crate::codec;
 use crate::history::row::StoredFate;
 use crate::ledger::index_set::IndexSet;
@@ -33,14 +34,20 @@ pub(super) fn check(ledger: &AuditedLedger, facts: &RowFacts, ahead: bool) -> Fa
         return written(ledger, facts, fate, (client, seq));
     }
     if fate.height.is_some() || fate.items.is_some() {
-        return FateCheck::False("a refused message has no block and no written items".to_owned());
+        let text = words::text(&fate.fate);
+        return FateCheck::False(format!(
+            "table {text}, and a refused message has no block and no written items"
+        ));
     }
     if refused(ledger, facts, &fate.fate, (client, seq)) {
         FateCheck::Holds
     } else if ahead {
         FateCheck::Ahead
     } else {
-        FateCheck::False("the ledger does not bear out that it was refused for this reason".to_owned())
+        let text = words::text(&fate.fate);
+        FateCheck::False(format!(
+            "table {text}, and the ledger does not bear out that it was refused for this reason"
+        ))
     }
 }
 
@@ -54,7 +61,7 @@ fn written(
     let items =
         fate.items.as_deref().and_then(|bytes| codec::decode::<MAX_INDEX_SET_BYTES, IndexSet>(bytes).ok());
     let (Some(height), Some(items)) = (height, items) else {
-        return FateCheck::False("it says neither which block nor which items".to_owned());
+        return FateCheck::False("table \"written\", and not in which block, or not which items".to_owned());
     };
     let message = ledger.message(client, seq).filter(|message| message.header == facts.header_hash);
     let written = message.map(|message| message.written()).unwrap_or_default();
@@ -62,7 +69,7 @@ fn written(
         return FateCheck::Ahead;
     }
     let Some(message) = message else {
-        return FateCheck::False("the ledger has nothing of this message".to_owned());
+        return FateCheck::False(format!("table written in block {height}, ledger nothing of this message"));
     };
     // More than one operation, in one block or in several, may have written items of it: what was
     // known after any of them is true.
@@ -74,7 +81,18 @@ fn written(
         }
     }
     let last = message.parts.last().map_or(Height(0), |part| part.height);
-    FateCheck::False(format!("the ledger has these items of it otherwise, last in block {last}"))
+    let (table, ledger) = (told(&items), told(&written));
+    FateCheck::False(format!(
+        "table items {table} written up to block {height}, ledger items {ledger} up to block {last}"
+    ))
+}
+
+/// The first items of a set.
+fn told(items: &IndexSet) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<String> = items.iter().take(SHOWN).map(|index| index.to_string()).collect();
+    let more = if items.iter().nth(SHOWN).is_some() { ", …" } else { "" };
+    if shown.is_empty() { "none".to_owned() } else { format!("{}{more}", shown.join(", ")) }
 }
 
 /// Whether the ledger bears out a reason for a refusal.

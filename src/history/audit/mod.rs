@@ -13,6 +13,7 @@
 //!
 //! Rows are streamed: what is kept in memory is the ledger's facts and the rows of one digest.
 
+mod change;
 mod decision;
 mod digests;
 mod fate;
@@ -22,6 +23,7 @@ mod node;
 mod report;
 mod row;
 mod runs;
+pub(crate) mod words;
 
 use std::collections::BTreeMap;
 
@@ -136,8 +138,10 @@ pub async fn audit(
         (true, false) => AuditVerdict::Unchecked,
         (true, true) => AuditVerdict::Clean,
     };
+    let notes = if verdict == AuditVerdict::Clean { Vec::new() } else { history.notes() };
     Ok(AuditReport {
         verdict,
+        notes,
         ledger: ledger.summary(),
         nodes,
         absent,
@@ -158,7 +162,10 @@ fn identity(
 ) {
     let NodeReport { node, on_ledger, brought_by_others, .. } = report;
     if !ledger.has_replica(node) {
-        let detail = format!("{} rows stand under {node}, which is no replica of this network", report.rows);
+        let detail = format!(
+            "what stands under {node}, which is no replica of this network: {}",
+            words::count(report.rows, "row", "rows")
+        );
         findings.push(Finding::new(FindingKind::Added, Some(*node), detail).what([Part::Place]));
     } else if *brought_by_others > SENT_AGAIN && brought_by_others.saturating_mul(2) > *on_ledger {
         unchecked.push(format!(

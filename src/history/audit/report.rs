@@ -1,9 +1,11 @@
 //! What an audit says: the verdict, what was checked, and each thing that is not as it was.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
+use super::words;
 use crate::types::{ClientId, Hash, Height, NetworkId, NodeId, Timestamp};
 
 /// The verdict of an audit.
@@ -158,6 +160,16 @@ impl Finding {
         self
     }
 
+    /// Takes in a finding about the rows that follow.
+    fn prolong(&mut self, next: &Self, last: u64, why: &str) {
+        self.last_row = Some(last);
+        self.digest = self.digest.filter(|digest| next.digest == Some(*digest));
+        self.client = self.client.take().filter(|client| next.client.as_ref() == Some(client));
+        self.seq = None;
+        let rows = last - self.row.unwrap_or(last) + 1;
+        self.detail = format!("{}: {why}", words::count(rows, "row", "rows"));
+    }
+
     pub(super) fn what(mut self, parts: impl IntoIterator<Item = Part>) -> Self {
         self.what.extend(parts);
         self
@@ -203,6 +215,9 @@ pub struct NodeReport {
     pub rows: u64,
     /// Of those, proven to be as they were by a digest on the ledger.
     pub covered: u64,
+    /// Of those, a digest on the ledger is of their place, and they are not proven to be as they were: rows that were
+    /// altered, added or moved.
+    pub unproven: u64,
     /// Of those, not covered by a digest on the ledger yet: their signatures, bodies, items, decisions and
     /// fates were checked, and that none was taken away cannot be.
     pub not_covered: u64,
@@ -234,6 +249,7 @@ impl NodeReport {
             node,
             rows: 0,
             covered: 0,
+            unproven: 0,
             not_covered: 0,
             items: 0,
             decisions: 0,
@@ -286,6 +302,8 @@ pub struct AuditReport {
     pub omitted_findings: u64,
     /// What could not be checked, and why.
     pub unchecked: Vec<String>,
+    /// What to think of before somebody is blamed; empty if the verdict is clean.
+    pub notes: Vec<String>,
     /// Messages that reached no node, as far as one can tell. No tampering: a refused message leaves
     /// one, too.
     pub gaps: Vec<Gap>,
@@ -340,11 +358,43 @@ pub(super) struct Findings {
     pub(super) kept: Vec<Finding>,
     pub(super) omitted: u64,
     limit: usize,
+    /// The last run of each kind, which the next row may prolong.
+    runs: BTreeMap<(FindingKind, Option<NodeId>), Run>,
+}
+
+/// Rows one after the other that the same became of.
+#[derive(Debug)]
+struct Run {
+    last: u64,
+    what: Vec<Part>,
+    why: String,
+    /// The finding that tells of it; none if it is beyond the limit.
+    at: Option<usize>,
 }
 
 impl Findings {
     pub(super) const fn new(limit: usize) -> Self {
-        Self { kept: Vec::new(), omitted: 0, limit }
+        Self { kept: Vec::new(), omitted: 0, limit, runs: BTreeMap::new() }
+    }
+
+    /// Tells of rows that are deleted, added or moved; those that go on where the last ones ended, for the same
+    /// reason, are told with them. `why` is what is said of several.
+    pub(super) fn push_run(&mut self, finding: Finding, why: &str) {
+        let Some(first) = finding.row else { return self.push(finding) };
+        let (key, last) = ((finding.kind, finding.node), finding.last_row.unwrap_or(first));
+        let run = self.runs.get_mut(&key);
+        if let Some(run) =
+            run.filter(|run| run.last + 1 == first && run.why == why && run.what == finding.what)
+        {
+            run.last = last;
+            if let Some(told) = run.at.and_then(|at| self.kept.get_mut(at)) {
+                told.prolong(&finding, last, why);
+            }
+            return;
+        }
+        let at = Some(self.kept.len()).filter(|at| *at < self.limit);
+        self.runs.insert(key, Run { last, what: finding.what.clone(), why: why.to_owned(), at });
+        self.push(finding);
     }
 
     pub(super) fn push(&mut self, finding: Finding) {

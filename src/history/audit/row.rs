@@ -5,7 +5,9 @@
 
 use std::collections::BTreeSet;
 
+use super::change::{self, Change};
 use super::report::Part;
+use super::words;
 use crate::crypto::{VerifyingKey, blake3_plain};
 use crate::device::body::Body;
 use crate::device::{Header, Item};
@@ -37,8 +39,8 @@ pub(super) struct RowFacts {
     /// The items of the body.
     pub(super) items: Vec<Item>,
     pub(super) fate: Option<StoredFate>,
-    /// Why it cannot be read.
-    pub(super) unreadable: Option<String>,
+    /// Both values of what is not as it was, as far as they are known.
+    pub(super) changes: Vec<Change>,
 }
 
 /// Parts that a row's hash covers.
@@ -58,7 +60,7 @@ impl RowFacts {
             decision: None,
             items: Vec::new(),
             fate: None,
-            unreadable: None,
+            changes: Vec::new(),
         }
     }
 
@@ -85,7 +87,16 @@ impl RowFacts {
         let message = row
             .message
             .and_then(|(client, seq)| Some((ClientId::new(client).ok()?, u64::try_from(seq).ok()?)));
-        Self { parts, message, unreadable: Some(row.what), ..Self::new(row.number) }
+        let changes = parts.iter().map(|part| Change::of(*part, format!("{part}: {}", row.what))).collect();
+        Self { parts, message, changes, ..Self::new(row.number) }
+    }
+
+    /// Notes what is not as it was, with both values.
+    pub(super) fn differs(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            self.parts.insert(change.part);
+            self.changes.push(change);
+        }
     }
 
     /// Whether body, items and decision can be relied on.
@@ -126,16 +137,20 @@ impl RowJob {
         check_signature(network, &row, self.key.as_ref(), &mut facts);
         // A header that is not the client's says nothing of the rest.
         if !facts.parts.contains(&Part::Header) {
-            check_columns(&row, &mut facts);
+            facts.differs(
+                facts.header.as_ref().map(|header| change::of_columns(&row, header)).unwrap_or_default(),
+            );
             match body {
                 Some(items) => {
                     if !same_items(&row.items, &items) {
                         facts.parts.insert(Part::Items);
+                        facts.differs(change::of_items(&row.items, &items));
                     }
                     facts.items = items;
                 }
                 None => {
                     facts.parts.insert(Part::Body);
+                    facts.differs(facts.header.as_ref().map(|header| change::of_body(&row, header)));
                 }
             }
         }
@@ -145,6 +160,12 @@ impl RowJob {
         if decided.is_none() || (count.is_some() && !facts.parts.contains(&Part::Header) && decided != count)
         {
             facts.parts.insert(Part::Decision);
+            let items = count.map_or_else(String::new, |count| format!(" about {count} items"));
+            let stored = words::bytes(&row.decision);
+            facts.differs([Change::of(
+                Part::Decision,
+                format!("decision: table {stored}, which is no decision{items}"),
+            )]);
         }
         facts.fate = row.fate;
         facts
@@ -168,7 +189,8 @@ fn check_body(row: &StoredRow, facts: &mut RowFacts) -> Option<Vec<Item>> {
 /// Finds which of header, signature and key is not as it was; of one change, the one that it is.
 fn check_signature(network: &NetworkId, row: &StoredRow, key: Option<&VerifyingKey>, facts: &mut RowFacts) {
     if facts.header.is_none() {
-        facts.parts.insert(Part::Header);
+        let text = format!("header: table {}, which is no header", words::bytes(&row.header));
+        facts.differs([Change::of(Part::Header, text)]);
         return;
     }
     let signed_by = |key: &VerifyingKey| {
@@ -187,38 +209,36 @@ fn check_signature(network: &NetworkId, row: &StoredRow, key: Option<&VerifyingK
         return;
     };
     let own_key = row.client_key == key.public().as_bytes();
+    let key_differs = || {
+        let (table, ledger) = (words::bytes(&row.client_key), words::bytes(key.public().as_bytes()));
+        Change::of(Part::ClientKey, format!("client_key: table {table}, ledger {ledger}"))
+    };
     if signed_by(key) {
         if !own_key {
-            facts.parts.insert(Part::ClientKey);
+            facts.differs([key_differs()]);
         }
         return;
     }
     let column_key = <[u8; 32]>::try_from(row.client_key.as_slice()).ok().map(PublicKey);
     let column_key = column_key.and_then(|key| VerifyingKey::parse(&key).ok());
     if !own_key && column_key.is_some_and(|key| signed_by(&key)) {
-        facts.parts.insert(Part::ClientKey);
+        facts.differs([key_differs()]);
     } else if !hash_fits {
-        facts.parts.insert(Part::Header);
+        let (table, column) = (words::bytes(facts.header_hash.as_bytes()), words::bytes(&row.header_hash));
+        let text = format!(
+            "header: its hash is {table}, column header_hash has {column}, and its client did not sign it"
+        );
+        facts.differs([Change::of(Part::Header, text)]);
     } else {
-        facts.parts.insert(Part::Signature);
+        let text = format!(
+            "signature: table {}, which is not the client's of this header",
+            words::bytes(&row.signature)
+        );
+        facts.differs([Change::of(Part::Signature, text)]);
         if !own_key {
-            facts.parts.insert(Part::ClientKey);
+            facts.differs([key_differs()]);
         }
     }
-}
-
-/// The columns that repeat the header.
-fn check_columns(row: &StoredRow, facts: &mut RowFacts) {
-    let Some(header) = &facts.header else { return };
-    let number = |column: i64, value: u64| u64::try_from(column) == Ok(value);
-    let columns = [
-        (Part::HeaderHash, row.header_hash == facts.header_hash.as_bytes()),
-        (Part::Client, row.client == header.client.as_str()),
-        (Part::Seq, number(row.seq, header.seq.0)),
-        (Part::Stream, row.stream == header.stream.as_str()),
-        (Part::EventTime, number(row.event_time, header.event_time.0)),
-    ];
-    facts.parts.extend(columns.into_iter().filter(|(_, fits)| !fits).map(|(part, _)| part));
 }
 
 fn same_items(stored: &[StoredItem], items: &[Item]) -> bool {
