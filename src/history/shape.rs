@@ -169,6 +169,6 @@ mod tests {
             [2, 12, 12, 5, 7]
         );
         assert_eq!(columns(META), [("name".into(), "TEXT".into()), ("value".into(), "TEXT".into())]);
-        assert_eq!(columns("items")[7], ("float_value".into(), "DOUBLE PRECISION".into()));
+        assert_eq!(columns("items")[8], ("float_value".into(), "DOUBLE PRECISION".into()));
     }
 }

@@ -12,7 +12,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use sqlx::ConnectOptions as _;
@@ -29,6 +29,12 @@ const WRITE_AHEAD: u8 = 2;
 /// Codes with which SQLite says that it would have to write: cannot open, read-only, and two of its
 /// details: recovery, and no shared memory.
 const NEEDS_WRITING: [&str; 4] = ["14", "8", "264", "520"];
+
+/// The file, and its write-ahead log.
+const PARTS: [&str; 2] = ["", "-wal"];
+
+/// How often a file is copied that somebody writes meanwhile.
+const COPY_TRIES: u32 = 5;
 
 /// How a file is read.
 #[derive(Debug)]
@@ -66,11 +72,7 @@ impl Untouched {
         let path = &fs::canonicalize(path).map_err(failed)?;
         let dir = TempDir::with_prefix("ledgermq-audit-").map_err(failed)?;
         let copy = dir.path().join("history.sqlite");
-        for suffix in ["", "-wal"].into_iter().filter(|suffix| beside(path, suffix).exists()) {
-            let to = beside(&copy, suffix);
-            fs::copy(beside(path, suffix), &to).map_err(failed)?;
-            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        }
+        copy_still(path, &copy, |from, to| fs::copy(from, to).map(drop)).map_err(failed)?;
         Ok(Self { url: url(&copy, false), alone_without: None, copy: Some(dir) })
     }
 
@@ -93,6 +95,42 @@ impl Untouched {
     }
 }
 
+/// Copies a file and its write-ahead log as they were at one moment: again, if somebody wrote either meanwhile.
+fn copy_still(
+    path: &Path,
+    copy: &Path,
+    mut copy_file: impl FnMut(&Path, &Path) -> io::Result<()>,
+) -> io::Result<()> {
+    for _ in 0..COPY_TRIES {
+        let before = stamps(path)?;
+        for (suffix, _) in PARTS.into_iter().zip(&before).filter(|(_, stamp)| stamp.is_some()) {
+            let to = beside(copy, suffix);
+            copy_file(&beside(path, suffix), &to)?;
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600))?;
+        }
+        if stamps(path)? == before {
+            return Ok(());
+        }
+        let wal = beside(copy, PARTS[1]);
+        if wal.exists() {
+            fs::remove_file(wal)?;
+        }
+    }
+    Err(io::Error::other(
+        "it is written while it is copied: stop its node, or copy it with sqlite3 and .backup",
+    ))
+}
+
+/// Which file each part is, how long, and when it was written; none if it is not there.
+fn stamps(path: &Path) -> io::Result<Vec<Option<(u64, u64, i64, i64)>>> {
+    let stamp = |suffix| match fs::metadata(beside(path, suffix)) {
+        Ok(file) => Ok(Some((file.ino(), file.len(), file.mtime(), file.mtime_nsec()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    PARTS.into_iter().map(stamp).collect()
+}
+
 fn url(path: &Path, immutable: bool) -> Url {
     SqliteConnectOptions::new().filename(path).read_only(true).immutable(immutable).to_url_lossy()
 }
@@ -108,4 +146,34 @@ fn is_write_ahead(path: &Path) -> io::Result<bool> {
     let mut header = Vec::new();
     File::open(path)?.take(WRITE_VERSION_AT as u64 + 1).read_to_end(&mut header)?;
     Ok(header.get(WRITE_VERSION_AT) == Some(&WRITE_AHEAD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_written_while_it_is_copied_is_copied_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, copy) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&path, "database").unwrap();
+        fs::write(beside(&path, "-wal"), "log").unwrap();
+        let mut copied = 0;
+        let copy_with = |writes: u32, copied: &mut u32| {
+            copy_still(&path, &copy, |from, to| {
+                *copied += 1;
+                fs::copy(from, to)?;
+                // A checkpoint after the file, and before its log.
+                if *copied <= 2 * writes {
+                    fs::write(&path, "more ".repeat(*copied as usize))?;
+                }
+                Ok(())
+            })
+        };
+        copy_with(2, &mut copied).unwrap();
+        assert_eq!((copied, fs::read(&copy).unwrap()), (6, fs::read(&path).unwrap()));
+        copied = 0;
+        let endless = copy_with(u32::MAX / 2, &mut copied).unwrap_err().to_string();
+        assert!(endless.contains("written while it is copied"), "{endless}");
+    }
 }
