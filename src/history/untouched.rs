@@ -121,8 +121,11 @@ fn copy_still(
     ))
 }
 
-/// Which file each part is, how long, and when it was written; none if it is not there.
-fn stamps(path: &Path) -> io::Result<Vec<Option<(u64, u64, i64, i64)>>> {
+/// Which file it is, how long, and when it was written: seconds and nanoseconds.
+type Stamp = (u64, u64, i64, i64);
+
+/// Of each part, none if it is not there.
+fn stamps(path: &Path) -> io::Result<Vec<Option<Stamp>>> {
     let stamp = |suffix| match fs::metadata(beside(path, suffix)) {
         Ok(file) => Ok(Some((file.ino(), file.len(), file.mtime(), file.mtime_nsec()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -14,7 +14,9 @@ use clap::{ArgGroup, Args};
 use serde_json::json;
 use url::Url;
 
+use self::source::Stopping;
 use super::http::api_url;
+use super::interrupt::interrupted;
 use super::output;
 use crate::config::read_genesis;
 use crate::history::audit::{AuditOptions, AuditReport, AuditVerdict, LostRows, audit};
@@ -126,18 +128,34 @@ fn report(args: &AuditArgs) -> anyhow::Result<AuditReport> {
         max_findings: usize::try_from(args.max_findings).unwrap_or(usize::MAX),
         known_lost: args.lost.clone(),
     };
-    runtime.block_on(async {
+    let stopping = Stopping::default();
+    let judged = async {
         // What the history has at this moment is on the ledger that is read after it.
         let history = SqlReader::open(location, &genesis.network_id()).await.map_err(for_auditor)?;
         let ledger = match (&args.ledger, &args.node) {
-            (Some(dir), _) => source::from_directory(&genesis, dir, args.client.clone())?,
+            (Some(dir), _) => {
+                let (genesis, dir) = (genesis.clone(), dir.clone());
+                let (client, stopping) = (args.client.clone(), stopping.clone());
+                let read = move || source::from_directory(&genesis, &dir, client, &stopping);
+                tokio::task::spawn_blocking(read).await??
+            }
             (None, Some(api)) => source::from_api(&genesis, api.clone(), args.client.clone()).await?,
             (None, None) => bail!("give --ledger DIR or --node URL"),
         };
         if let Some(client) = args.client.as_ref().filter(|client| !ledger.knows(client)) {
             bail!("{client} was never registered on this ledger; check --client");
         }
-        Box::pin(audit(&ledger, &history, &options)).await.map_err(for_auditor)
+        audit(&ledger, &history, &options).await.map_err(for_auditor)
+    };
+    // Copies that were made to be read go with what reads them, and the runtime's end waits for that.
+    runtime.block_on(async {
+        tokio::select! {
+            report = Box::pin(judged) => report,
+            stop = interrupted() => {
+                stopping.stop();
+                stop.and_then(|()| bail!("interrupted, and nothing is judged: run it again"))
+            }
+        }
     })
 }
 

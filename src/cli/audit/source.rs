@@ -3,6 +3,8 @@
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anyhow::{Context as _, anyhow, bail};
 use tempfile::TempDir;
@@ -38,13 +40,29 @@ pub(in crate::cli) fn history(text: &str) -> anyhow::Result<Location> {
     })
 }
 
+/// Somebody wants the command to end, and what it made to be gone.
+#[derive(Debug, Clone, Default)]
+pub(in crate::cli) struct Stopping(Arc<AtomicBool>);
+
+impl Stopping {
+    /// From here on it stops.
+    pub(in crate::cli) fn stop(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    fn check(&self) -> std::io::Result<()> {
+        if self.0.load(Relaxed) { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    }
+}
+
 /// The ledger in a data directory. It is copied first, since the store cannot be opened without being written.
 pub(in crate::cli) fn from_directory(
     genesis: &Genesis,
     dir: &Path,
     only: Option<ClientId>,
+    stopping: &Stopping,
 ) -> anyhow::Result<AuditedLedger> {
-    let copy = copy_of(&ledger_dir(dir)?)?;
+    let copy = copy_of(&ledger_dir(dir)?, stopping)?;
     let network = genesis.network_id();
     let store = SledStore::open(copy.path(), &StoreSettings::new(network)).map_err(|error| match error {
         StoreError::WrongNetwork { expected, found, .. } => anyhow!(
@@ -56,6 +74,7 @@ pub(in crate::cli) fn from_directory(
     })?;
     let mut ledger = AuditedLedger::new(genesis)?.only(only);
     for height in (1..=store.certified_height().0).map(Height) {
+        stopping.check()?;
         let Some(block) = store.block(height)? else {
             bail!("the ledger in {} lacks block {height}: take it from another node", dir.display());
         };
@@ -77,7 +96,7 @@ fn ledger_dir(dir: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// A copy of a store that nobody writes meanwhile.
-fn copy_of(dir: &Path) -> anyhow::Result<TempDir> {
+fn copy_of(dir: &Path, stopping: &Stopping) -> anyhow::Result<TempDir> {
     // Held until all is copied. A copy may be without this file.
     let lock = File::open(dir.join("lock")).ok();
     if let Some(Err(error)) = lock.as_ref().map(File::try_lock_shared) {
@@ -92,7 +111,7 @@ fn copy_of(dir: &Path) -> anyhow::Result<TempDir> {
         }
     }
     let copy = TempDir::with_prefix("ledgermq-audit-").context("cannot make a temporary directory")?;
-    copy_files(dir, copy.path()).with_context(|| {
+    copy_files(dir, copy.path(), stopping).with_context(|| {
         format!(
             "cannot copy the ledger in {} to {}; it needs as much room there, set TMPDIR to another place",
             dir.display(),
@@ -102,13 +121,14 @@ fn copy_of(dir: &Path) -> anyhow::Result<TempDir> {
     Ok(copy)
 }
 
-fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
+fn copy_files(from: &Path, to: &Path, stopping: &Stopping) -> std::io::Result<()> {
     for entry in fs::read_dir(from)? {
+        stopping.check()?;
         let entry = entry?;
         let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
         if kind.is_dir() {
             fs::create_dir(&target)?;
-            copy_files(&entry.path(), &target)?;
+            copy_files(&entry.path(), &target, stopping)?;
         } else if kind.is_file() && entry.file_name() != "lock" {
             fs::copy(entry.path(), &target)?;
             // The evidence may be read-only; its copy is opened to be written.

@@ -30,7 +30,7 @@ impl Change {
         Self::of(part, format!("{part}: table {table}, signed {signed}"))
     }
 
-    fn of_item(index: usize, text: String) -> Self {
+    fn of_item(index: usize, text: &str) -> Self {
         Self { part: Part::Items, item: u32::try_from(index).ok(), text: format!("item {index}, {text}") }
     }
 }
@@ -93,7 +93,7 @@ pub(super) fn of_items(stored: &[StoredItem], signed: &[Item]) -> Vec<Change> {
             Some(stored) => of_item(index, stored, item, &mut changes),
             None => changes.push(Change::of_item(
                 index,
-                format!("{}: table nothing, signed {}", item.service, words::value(&item.value)),
+                &format!("{}: table nothing, signed {}", item.service, words::value(&item.value)),
             )),
         }
     }
@@ -127,7 +127,7 @@ fn of_item(index: usize, stored: &StoredItem, item: &Item, changes: &mut Vec<Cha
     for (column, _, (table, signed)) in columns.into_iter().filter(|(_, fits, _)| !fits) {
         changes.push(Change::of_item(
             index,
-            format!("{}{column}: table {table}, signed {signed}", item.service),
+            &format!("{}{column}: table {table}, signed {signed}", item.service),
         ));
     }
 }
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn many_changes_are_told_by_their_number() {
-        let changes: Vec<_> = (0..9).map(|at| Change::of_item(at, "x".into())).collect();
+        let changes: Vec<_> = (0..9).map(|at| Change::of_item(at, "x")).collect();
         assert!(told(&changes.iter().collect::<Vec<_>>()).ends_with("; and 5 more"));
     }
 }

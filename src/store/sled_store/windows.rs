@@ -27,6 +27,9 @@ const LONG: usize = 256;
 /// Sixteen of the longest, with their numbers and lengths.
 const MAX_VALUE_BYTES: usize = 8 * 1024;
 
+/// Key and value of an entry of the state.
+type StateEntry = (Vec<u8>, Vec<u8>);
+
 /// One number of a run: its place, and its value if that is not under a key of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 struct Slot {
@@ -103,7 +106,7 @@ impl<'a> Changes<'a> {
 }
 
 /// All entries that stand together, with the keys that they have in the state.
-pub(super) fn load(db: &sled::Db) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+pub(super) fn load(db: &sled::Db) -> Result<Vec<StateEntry>, StoreError> {
     let mut entries = Vec::new();
     for run in db.scan_prefix(keys::WINDOWS) {
         let (key, bytes) = run.map_err(failed)?;
