@@ -130,8 +130,12 @@ async fn a_node_that_lost_everything_but_its_key_comes_back_while_the_others_go_
         .await;
     network.reaches(3, height).await;
     network.eventually("the others go on", async || (load.acked() > before).then_some(())).await;
-    let blocks = network.metric(3, "ledgermq_transfer_blocks_total").await;
-    assert!(blocks >= 40.0, "{blocks} blocks fetched");
+    // They are in the ledger before they are counted.
+    network
+        .eventually("the blocks were fetched", async || {
+            (network.metric(3, "ledgermq_transfer_blocks_total").await >= 40.0).then_some(())
+        })
+        .await;
     network
         .eventually("the transfer is over", async || {
             (network.metric(3, "ledgermq_transfer_active").await < 1.0).then_some(())
