@@ -263,12 +263,19 @@ impl Bases {
         for index in decision.picked() {
             let Some(item) = items.get(index as usize) else { continue };
             let key = Arc::new(ItemKey::from(item));
-            if known.last(&*self.store, &key)?.is_none() {
-                known.firsts.entry(key.client.clone()).or_default().insert(Arc::clone(&key));
-            }
             let base = Base { event_time: item.event_time, value: item.value.clone() };
-            let at = BaseRef { seq, index };
-            known.open.entry(Arc::clone(&key)).or_default().push(LastWritten { at, base });
+            let value = LastWritten { at: BaseRef { seq, index }, base };
+            match known.on_ledger(&*self.store, &key)? {
+                // It can be no base. Maybe the ledger has it by way of another node, and then no block that is
+                // still to be indexed closes it.
+                Some(last) if !value.is_newer_than(last) => continue,
+                Some(_) => {}
+                None => {
+                    // One that is open already is there already.
+                    known.firsts.entry(key.client.clone()).or_default().insert(Arc::clone(&key));
+                }
+            }
+            known.open.entry(Arc::clone(&key)).or_default().push(value);
             keys.push(key);
         }
         if let (Some(item), false) = (items.first(), keys.is_empty()) {
@@ -296,15 +303,28 @@ impl Bases {
 impl Known {
     /// The newest value that is submitted or on the ledger.
     fn last(&mut self, store: &dyn LedgerStore, key: &ItemKey) -> Result<Option<LastWritten>, StoreError> {
+        let last = self.on_ledger(store, key)?.cloned();
+        let open = self.open.get(key).into_iter().flatten();
+        Ok(last
+            .iter()
+            .chain(open)
+            .reduce(|one, other| if other.is_newer_than(one) { other } else { one })
+            .cloned())
+    }
+
+    /// The newest value that is on the ledger.
+    fn on_ledger(
+        &mut self,
+        store: &dyn LedgerStore,
+        key: &ItemKey,
+    ) -> Result<Option<&LastWritten>, StoreError> {
         if self.recent.get(key).is_none()
             && let Some(last) = store.last_written(key)?
         {
             self.recent.put(key.clone(), last);
             self.note_client(&key.client);
         }
-        let open = self.open.get(key).into_iter().flatten();
-        let newest = self.recent.get(key).into_iter().chain(open);
-        Ok(newest.reduce(|one, other| if other.is_newer_than(one) { other } else { one }).cloned())
+        Ok(self.recent.get(key))
     }
 
     fn note_client(&mut self, client: &ClientId) {

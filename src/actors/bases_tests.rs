@@ -20,13 +20,24 @@ const STREAM: &str = "env";
 /// Numbers of the items of each message.
 const ITEMS: u32 = 3;
 
+/// So many clients send, each by way of any node.
+const CLIENTS: usize = 3;
+
+fn client_of(number: usize) -> ClientId {
+    ClientId::new(format!("devices/iot{number}")).unwrap()
+}
+
 fn client() -> ClientId {
-    ClientId::new("devices/iot").unwrap()
+    client_of(0)
 }
 
 fn item(num: u32, time: u64, value: i64) -> Item {
+    item_of(0, num, time, value)
+}
+
+fn item_of(client: usize, num: u32, time: u64, value: i64) -> Item {
     Item {
-        client: client(),
+        client: client_of(client),
         device: "th-01".into(),
         service: "temperature".into(),
         num,
@@ -52,7 +63,7 @@ fn change(by: f64) -> WritePolicy {
 fn block(height: u64, writes: &[(MessageSeq, Vec<(u32, Item)>)]) -> Block {
     let operations = writes.iter().map(|(seq, items)| {
         let header = device::Header {
-            client: client(),
+            client: items[0].1.client.clone(),
             stream: Stream::new(STREAM).unwrap(),
             seq: *seq,
             event_time: items[0].1.event_time,
@@ -93,8 +104,12 @@ fn block(height: u64, writes: &[(MessageSeq, Vec<(u32, Item)>)]) -> Block {
 }
 
 fn settled(seq: MessageSeq, verdict: FinalVerdict) -> FinalMessage {
+    settled_of(&client(), seq, verdict)
+}
+
+fn settled_of(client: &ClientId, seq: MessageSeq, verdict: FinalVerdict) -> FinalMessage {
     let stream = Stream::new(STREAM).unwrap();
-    FinalMessage { client: client(), stream, seq, header: Hash([1; 32]), items: ITEMS, verdict }
+    FinalMessage { client: client.clone(), stream, seq, header: Hash([1; 32]), items: ITEMS, verdict }
 }
 
 fn written(height: u64) -> FinalVerdict {
@@ -162,6 +177,7 @@ struct Network {
 enum Step {
     /// A new message, by way of one node, with an event time that may be of before.
     Send {
+        client: usize,
         node: usize,
         time: u64,
         values: [i64; ITEMS as usize],
@@ -212,8 +228,8 @@ fn any_step() -> impl Strategy<Value = Step> {
     let node = || 0..NODES;
     let index = any::<prop::sample::Index>;
     prop_oneof![
-        8 => (node(), 0_u64..100, prop::array::uniform3(0_i64..8))
-            .prop_map(|(node, time, values)| Step::Send { node, time, values }),
+        8 => (0..CLIENTS, node(), 0_u64..100, prop::array::uniform3(0_i64..8))
+            .prop_map(|(client, node, time, values)| Step::Send { client, node, time, values }),
         2 => (node(), index()).prop_map(|(node, message)| Step::SendAgain { node, message }),
         6 => (node(), index(), prop::bool::weighted(0.2))
             .prop_map(|(node, message, refuse)| Step::Execute { node, message, refuse }),
@@ -255,7 +271,7 @@ impl Network {
     }
 
     /// The newest value that the node submitted or has on its ledger, looked for everywhere.
-    fn last(&self, node: usize, num: u32) -> Option<(BaseRef, Item)> {
+    fn last(&self, node: usize, client: &ClientId, num: u32) -> Option<(BaseRef, Item)> {
         let node = &self.nodes[node];
         let indexed = usize::try_from(node.store.indexed_height().0).unwrap();
         let own = node.submitted.iter().filter(|message| message.fate != Fate::Refused).flat_map(|message| {
@@ -263,7 +279,7 @@ impl Network {
             picked.map(|index| (message.seq, index, message.items[index as usize].clone()))
         });
         let all = self.ledger[..indexed].iter().flatten().cloned().chain(own);
-        all.filter(|(_, _, item)| item.num == num)
+        all.filter(|(_, _, item)| (&item.client, item.num) == (client, num))
             .max_by_key(|(seq, index, item)| (item.event_time, *seq, *index))
             .map(|(seq, index, item)| (BaseRef { seq, index }, item))
     }
@@ -272,7 +288,7 @@ impl Network {
         if self.nodes[node].submitted.iter().any(|message| message.seq == seq) {
             return;
         }
-        let expected: Vec<_> = items.iter().map(|item| self.last(node, item.num)).collect();
+        let expected: Vec<_> = items.iter().map(|item| self.last(node, &item.client, item.num)).collect();
         let decision = self.nodes[node].bases.judge(&self.policies, STREAM, seq, items).unwrap();
         assert_eq!(decision.policies, self.policies.version);
         for ((item, made), last) in items.iter().zip(&decision.items).zip(expected) {
@@ -301,14 +317,14 @@ impl Network {
             self.ledger.iter().flatten().filter(|(other, ..)| *other == seq).map(|(_, at, _)| *at).collect();
         if decision.picked().is_empty() {
             self.nodes[node].submitted[at].fate = Fate::Written(0);
-            self.nodes[node].bases.settled(&settled(seq, FinalVerdict::NotWritten));
+            self.nodes[node].bases.settled(&settled_of(&items[0].client, seq, FinalVerdict::NotWritten));
         } else if (refuse && there.is_empty()) || self.refused.contains(&seq) {
             // All replicas refuse a message alike, whoever admitted it.
             self.refused.insert(seq);
             self.nodes[node].submitted[at].fate = Fate::Refused;
             let last_seq = MessageSeq(0);
             let verdict = FinalVerdict::Rejected(Rejection::Revoked { last_seq });
-            self.nodes[node].bases.settled(&settled(seq, verdict));
+            self.nodes[node].bases.settled(&settled_of(&items[0].client, seq, verdict));
         } else {
             let new = decision.picked().into_iter().filter(|index| !there.contains(index));
             let new: Vec<_> = new.map(|index| (seq, index, items[index as usize].clone())).collect();
@@ -340,7 +356,8 @@ impl Network {
         if let Fate::Written(height) = message.fate
             && height > 0
         {
-            node.bases.settled(&settled(message.seq, written(height)));
+            let client = &message.items[0].client;
+            node.bases.settled(&settled_of(client, message.seq, written(height)));
             node.told.insert(message.seq);
         }
     }
@@ -365,9 +382,10 @@ impl Network {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Send { node, time, values } => {
+            Step::Send { client, node, time, values } => {
                 let seq = MessageSeq(self.messages.len() as u64 + 1);
-                let items: Vec<_> = (1..).zip(values).map(|(num, value)| item(num, time, value)).collect();
+                let items: Vec<_> =
+                    (1..).zip(values).map(|(num, value)| item_of(client, num, time, value)).collect();
                 self.messages.push((seq, items.clone()));
                 self.send(node, seq, &items);
             }
@@ -393,24 +411,33 @@ impl Network {
             }
         }
         for node in 0..NODES {
+            // A client is told once, mostly before the block is indexed.
+            for Submitted { seq, fate, items, .. } in &self.nodes[node].submitted {
+                if let Fate::Written(height) = fate
+                    && !self.nodes[node].told.contains(seq)
+                {
+                    let message = settled_of(&items[0].client, *seq, written(*height));
+                    self.nodes[node].bases.settled(&message);
+                }
+            }
             for _ in 0..self.ledger.len() {
                 self.index(node);
-            }
-            for Submitted { seq, fate, .. } in &self.nodes[node].submitted {
-                if let Fate::Written(height) = fate {
-                    self.nodes[node].bases.settled(&settled(*seq, written(*height)));
-                }
             }
             assert_eq!(self.nodes[node].bases.open_count(), 0);
             let known = self.nodes[node].bases.known();
             assert!(known.open.is_empty() && known.messages.is_empty() && known.firsts.is_empty());
             drop(known);
-            for num in 1..=ITEMS {
-                let stored = self.nodes[node].store.last_written(&(&item(num, 0, 0)).into()).unwrap();
-                assert_eq!(stored.map(|last| last.at), self.last(node, num).map(|(at, _)| at));
+            for client in 0..CLIENTS {
+                let id = client_of(client);
+                for num in 1..=ITEMS {
+                    let key = (&item_of(client, num, 0, 0)).into();
+                    let stored = self.nodes[node].store.last_written(&key).unwrap();
+                    assert_eq!(stored.map(|last| last.at), self.last(node, &id, num).map(|(at, _)| at));
+                }
+                let items = self.ledger.iter().flatten().filter(|(_, _, item)| item.client == id);
+                let items = items.map(|(_, _, item)| item.num).collect::<BTreeSet<_>>();
+                assert_eq!(self.nodes[node].store.item_count(&id).unwrap(), items.len() as u64);
             }
-            let items = self.ledger.iter().flatten().map(|(_, _, item)| item.num).collect::<BTreeSet<_>>();
-            assert_eq!(self.nodes[node].store.item_count(&client()).unwrap(), items.len() as u64);
         }
     }
 }
@@ -452,6 +479,26 @@ fn what_is_submitted_counts_before_it_is_on_the_ledger_and_not_after_it_was_refu
     let refused = FinalVerdict::Rejected(Rejection::Revoked { last_seq: MessageSeq(2) });
     node.bases.settled(&settled(MessageSeq(3), refused));
     assert_eq!(verdict(6, 50, 22), (Verdict::Quiet, Some(5)));
+}
+
+#[test]
+fn what_the_ledger_has_of_a_message_that_is_taken_up_again_is_not_open() {
+    let mut node = Node::new(2);
+    let rule = policies(1, WritePolicy::Always, None);
+    let items = [item(1, 10, 20), item(2, 10, 20)];
+    let decision = node.bases.judge(&rule, STREAM, MessageSeq(1), &items).unwrap();
+    // Another node wrote a part of it, and this one is started again before its own request is executed.
+    let blocks = [block(1, &[(MessageSeq(1), vec![(0, items[0].clone())])])];
+    node.store.index(&blocks).unwrap();
+    node.bases = bases_of(&node.store, 2, 2);
+    node.bases.resume(MessageSeq(1), &items, &decision).unwrap();
+    assert_eq!(node.bases.open_count(), 1);
+    node.bases.settled(&settled(MessageSeq(1), written(2)));
+    let blocks = [block(2, &[(MessageSeq(1), vec![(1, items[1].clone())])])];
+    node.store.index(&blocks).unwrap();
+    node.bases.indexed(&blocks[0]);
+    assert_eq!(node.bases.open_count(), 0, "else less and less room would be left");
+    assert!(node.bases.known().messages.is_empty());
 }
 
 #[test]

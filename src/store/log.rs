@@ -386,7 +386,7 @@ impl Log {
     }
 
     /// Deletes the segments whose entries are all below `position`, but never one that a holder
-    /// still needs. Done by the log's thread when it has nothing to write; an error fails the log.
+    /// still needs. Done by the log's thread between two groups; an error fails the log.
     pub fn cut(&self, position: Position) {
         self.inner.shared.cut(position.min(self.low_mark()));
     }

@@ -7,6 +7,7 @@ mod cells;
 mod clean;
 mod command;
 mod hostile;
+mod interrupted;
 #[cfg(feature = "interop")]
 mod postgres;
 mod served;

@@ -194,6 +194,10 @@ impl Shared {
     fn next_work(&self, still_to_gather: impl Fn() -> Option<Duration>) -> Option<Work> {
         let mut queue = self.queue();
         loop {
+            // First: under load something is always queued, and the log would grow for as long as that lasts.
+            if let Some(below) = queue.cut.take() {
+                return Some(Work::Cut(below));
+            }
             if !queue.appends.is_empty() {
                 if let (false, Some(gather)) = (queue.is_due(), still_to_gather()) {
                     queue.waits = Waits::Urgent;
@@ -202,9 +206,6 @@ impl Shared {
                     queue.waits = Waits::Not;
                 }
                 return Some(Work::Write(queue.take_group()));
-            }
-            if let Some(below) = queue.cut.take() {
-                return Some(Work::Cut(below));
             }
             if queue.closed {
                 return None;
@@ -356,5 +357,46 @@ impl Writer {
         let bytes = self.segments.iter().map(|segment| segment.bytes).sum();
         self.shared.counters.disk_bytes.store(bytes, Relaxed);
         self.shared.counters.segments.store(self.segments.len() as u64, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::EntryKind;
+    use super::*;
+
+    fn push(shared: &Shared, kind: EntryKind) {
+        let share = Arc::clone(&shared.room).try_acquire_owned().unwrap();
+        shared.push(vec![Entry { kind, bytes: vec![7; 40] }], share).unwrap();
+    }
+
+    #[test]
+    fn what_nobody_needs_is_cut_also_while_there_is_always_something_to_write() {
+        let shared = Shared::new(Position::NONE, Arc::new(Semaphore::new(9)));
+        for kind in [EntryKind::Pbft, EntryKind::AcceptedMessage] {
+            push(&shared, kind);
+            shared.cut(Position(1));
+            let gather = || Some(Duration::from_secs(3600));
+            assert!(matches!(shared.next_work(gather), Some(Work::Cut(Position(1)))));
+            assert!(matches!(shared.next_work(|| None), Some(Work::Write(group)) if group.len() == 1));
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_into_a_group_is_written_next_and_all_bytes_are_accounted_for() {
+        let shared = Shared::new(Position::NONE, Arc::new(Semaphore::new(9)));
+        let large = || vec![Entry { kind: EntryKind::Pbft, bytes: vec![7; MAX_GROUP_BYTES - 100] }];
+        for _ in 0..2 {
+            shared.push(large(), Arc::clone(&shared.room).try_acquire_owned().unwrap()).unwrap();
+        }
+        push(&shared, EntryKind::AcceptedMessage);
+        let gather = || Some(Duration::from_secs(3600));
+        for entries in [1, 2] {
+            let work = shared.next_work(gather);
+            assert!(matches!(work, Some(Work::Write(group)) if group.len() == entries));
+        }
+        let queue = shared.queue();
+        assert_eq!((queue.bytes, queue.is_urgent, queue.is_due()), (0, false, false));
     }
 }
