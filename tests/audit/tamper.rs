@@ -338,6 +338,18 @@ async fn a_deleted_digest_is_named_and_its_rows_are_proven_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_digest_that_was_made_after_the_history_was_copied_is_no_finding_if_its_rows_are_there() {
+    let world = World::ordinary().await;
+    world.tamper(0, "DELETE FROM digests WHERE number = 2").await;
+    let copied = world.audit(0).await;
+    assert_eq!((all_told(&copied), copied.verdict), (vec![], AuditVerdict::Clean));
+    assert_eq!((copied.nodes[0].newer_digests, copied.nodes[0].covered), (1, 12));
+    let sql = everywhere("DELETE FROM TABLE WHERE number = 12");
+    let lacking = report(&format!("DELETE FROM digests WHERE number = 2; {sql}")).await;
+    assert_eq!((lacking.nodes[0].newer_digests, lacking.verdict), (0, AuditVerdict::Tampering));
+}
+
+#[tokio::test]
 async fn without_the_hashes_of_its_rows_a_digest_still_names_what_it_can() {
     let spoilt = "UPDATE digests SET row_hashes = zeroblob(192) WHERE number = 1";
     let told = found(&format!("{spoilt}; {}", everywhere("DELETE FROM TABLE WHERE number = 4"))).await;

@@ -89,10 +89,20 @@ fn node(node: &NodeReport) -> anyhow::Result<()> {
         ),
         (
             node.after_revocation,
-            ["message came after its client was revoked", "messages came after their client was revoked"],
+            [
+                "message is above the last seq of its client's revocation",
+                "messages are above the last seq of their client's revocation",
+            ],
+        ),
+        (
+            node.newer_digests,
+            [
+                "digest was made after this history was copied; its rows are proven all the same",
+                "digests were made after this history was copied; their rows are proven all the same",
+            ],
         ),
     ];
-    if node.rows > 0 && node.covered == 0 {
+    if node.rows > 0 && node.covered + node.unproven == 0 {
         line("           no digest proves any of them yet: audit again when the node has made one")?;
     }
     for lost in &node.lost {

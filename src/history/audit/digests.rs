@@ -29,6 +29,8 @@ pub(super) struct Tracked {
     pub(super) height: Option<Height>,
     /// The history has its row.
     pub(super) is_kept: bool,
+    /// It is later than all that the history has.
+    pub(super) is_newer: bool,
     /// A later digest of the node is of the same rows: the history was lost and begun anew in between.
     pub(super) is_superseded: bool,
 }
@@ -92,6 +94,7 @@ pub(super) async fn read(
             hash: digest.hash,
             height: Some(digest.height),
             is_kept: seen.contains(&digest.number),
+            is_newer: seen.last().is_none_or(|last| digest.number > *last),
             is_superseded: first_of_later <= last,
         });
         first_of_later = first_of_later.min(digest.first);
@@ -137,6 +140,7 @@ fn signed(stored: &StoredDigest) -> Option<Tracked> {
         hash: digest.hash(),
         height: None,
         is_kept: true,
+        is_newer: false,
         is_superseded: false,
     })
 }

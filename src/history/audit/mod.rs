@@ -138,7 +138,9 @@ pub async fn audit(
         (true, false) => AuditVerdict::Unchecked,
         (true, true) => AuditVerdict::Clean,
     };
-    let notes = if verdict == AuditVerdict::Clean { Vec::new() } else { history.notes() };
+    // What was altered where it stands has nothing to do with how the file was copied.
+    let lacks = verdict == AuditVerdict::Unchecked || kept.iter().any(|one| one.kind == FindingKind::Deleted);
+    let notes = if lacks { history.notes() } else { Vec::new() };
     Ok(AuditReport {
         verdict,
         notes,

@@ -237,6 +237,9 @@ pub struct NodeReport {
     pub after_revocation: u64,
     /// Digests of this node on the ledger.
     pub digests: u64,
+    /// Of those, newer than all in the history, which was copied before they were made; all their rows are
+    /// proven.
+    pub newer_digests: u64,
     /// Digests in the history that are not on the ledger yet.
     pub pending_digests: u64,
     /// Rows that were lost with the history before it was begun anew.
@@ -259,6 +262,7 @@ impl NodeReport {
             not_final: 0,
             after_revocation: 0,
             digests: 0,
+            newer_digests: 0,
             pending_digests: 0,
             lost: Vec::new(),
         }

@@ -55,7 +55,9 @@ impl NodeAudit<'_> {
             self.lost(digest);
             return Ok(());
         }
-        if !digest.is_kept {
+        if digest.is_newer && is_whole {
+            self.report.newer_digests += 1;
+        } else if !digest.is_kept {
             let detail = format!("digest {} is gone; the ledger has it, of these rows", digest.number);
             let finding = Finding::new(FindingKind::Digest, Some(self.node), detail);
             self.findings
