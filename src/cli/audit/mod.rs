@@ -150,11 +150,13 @@ fn report(args: &AuditArgs) -> anyhow::Result<AuditReport> {
     // Copies that were made to be read go with what reads them, and the runtime's end waits for that.
     runtime.block_on(async {
         tokio::select! {
-            report = Box::pin(judged) => report,
+            // The signals are caught before anything is copied, which a first look at the other branch may do.
+            biased;
             stop = interrupted() => {
                 stopping.stop();
                 stop.and_then(|()| bail!("interrupted, and nothing is judged: run it again"))
             }
+            report = Box::pin(judged) => report,
         }
     })
 }
