@@ -117,7 +117,7 @@ impl StageTime {
         }
     }
 
-    /// Does `work`, as is done for each message, and measures one piece of [`SAMPLE`] for all.
+    /// Does `work`, as is done for each message, and measures one piece of eight for all.
     pub fn sampled<T>(&self, work: impl FnOnce() -> T) -> T {
         match &self.0 {
             Some(stage) if stage.is_sampled() => stage.times(SAMPLE, work),
