@@ -87,6 +87,8 @@ pub enum Violation {
     BadHeader { node: usize, height: Height },
     /// No quorum of the replicas of genesis signed the block.
     BadCertificate { node: usize, height: Height, why: String },
+    /// It has the block without a certificate: one that a kill took from it is fetched again.
+    Uncertified { node: usize, height: Height },
     /// Two nodes have different blocks.
     Fork { height: Height, nodes: (usize, usize) },
     /// A client has signed success, and an item is not there.
@@ -106,9 +108,9 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// Whether time can mend it: a node that still finishes what it acknowledged, or is behind.
+    /// Whether time can mend it: a node that still finishes what it acknowledged, is behind, or fetches.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::PubackedLost { .. } | Self::Behind { .. })
+        matches!(self, Self::PubackedLost { .. } | Self::Behind { .. } | Self::Uncertified { .. })
     }
 }
 
@@ -186,14 +188,14 @@ fn check_chain(genesis: &Genesis, keys: &ReplicaSetKeys, chain: &Chain) -> Vec<V
             violations.push(Violation::BadHeader { node, height: header.height });
         }
         if let Some(body) = &block.body {
-            let checked = match &body.certificate {
-                Some(certificate) => header.check_certified(&network, certificate, keys).err(),
-                None => Some(ledgermq::ledger::BlockError::ForeignCertificate),
-            };
-            if let Some(error) = checked {
-                let why = error.to_string();
-                violations.push(Violation::BadCertificate { node, height: header.height, why });
-            }
+            let height = header.height;
+            violations.extend(match &body.certificate {
+                None => Some(Violation::Uncertified { node, height }),
+                Some(certificate) => header
+                    .check_certified(&network, certificate, keys)
+                    .err()
+                    .map(|error| Violation::BadCertificate { node, height, why: error.to_string() }),
+            });
         }
         (previous, expected) = (block.hash, expected.next());
     }

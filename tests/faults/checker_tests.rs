@@ -234,8 +234,7 @@ fn a_refused_message_is_found() {
 
 #[test]
 fn a_certificate_that_does_not_verify_is_found() {
-    let bad: [fn(&World, &mut Option<Certificate>); 5] = [
-        |_, certificate| *certificate = None,
+    let bad: [fn(&World, &mut Option<Certificate>); 4] = [
         |world, certificate| *certificate = Some(world.certificate(&world.chains[0].blocks[1].header, 2)),
         |world, certificate| *certificate = Some(world.certificate(&world.chains[0].blocks[0].header, 3)),
         |_, certificate| certificate.as_mut().unwrap().signatures[1].1.0[3] ^= 1,
@@ -251,6 +250,15 @@ fn a_certificate_that_does_not_verify_is_found() {
             matches!(violations.as_slice(), [Violation::BadCertificate { node: 1, height: Height(2), .. }]);
         assert!(found, "{violations:?}");
     }
+}
+
+#[test]
+fn a_block_without_a_certificate_may_get_one_and_is_found() {
+    let mut world = World::new();
+    world.body(1, 1).certificate = None;
+    let missing = Violation::Uncertified { node: 1, height: Height(2) };
+    assert!(missing.may_pass());
+    assert_eq!(world.check(), [missing]);
 }
 
 #[test]
