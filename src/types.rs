@@ -6,8 +6,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bincode::de::read::Reader as _;
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 /// Why a text is not one of the identifiers of this module.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -177,21 +179,36 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
+/// The longest text of a newtype: a client's group and name, and what parts them.
+const MAX_TEXT_BYTES: usize = 129;
+
+/// Reads a text, as bincode writes it, into `buffer`; `None` if it is none, or too long.
+fn read_text<'a, D: bincode::de::Decoder>(
+    decoder: &mut D,
+    buffer: &'a mut [u8; MAX_TEXT_BYTES],
+) -> Option<&'a str> {
+    let length = usize::try_from(u64::decode(decoder).ok()?).ok()?;
+    let text = buffer.get_mut(..length)?;
+    decoder.claim_bytes_read(length).ok()?;
+    decoder.reader().read(text).ok()?;
+    std::str::from_utf8(text).ok()
+}
+
 macro_rules! text_newtype {
     ($(#[$doc:meta])* $name:ident, $check:expr, $error:expr) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Serialize)]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
         #[serde(transparent)]
-        pub struct $name(String);
+        pub struct $name(SmolStr);
 
         impl $name {
             /// Takes a text that has the form PROTOCOL.md section 1 names.
             ///
             /// # Errors
             /// [`ParseError`] if it has not.
-            pub fn new(text: impl Into<String>) -> Result<Self, ParseError> {
-                let text = text.into();
-                if ($check)(&text) { Ok(Self(text)) } else { Err($error) }
+            pub fn new(text: impl AsRef<str>) -> Result<Self, ParseError> {
+                let text = text.as_ref();
+                if ($check)(text) { Ok(Self(text.into())) } else { Err($error) }
             }
 
             /// The text.
@@ -230,8 +247,19 @@ macro_rules! text_newtype {
             fn decode<D: bincode::de::Decoder<Context = C>>(
                 decoder: &mut D,
             ) -> Result<Self, bincode::error::DecodeError> {
-                Self::new(String::decode(decoder)?)
-                    .map_err(|_| bincode::error::DecodeError::Other(stringify!($name)))
+                let mut text = [0; MAX_TEXT_BYTES];
+                read_text(decoder, &mut text)
+                    .and_then(|text| Self::new(text).ok())
+                    .ok_or(bincode::error::DecodeError::Other(stringify!($name)))
+            }
+        }
+
+        impl Encode for $name {
+            fn encode<E: bincode::enc::Encoder>(
+                &self,
+                encoder: &mut E,
+            ) -> Result<(), bincode::error::EncodeError> {
+                self.as_str().encode(encoder)
             }
         }
 
@@ -265,6 +293,7 @@ text_newtype!(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::codec;
 
     #[test]
     fn client_ids_follow_the_protocol() {
@@ -283,6 +312,22 @@ mod tests {
         for bad in ["key", "unauth", "forbidden", "update", "", "a/b", "+"] {
             assert_eq!(Stream::new(bad), Err(ParseError::Stream), "{bad}");
         }
+    }
+
+    #[test]
+    fn ids_are_encoded_as_the_texts_that_they_are() {
+        let longest = format!("{}/{}", "x".repeat(64), "y".repeat(64));
+        for text in ["a/b", "devices/a-gateway-with-a-long-name", &longest] {
+            let bytes = codec::encode(&text.to_owned());
+            assert_eq!(codec::encode(&ClientId::new(text).unwrap()), bytes);
+            assert_eq!(codec::decode::<256, ClientId>(&bytes).unwrap().as_str(), text);
+        }
+        for bad in ["", "devices", &format!("{longest}y")] {
+            assert!(codec::decode::<256, ClientId>(&codec::encode(&bad.to_owned())).is_err(), "{bad}");
+        }
+        let cut = &codec::encode(&longest)[..100];
+        assert!(codec::decode::<256, ClientId>(cut).is_err());
+        assert!(codec::decode::<256, ClientId>(b"\x03\xff/b").is_err());
     }
 
     #[test]

@@ -174,7 +174,8 @@ impl From<Item> for ItemJson {
             Value::Text(text) => text.into(),
             Value::Boolean(boolean) => boolean.into(),
         };
-        Self { device: item.device, service: item.service, num: item.num, value, unit: item.unit }
+        let (device, service, unit) = (item.device.into(), item.service.into(), item.unit.map(String::from));
+        Self { device, service, num: item.num, value, unit }
     }
 }
 

@@ -110,11 +110,11 @@ fn item(scanner: &mut Scanner<'_>, client: &ClientId) -> Result<Item, JsonError>
     let (mut device, mut service, mut num, mut value, mut unit) = (None, None, None, None, None);
     scanner.object(|scanner, name| {
         match name {
-            "deviceId" => device = Some(scanner.string()?.into_owned()),
-            "serviceId" => service = Some(scanner.string()?.into_owned()),
+            "deviceId" => device = Some(scanner.string()?.into()),
+            "serviceId" => service = Some(scanner.string()?.into()),
             "num" => num = Some(item_number(scanner)?),
             "value" => value = Some(item_value(scanner)?),
-            "unit" => unit = Some(scanner.string()?.into_owned()),
+            "unit" => unit = Some(scanner.string()?.into()),
             _ => scanner.skip()?,
         }
         Ok(())
@@ -381,7 +381,7 @@ mod tests {
             prop_assert_eq!(body.event_time, Timestamp(time));
             for (item, reading) in body.items.iter().zip(&readings) {
                 prop_assert_eq!(&item.value, &reading.value);
-                prop_assert_eq!(&item.unit, &reading.unit);
+                prop_assert_eq!(item.unit.as_deref(), reading.unit.as_deref());
             }
         }
 

@@ -13,6 +13,7 @@ use std::fmt;
 use minicbor::data::Type;
 use minicbor::{Decoder, Encoder};
 use serde::Serialize;
+use smol_str::SmolStr;
 
 use crate::types::{ClientId, Timestamp};
 
@@ -126,9 +127,9 @@ pub struct Item {
     /// The client (gateway) that sent it.
     pub client: ClientId,
     /// `deviceId`
-    pub device: String,
+    pub device: SmolStr,
     /// `serviceId`
-    pub service: String,
+    pub service: SmolStr,
     /// `num`, the paper's data item sequence number.
     pub num: u32,
     /// `eventTime`, of the whole message.
@@ -137,7 +138,7 @@ pub struct Item {
     pub value: Value,
     /// `unit`
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub unit: Option<String>,
+    pub unit: Option<SmolStr>,
 }
 
 impl Item {
@@ -221,16 +222,12 @@ impl Item {
         }
         Ok(Self {
             client: ClientId::new(d.str()?).map_err(minicbor::decode::Error::message)?,
-            device: d.str()?.to_owned(),
-            service: d.str()?.to_owned(),
+            device: d.str()?.into(),
+            service: d.str()?.into(),
             num: d.u32()?,
             event_time: Timestamp(d.u64()?),
             value: read_value(&mut d)?,
-            unit: if d.datatype()? == Type::Null {
-                d.null().map(|()| None)?
-            } else {
-                Some(d.str()?.to_owned())
-            },
+            unit: if d.datatype()? == Type::Null { d.null().map(|()| None)? } else { Some(d.str()?.into()) },
         })
     }
 }
@@ -309,12 +306,12 @@ mod tests {
             };
             let item = Item {
                 client: vectors.client_id.clone(),
-                device: case.device_id,
-                service: case.service_id,
+                device: case.device_id.into(),
+                service: case.service_id.into(),
                 num: case.num,
                 event_time: Timestamp(case.event_time),
                 value,
-                unit: case.unit,
+                unit: case.unit.map(Into::into),
             };
             assert_eq!(hex::encode(item.encode()), case.item, "{}", case.value_json);
             assert_eq!(Item::decode(&hex::decode(&case.item).unwrap()), Ok(item), "{}", case.value_json);
@@ -339,22 +336,22 @@ mod tests {
         let long = |len| "x".repeat(len);
         let good = Item {
             client: ClientId::new(format!("{}/{}", long(64), long(64))).unwrap(),
-            device: long(MAX_NAME_BYTES),
-            service: long(MAX_NAME_BYTES),
+            device: long(MAX_NAME_BYTES).into(),
+            service: long(MAX_NAME_BYTES).into(),
             num: u32::MAX,
             event_time: Timestamp::MAX,
             value: Value::Text(long(MAX_TEXT_BYTES)),
-            unit: Some(long(MAX_UNIT_BYTES)),
+            unit: Some(long(MAX_UNIT_BYTES).into()),
         };
         assert!(good.encode().len() <= MAX_ITEM_BYTES);
         assert_eq!(Item::decode(&good.encode()), Ok(good.clone()));
         let cases = [
-            (Item { device: long(MAX_NAME_BYTES + 1), ..good.clone() }, ItemError::Name),
-            (Item { device: String::new(), ..good.clone() }, ItemError::Name),
+            (Item { device: long(MAX_NAME_BYTES + 1).into(), ..good.clone() }, ItemError::Name),
+            (Item { device: SmolStr::default(), ..good.clone() }, ItemError::Name),
             (Item { service: "a\0".into(), ..good.clone() }, ItemError::Name),
             (Item { value: Value::Text(long(MAX_TEXT_BYTES + 1)), ..good.clone() }, ItemError::Value),
             (Item { value: Value::Float(f64::NAN), ..good.clone() }, ItemError::Value),
-            (Item { unit: Some(long(MAX_UNIT_BYTES + 1)), ..good.clone() }, ItemError::Unit),
+            (Item { unit: Some(long(MAX_UNIT_BYTES + 1).into()), ..good.clone() }, ItemError::Unit),
             (Item { event_time: Timestamp::MAX.plus_ms(1), ..good }, ItemError::Time),
         ];
         for (bad, error) in cases {
@@ -388,7 +385,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_encoded_decodes(value in any_value(), num in any::<u32>(), unit in proptest::option::of("[^\0]{0,16}")) {
-            let item = Item { num, unit, ..item(value) };
+            let item = Item { num, unit: unit.map(Into::into), ..item(value) };
             prop_assert_eq!(Item::decode(&item.encode()), Ok(item));
         }
 

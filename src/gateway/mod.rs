@@ -25,6 +25,7 @@
 
 mod journal;
 mod link;
+mod outbox;
 mod random;
 mod runner;
 mod session;

@@ -11,13 +11,13 @@
 //! of them are sent again in order, sealed under the new key. The numbers in the outbox never span more
 //! than the window of the node, so that none can become too old.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::journal::{Remembered, Stored};
+use super::outbox::Outbox;
 use super::random::Random;
 use super::{Refusal, Status};
 use crate::crypto::{SecretKey, VerifyingKey};
@@ -89,25 +89,6 @@ struct Sealing {
     heard: Duration,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Transfer {
-    Waiting,
-    Sent { pubacked: bool },
-    Later(Duration),
-}
-
-struct Outgoing {
-    stored: Arc<Stored>,
-    durable: bool,
-    transfer: Transfer,
-}
-
-impl Outgoing {
-    fn is_sent(&self) -> bool {
-        matches!(self.transfer, Transfer::Sent { .. })
-    }
-}
-
 /// Where the next message goes in the client's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Numbered {
@@ -120,8 +101,7 @@ pub(super) struct Session {
     identity: Identity,
     random: Random,
     link: Link,
-    outbox: BTreeMap<MessageSeq, Outgoing>,
-    outbox_bytes: usize,
+    outbox: Outbox,
     /// `None` until a node has said whether this client has a past.
     next: Option<MessageSeq>,
     unused_above: Option<MessageSeq>,
@@ -132,16 +112,11 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(identity: Identity, random: Random, remembered: Remembered) -> Self {
-        let outgoing = |stored: Arc<Stored>| {
-            (stored.seq, Outgoing { stored, durable: true, transfer: Transfer::Waiting })
-        };
-        let outbox_bytes = remembered.messages.values().map(|stored| stored.content.len()).sum();
         Self {
             identity,
             random,
             link: Link::Down,
-            outbox: remembered.messages.into_values().map(outgoing).collect(),
-            outbox_bytes,
+            outbox: Outbox::remembered(remembered.messages),
             next: remembered.next,
             unused_above: None,
             last_epoch: 0,
@@ -157,8 +132,8 @@ impl Session {
     /// The number of the next message, if one may be signed now.
     pub(super) fn next(&self) -> Option<Numbered> {
         let seq = self.next?;
-        let oldest = self.outbox.keys().next().copied().unwrap_or(seq);
-        let room = seq.0 - oldest.0 < SEQ_WINDOW && self.outbox_bytes < MAX_OUTBOX_BYTES;
+        let oldest = self.outbox.oldest().unwrap_or(seq);
+        let room = seq.0 - oldest.0 < SEQ_WINDOW && self.outbox.bytes() < MAX_OUTBOX_BYTES;
         (room && seq <= MessageSeq::MAX).then_some(Numbered { seq, unused_above: self.unused_above })
     }
 
@@ -167,16 +142,12 @@ impl Session {
         debug_assert_eq!(self.next, Some(stored.seq), "signed out of turn");
         self.next = Some(stored.seq.next());
         self.unused_above = None;
-        self.outbox_bytes += stored.content.len();
-        let outgoing = Outgoing { stored: Arc::clone(stored), durable: false, transfer: Transfer::Waiting };
-        self.outbox.insert(stored.seq, outgoing);
+        self.outbox.add(Arc::clone(stored));
     }
 
     /// The message is in the journal.
     pub(super) fn on_durable(&mut self, seq: MessageSeq, now: Duration) -> Vec<Effect> {
-        if let Some(outgoing) = self.outbox.get_mut(&seq) {
-            outgoing.durable = true;
-        }
+        self.outbox.durable(seq);
         self.try_send(now)
     }
 
@@ -193,9 +164,7 @@ impl Session {
 
     /// The broker has acknowledged the message.
     pub(super) fn on_puback(&mut self, seq: MessageSeq, now: Duration) -> Vec<Effect> {
-        if let Some(Outgoing { transfer: Transfer::Sent { pubacked }, .. }) = self.outbox.get_mut(&seq) {
-            *pubacked = true;
-        }
+        self.outbox.pubacked(seq);
         self.try_send(now)
     }
 
@@ -310,9 +279,7 @@ impl Session {
             until: now.saturating_add(lifetime),
             heard: now,
         });
-        for outgoing in self.outbox.values_mut() {
-            outgoing.transfer = Transfer::Waiting;
-        }
+        self.outbox.all_wait();
         let mut effects = vec![Effect::Status(Status::Ready { node })];
         effects.extend(self.try_send(now));
         effects
@@ -332,7 +299,7 @@ impl Session {
 
     fn on_ack(&mut self, ack: Ack, now: Duration) -> Vec<Effect> {
         let seq = ack.seq;
-        if self.outbox.get(&seq).is_none_or(|outgoing| outgoing.stored.header != ack.header) {
+        if self.outbox.get(seq).is_none_or(|stored| stored.header != ack.header) {
             return Vec::new();
         }
         self.fruitless = 0;
@@ -344,12 +311,12 @@ impl Session {
             tracing::warn!(code = %error.code, detail = error.detail, "a message that cannot be told was refused");
             return Vec::new();
         };
-        let Some(outgoing) = self.outbox.get_mut(&seq) else { return Vec::new() };
-        if error.header.is_some_and(|header| header != outgoing.stored.header) {
+        let Some(stored) = self.outbox.get(seq) else { return Vec::new() };
+        if error.header.is_some_and(|header| header != stored.header) {
             return Vec::new();
         }
         if error.code.may_retry() {
-            outgoing.transfer = Transfer::Later(now + RETRY_AFTER);
+            self.outbox.later(seq, now + RETRY_AFTER);
             return self.try_send(now);
         }
         let refusal = Refusal { code: error.code, detail: error.detail.clone() };
@@ -357,9 +324,7 @@ impl Session {
     }
 
     fn finish(&mut self, seq: MessageSeq, outcome: Result<Ack, Refusal>, now: Duration) -> Vec<Effect> {
-        if let Some(outgoing) = self.outbox.remove(&seq) {
-            self.outbox_bytes -= outgoing.stored.content.len();
-        }
+        self.outbox.remove(seq);
         let mut effects = vec![Effect::Finish { seq, outcome }];
         effects.extend(self.try_send(now));
         effects
@@ -367,12 +332,8 @@ impl Session {
 
     /// Time passes: whatever is due.
     pub(super) fn on_tick(&mut self, now: Duration) -> Vec<Effect> {
-        for outgoing in self.outbox.values_mut() {
-            if matches!(outgoing.transfer, Transfer::Later(due) if now >= due) {
-                outgoing.transfer = Transfer::Waiting;
-            }
-        }
-        let waiting = self.outbox.values().any(Outgoing::is_sent);
+        self.outbox.due(now);
+        let expecting = self.outbox.any_sent();
         match &self.link {
             Link::Down => Vec::new(),
             Link::Asking { since, .. } | Link::Handing { since, .. } if now >= *since + SILENCE => {
@@ -383,7 +344,7 @@ impl Session {
             Link::Resting { .. } => Vec::new(),
             Link::Ready(sealing) => {
                 let patience = (SILENCE * 2_u32.saturating_pow(self.fruitless.min(8))).min(6 * SILENCE);
-                if waiting && now >= sealing.heard + patience {
+                if expecting && now >= sealing.heard + patience {
                     self.fruitless += 1;
                     return self.ask(now);
                 }
@@ -418,34 +379,22 @@ impl Session {
     fn try_send(&mut self, now: Duration) -> Vec<Effect> {
         let Link::Ready(sealing) = &mut self.link else { return Vec::new() };
         let Identity { network, client, .. } = &self.identity;
-        let unacknowledged =
-            |outgoing: &&Outgoing| matches!(outgoing.transfer, Transfer::Sent { pubacked: false });
-        let mut expecting = self.outbox.values().any(Outgoing::is_sent);
-        let mut inflight = self.outbox.values().filter(unacknowledged).count();
         let mut effects = Vec::new();
-        for (seq, outgoing) in &mut self.outbox {
-            if !outgoing.durable {
-                break;
-            }
-            if outgoing.transfer != Transfer::Waiting {
-                continue;
-            }
-            if inflight >= MAX_INFLIGHT {
-                break;
-            }
+        while self.outbox.without_puback() < MAX_INFLIGHT
+            && let Some(stored) = self.outbox.next()
+        {
             if sealing.left == 0 || now >= sealing.until {
                 effects.extend(self.ask(now));
                 break;
             }
-            if !expecting {
+            if !self.outbox.any_sent() {
                 // Silence is counted from when there is something to answer.
                 sealing.heard = now;
-                expecting = true;
             }
             sealing.left -= 1;
-            inflight += 1;
-            outgoing.transfer = Transfer::Sent { pubacked: false };
-            effects.push(seal(network, client, sealing, *seq, &outgoing.stored));
+            let seq = stored.seq;
+            effects.push(seal(network, client, sealing, stored));
+            self.outbox.sent(seq);
         }
         effects
     }
@@ -454,17 +403,11 @@ impl Session {
 /// # Panics
 /// Never: what is in the outbox is short enough for the wire, and the cipher takes far more.
 #[allow(clippy::expect_used)]
-fn seal(
-    network: &NetworkId,
-    client: &ClientId,
-    sealing: &Sealing,
-    seq: MessageSeq,
-    stored: &Stored,
-) -> Effect {
-    let Stored { content, stream, .. } = stored;
-    let wire = telemetry::seal(content, seq, &sealing.kid, &sealing.key, network, client, stream)
+fn seal(network: &NetworkId, client: &ClientId, sealing: &Sealing, stored: &Stored) -> Effect {
+    let Stored { content, stream, seq, .. } = stored;
+    let wire = telemetry::seal(content, *seq, &sealing.kid, &sealing.key, network, client, stream)
         .expect("the content is short");
-    Effect::Send { seq, topic: topics::telemetry(client, stream), wire }
+    Effect::Send { seq: *seq, topic: topics::telemetry(client, stream), wire }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The session against a node that is a few lines: every transition without network, disk or clock.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::device::codes::{ErrorCode, ForbiddenReason, UnauthReason};
 use crate::device::control::{Fields, Unauth};

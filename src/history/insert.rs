@@ -249,8 +249,8 @@ fn bind_item(
     to.add(node)?;
     to.add(*number)?;
     to.add(*at)?;
-    to.add(item.device.clone())?;
-    to.add(item.service.clone())?;
+    to.add(item.device.to_string())?;
+    to.add(item.service.to_string())?;
     to.add(i64::from(item.num))?;
     to.add(signed(item.event_time.0))?;
     let (mut integer, mut float, mut text, mut boolean) = (None, None::<f64>, None, None);
@@ -269,7 +269,7 @@ fn bind_item(
     }
     to.add(text)?;
     to.add(boolean)?;
-    to.add(item.unit.clone())
+    to.add(item.unit.as_ref().map(ToString::to_string))
 }
 
 /// Notes what became of messages that have rows; of others nothing is noted.

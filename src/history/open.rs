@@ -239,9 +239,13 @@ fn check(found: Found, location: &Location, network: &NetworkId) -> Result<Optio
 /// node's own log forgets what is in the history.
 async fn prepare(connection: &mut AnyConnection, dialect: Dialect) -> Result<(), sqlx::Error> {
     if dialect == Dialect::Sqlite {
-        for pragma in
-            ["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA wal_autocheckpoint = 4000"]
-        {
+        for pragma in [
+            "PRAGMA journal_mode = WAL",
+            "PRAGMA synchronous = FULL",
+            "PRAGMA wal_autocheckpoint = 4000",
+            // What a statement would undo if it failed: else each page that it changes goes to a temporary file.
+            "PRAGMA temp_store = MEMORY",
+        ] {
             sqlx::query(pragma).fetch_all(&mut *connection).await?;
         }
     }

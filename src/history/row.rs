@@ -97,7 +97,9 @@ impl StoredItem {
     /// Whether it says what the message said. Databases do not tell -0.0 from 0.0.
     pub fn is(&self, index: usize, item: &Item) -> bool {
         i64::try_from(index) == Ok(self.item)
-            && (&self.device, &self.service, &self.unit) == (&item.device, &item.service, &item.unit)
+            && self.device == item.device
+            && self.service == item.service
+            && self.unit.as_deref() == item.unit.as_deref()
             && self.num == i64::from(item.num)
             && u64::try_from(self.event_time) == Ok(item.event_time.0)
             && self.value.as_ref() == Some(&item.value)

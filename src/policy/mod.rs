@@ -24,6 +24,7 @@ mod rules;
 use std::fmt;
 
 use bincode::{Decode, Encode};
+use smol_str::SmolStr;
 
 use crate::device::{Item, Value};
 use crate::types::{ClientId, Timestamp};
@@ -219,14 +220,14 @@ impl fmt::Display for WritePolicy {
 }
 
 /// What names a data item across messages: `(client, device, service, num)`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ItemKey {
     /// The client that sends it.
     pub client: ClientId,
     /// `deviceId`
-    pub device: String,
+    pub device: SmolStr,
     /// `serviceId`
-    pub service: String,
+    pub service: SmolStr,
     /// `num`
     pub num: u32,
 }

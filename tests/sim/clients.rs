@@ -69,8 +69,8 @@ pub fn write_request(
 ) -> Arc<VerifiedRequest> {
     let item = Item {
         client: client.clone(),
-        device: "th-01".to_owned(),
-        service: "temperature".to_owned(),
+        device: "th-01".into(),
+        service: "temperature".into(),
         num: 1,
         event_time: START,
         value: Value::Integer(number as i64),

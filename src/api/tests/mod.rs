@@ -206,7 +206,7 @@ impl NodeView for FakeNode {
         }
         let item = Item {
             client: query.client.clone().unwrap_or(ClientId::new("a/b").unwrap()),
-            device: query.device.clone().unwrap_or_default(),
+            device: query.device.clone().unwrap_or_default().into(),
             service: "temperature".into(),
             num: query.limit.try_into().unwrap(),
             event_time: query.from.unwrap_or_default(),

@@ -125,7 +125,7 @@ impl Trial {
             let rule = self.policies.rule(stream, item);
             let policy = self.everywhere.unwrap_or_else(|| self.policies.policy(stream, item));
             let decision = ItemDecision::make(policy, self.last.get(&key), item.event_time, &item.value);
-            let place = (item.device.clone(), item.num, item.service.clone());
+            let place = (item.device.to_string(), item.num, item.service.to_string());
             let row = self.rows.entry(place).or_insert_with(|| Row {
                 rule: rule.map(|rule| rule.name.to_string()),
                 policy: policy.to_string(),

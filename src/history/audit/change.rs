@@ -110,7 +110,7 @@ pub(super) fn of_items(stored: &[StoredItem], signed: &[Item]) -> Vec<Change> {
 
 fn of_item(index: usize, stored: &StoredItem, item: &Item, changes: &mut Vec<Change>) {
     let text = |text: &str| words::text(text);
-    let unit = |unit: Option<&String>| unit.map_or_else(|| "nothing".to_owned(), |unit| words::text(unit));
+    let unit = |unit: Option<&str>| unit.map_or_else(|| "nothing".to_owned(), words::text);
     let value = (table_value(stored.value.as_ref()), words::value(&item.value));
     let columns = [
         ("", stored.value.as_ref() == Some(&item.value), value),
@@ -122,7 +122,11 @@ fn of_item(index: usize, stored: &StoredItem, item: &Item, changes: &mut Vec<Cha
             u64::try_from(stored.event_time) == Ok(item.event_time.0),
             (stored.event_time.to_string(), item.event_time.0.to_string()),
         ),
-        (", unit", stored.unit == item.unit, (unit(stored.unit.as_ref()), unit(item.unit.as_ref()))),
+        (
+            ", unit",
+            stored.unit.as_deref() == item.unit.as_deref(),
+            (unit(stored.unit.as_deref()), unit(item.unit.as_deref())),
+        ),
     ];
     for (column, _, (table, signed)) in columns.into_iter().filter(|(_, fits, _)| !fits) {
         changes.push(Change::of_item(
@@ -142,7 +146,7 @@ mod tests {
     use crate::types::Timestamp;
 
     fn item(value: Value) -> Item {
-        let (device, service, unit) = ("th-01".to_owned(), "temperature".to_owned(), None);
+        let (device, service, unit) = ("th-01".into(), "temperature".into(), None);
         let client = crate::types::ClientId::new("devices/c1".to_owned()).unwrap();
         Item { client, device, service, num: 1, event_time: Timestamp(5), value, unit }
     }

@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::report::LedgerSummary;
 use super::runs::Runs;
+use smol_str::SmolStr;
+
 use crate::crypto::VerifyingKey;
 use crate::device::{self, Item, Value};
 use crate::ledger::index_set::IndexSet;
@@ -131,7 +133,7 @@ pub struct AuditedLedger {
     state: State,
     certified: Height,
     only: Option<ClientId>,
-    names: HashMap<(String, String, u32), NameId>,
+    names: HashMap<(SmolStr, SmolStr, u32), NameId>,
     pub(super) clients: BTreeMap<ClientId, ClientFacts>,
     pub(super) policies: Vec<PolicyVersion>,
     digests: BTreeMap<NodeId, Vec<LedgerDigest>>,

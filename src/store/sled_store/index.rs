@@ -55,7 +55,18 @@ const LIST_BYTES: usize = 8;
 const VARIANT_BYTES: usize = 4;
 
 /// Runs to be added, by the prefix of their list; ordered by their keys.
-type Lists = BTreeMap<Vec<u8>, BTreeMap<[u8; RecordKey::LEN], Run>>;
+type Lists = BTreeMap<Vec<u8>, Runs>;
+
+/// Runs by their keys.
+type Runs = BTreeMap<[u8; RecordKey::LEN], Run>;
+
+/// What a list becomes: its new chunks, in order.
+#[derive(Debug, Default)]
+struct Changes {
+    chunks: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Runs go from one chunk to another.
+    splits: bool,
+}
 
 /// Adds the records of blocks, each list by itself: a batch of all would hold up commits for long, and
 /// nothing is gained by it. sled recovers a prefix of what was inserted, the height is raised last, and
@@ -122,11 +133,28 @@ fn add_write(
 }
 
 /// Adds runs to the chunks that they belong to: each to the last one that begins at or before it.
-fn add_to_list(
-    db: &sled::Db,
-    prefix: &[u8],
-    mut runs: BTreeMap<[u8; RecordKey::LEN], Run>,
-) -> Result<(), StoreError> {
+///
+/// sled writes a batch to the disk at once and by itself, and an insert with many others. So what comes in order
+/// is inserted chunk by chunk: if a crash leaves the later ones out, they are derived again. What splits a chunk
+/// goes in one batch, so that after a crash no run is in two.
+fn add_to_list(db: &sled::Db, prefix: &[u8], runs: Runs) -> Result<(), StoreError> {
+    let Changes { chunks, splits } = changes_of_list(db, prefix, runs)?;
+    if splits {
+        let mut batch = sled::Batch::default();
+        for (key, value) in chunks {
+            batch.insert(key, value);
+        }
+        return db.apply_batch(batch).map_err(failed);
+    }
+    for (key, value) in chunks {
+        db.insert(key, value).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn changes_of_list(db: &sled::Db, prefix: &[u8], mut runs: Runs) -> Result<Changes, StoreError> {
+    let mut changes = Changes::default();
+    // No chunk is written twice: all that follow begin with `later` or after it.
     while let Some((first, _)) = runs.first_key_value() {
         let first = list_key(prefix, first);
         let chunk = db.range(prefix..=first.as_slice()).next_back().transpose().map_err(failed)?;
@@ -136,36 +164,27 @@ fn add_to_list(
         let next = next.map(|(key, _)| run_key(&key, prefix.len())).transpose()?;
         let later = next.map_or_else(BTreeMap::new, |next| runs.split_off(&next));
         let there = chunk.map(|(_, chunk)| decode_chunk(&chunk)).transpose()?.unwrap_or_default();
-        put_chunks(db, prefix, there, runs)?;
+        put_chunks(prefix, there, runs, &mut changes);
         runs = later;
     }
-    Ok(())
+    Ok(changes)
 }
 
-/// Writes a chunk with what comes to it; if that is too much for one, in several, at once, so that after
-/// a crash none is in two. What comes in order fills each chunk; else all have room for more.
-fn put_chunks(
-    db: &sled::Db,
-    prefix: &[u8],
-    there: Vec<Run>,
-    new: BTreeMap<[u8; RecordKey::LEN], Run>,
-) -> Result<(), StoreError> {
+/// A chunk with what comes to it; if that is too much for one, several. What comes in order fills each chunk; else
+/// all have room for more.
+fn put_chunks(prefix: &[u8], there: Vec<Run>, new: Runs, changes: &mut Changes) {
     let in_order =
         there.last().is_none_or(|last| new.first_key_value().is_some_and(|(key, _)| *key > last.key));
     let mut runs: BTreeMap<_, _> = there.into_iter().map(|run| (run.key, run)).collect();
     runs.extend(new);
     let runs: Vec<Run> = runs.into_values().collect();
     let each = if in_order { CHUNK } else { runs.len().div_ceil(runs.len().div_ceil(CHUNK).max(1)).max(1) };
-    let mut batch = sled::Batch::default();
     for chunk in runs.chunks(each) {
-        let Some(first) = chunk.first() else { continue };
-        let (key, value) = (list_key(prefix, &first.key), codec::encode(&chunk));
-        if runs.len() <= each {
-            return db.insert(key, value).map(|_| ()).map_err(failed);
+        if let Some(first) = chunk.first() {
+            changes.chunks.push((list_key(prefix, &first.key), codec::encode(&chunk)));
         }
-        batch.insert(key, value);
     }
-    db.apply_batch(batch).map_err(failed)
+    changes.splits |= !in_order && runs.len() > each;
 }
 
 fn decode_chunk(bytes: &[u8]) -> Result<Vec<Run>, StoreError> {
@@ -297,8 +316,8 @@ fn corrupt_record(key: RecordKey) -> StoreError {
 }
 
 fn matches(query: &RecordQuery, item: &Item) -> bool {
-    fn fits<T: PartialEq>(asked: Option<&T>, found: &T) -> bool {
-        asked.is_none_or(|asked| asked == found)
+    fn fits<T, U: PartialEq<T>>(asked: Option<&T>, found: &U) -> bool {
+        asked.is_none_or(|asked| found == asked)
     }
     fits(query.client.as_ref(), &item.client)
         && fits(query.device.as_ref(), &item.device)

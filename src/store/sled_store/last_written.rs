@@ -43,7 +43,8 @@ struct Stored {
 #[derive(Debug)]
 struct Changed {
     last: LastWritten,
-    stored: Stored,
+    /// Its bytes.
+    item: Vec<u8>,
     /// The database does not know it at all.
     is_new: bool,
 }
@@ -96,9 +97,9 @@ impl LastWrittenItems {
         let Ok(header) = device::Header::decode(&write.header) else { return Ok(None) };
         let mut changes = lock(&self.changes);
         for item in write.items.iter().filter(|item| written.binary_search(&item.index).is_ok()) {
-            let stored = Stored { seq: header.seq, index: item.index, item: item.bytes.clone() };
-            let Some((key, last)) = stored.read() else { return Ok(None) };
-            changes.note(db, key, last, stored)?;
+            let at = BaseRef { seq: header.seq, index: item.index };
+            let Some((key, last)) = read_item(at, &item.bytes) else { return Ok(None) };
+            changes.note(db, key, last, &item.bytes)?;
         }
         Ok(Some(()))
     }
@@ -135,13 +136,16 @@ impl Changes {
         db: &sled::Db,
         key: ItemKey,
         last: LastWritten,
-        stored: Stored,
+        item: &[u8],
     ) -> Result<(), StoreError> {
         match self.items.entry(key) {
             Entry::Occupied(mut there) => {
-                if last.is_newer_than(&there.get().last) {
-                    let is_new = there.get().is_new;
-                    there.insert(Changed { last, stored, is_new });
+                let there = there.get_mut();
+                if last.is_newer_than(&there.last) {
+                    there.last = last;
+                    // In place: most items are written again long before they go to the database.
+                    there.item.clear();
+                    there.item.extend_from_slice(item);
                 }
             }
             Entry::Vacant(place) => match read(db, place.key())? {
@@ -151,7 +155,7 @@ impl Changes {
                     if is_new {
                         *self.new.entry(place.key().client.clone()).or_default() += 1;
                     }
-                    place.insert(Changed { last, stored, is_new });
+                    place.insert(Changed { last, item: item.to_vec(), is_new });
                 }
             },
         }
@@ -167,9 +171,10 @@ impl Changes {
         }
         let (mut batch, mut more) = (sled::Batch::default(), HashMap::<&ClientId, u64>::new());
         for key in &some {
-            let Some(changed) = self.items.get(key) else { continue };
-            batch.insert(keys::last_written(key), codec::encode(&changed.stored));
-            if changed.is_new {
+            let Some(Changed { last, item, is_new }) = self.items.get(key) else { continue };
+            let stored = Stored { seq: last.at.seq, index: last.at.index, item: item.clone() };
+            batch.insert(keys::last_written(key), codec::encode(&stored));
+            if *is_new {
                 *more.entry(&key.client).or_default() += 1;
             }
         }
@@ -190,20 +195,18 @@ impl Changes {
     }
 }
 
-impl Stored {
-    fn read(&self) -> Option<(ItemKey, LastWritten)> {
-        let item = Item::decode_again(&self.item).ok()?;
-        let key = ItemKey::from(&item);
-        let at = BaseRef { seq: self.seq, index: self.index };
-        Some((key, LastWritten { at, base: Base { event_time: item.event_time, value: item.value } }))
-    }
+/// What an item's bytes, which stand at that place, say.
+fn read_item(at: BaseRef, bytes: &[u8]) -> Option<(ItemKey, LastWritten)> {
+    let Item { client, device, service, num, event_time, value, .. } = Item::decode_again(bytes).ok()?;
+    Some((ItemKey { client, device, service, num }, LastWritten { at, base: Base { event_time, value } }))
 }
 
 fn read(db: &sled::Db, item: &ItemKey) -> Result<Option<LastWritten>, StoreError> {
     let corrupt = || StoreError::Corrupt(format!("the last written value of an item of {}", item.client));
     let Some(bytes) = db.get(keys::last_written(item)).map_err(failed)? else { return Ok(None) };
     let stored: Stored = codec::decode::<MAX_VALUE_BYTES, _>(&bytes).map_err(|_| corrupt())?;
-    let (key, last) = stored.read().ok_or_else(corrupt)?;
+    let at = BaseRef { seq: stored.seq, index: stored.index };
+    let (key, last) = read_item(at, &stored.item).ok_or_else(corrupt)?;
     if key == *item { Ok(Some(last)) } else { Err(corrupt()) }
 }
 

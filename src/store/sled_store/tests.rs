@@ -39,8 +39,8 @@ pub(super) fn client(name: &str) -> ClientId {
 pub(super) fn item(client: &ClientId, device: &str, num: u32, event_time: u64) -> Item {
     Item {
         client: client.clone(),
-        device: device.to_owned(),
-        service: "temperature".to_owned(),
+        device: device.into(),
+        service: "temperature".into(),
         num,
         event_time: Timestamp(event_time),
         value: Value::Integer(i64::from(num)),

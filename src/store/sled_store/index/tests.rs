@@ -20,8 +20,21 @@ fn run(event_time: u64) -> Run {
     Run { key: key.to_bytes(), stream, seq: MessageSeq(event_time), from: event_time, bytes: 10, count: 1 }
 }
 
+fn runs(times: impl IntoIterator<Item = u64>) -> Runs {
+    times.into_iter().map(|time| (run(time).key, run(time))).collect()
+}
+
 fn add(db: &sled::Db, times: impl IntoIterator<Item = u64>) {
-    add_to_list(db, LIST, times.into_iter().map(|time| (run(time).key, run(time))).collect()).unwrap();
+    add_to_list(db, LIST, runs(times)).unwrap();
+}
+
+/// Adds, and is killed after some chunks; a batch is there wholly or not at all.
+fn add_and_crash(db: &sled::Db, times: impl IntoIterator<Item = u64>, chunks: usize) {
+    let changes = changes_of_list(db, LIST, runs(times)).unwrap();
+    let survive = if changes.splits { 0 } else { chunks };
+    for (key, value) in changes.chunks.into_iter().take(survive) {
+        db.insert(key, value).unwrap();
+    }
 }
 
 /// The runs of the list, by their times, of which every chunk is as it should be.
@@ -98,20 +111,29 @@ fn a_page_that_is_read_while_a_chunk_is_split_has_each_record_once() {
     assert_eq!(store.load().unwrap().unwrap().head.sequence, SeqNum(2));
 }
 
+fn anywhere() -> impl Strategy<Value = BTreeSet<u64>> {
+    prop::collection::btree_set(0..600_u64, 1..120)
+}
+
+fn in_order() -> impl Strategy<Value = BTreeSet<u64>> {
+    (0..2_000_u64, 1..120_u64).prop_map(|(first, count)| (first..first + count).collect())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn whatever_is_added_in_any_order_again_or_half_the_list_has_each_run_once(
         portions in prop::collection::vec(
-            (prop::collection::btree_set(0..600_u64, 1..120), 0..120_usize, any::<bool>()), 1..12,
+            (prop_oneof![anywhere(), in_order()], 0..120_usize, 0..4_usize, any::<bool>()), 1..12,
         ),
     ) {
         let db = database();
         let mut model = BTreeSet::new();
-        for (times, done_before, is_done_again) in portions {
-            // Killed when so many runs were in their chunks; then all are added.
+        for (times, done_before, chunks, is_done_again) in portions {
+            // Killed when so many runs were in their chunks, or so many chunks written; then all are added.
             add(&db, times.iter().copied().take(done_before));
+            add_and_crash(&db, times.iter().copied(), chunks);
             add(&db, times.iter().copied());
             if is_done_again {
                 add(&db, times.iter().copied());
