@@ -146,8 +146,8 @@ async fn tell(args: &DemoArgs, network: &mut LocalNetwork, screen: &Screen) -> a
     let clients: Vec<ClientId> = stations.iter().map(|station| station.client.clone()).collect();
     let replayed = publish(network, stations, &mut expected, screen).await?;
     let blocks = agree(network, &replayed, screen).await?;
-    let proven = proofs::verify(network, &clients, expected, screen).await?;
-    let history = history::check(network, replayed.outage.replica, screen).await?;
+    let proven = proofs::verify(network, &clients, (expected, replayed.finals.len()), screen).await?;
+    let history = history::check(network, (replayed.outage.replica, replayed.messages), screen).await?;
     let bundle = proofs::lie(network, &proven, screen)?;
 
     let (messages, items) = (replayed.messages, replayed.messages * ITEMS);
@@ -199,9 +199,9 @@ async fn start_replicas(network: &mut LocalNetwork, screen: &Screen) -> anyhow::
     let n = network.replicas();
     let set = &network.genesis().replicas;
     screen.say(format_args!(
-        "\n1. A network of {}, of which {} may be faulty ({} must sign each block)",
+        "\n1. A network of {}, {} ({} must sign each block)",
         plural(n, "replica"),
-        set.f(),
+        output::may_be_faulty(set.f()),
         set.quorum()
     ))?;
     for replica in 0..n {

@@ -80,7 +80,7 @@ impl Summary {
         let verdict = if held { "Every check held" } else { "NOT every check held" };
         screen.say(format_args!("\n{verdict}, in {:.1} s", self.seconds))?;
         screen.say(format_args!(
-            "   {} of {} items on the ledger ({:.1} % left out by the policies), in {} on {}",
+            "   {} of {} items on the ledger ({:.1} % left out by the policies)\n   {} on {}, with registrations, policies and digests of the histories",
             count(self.items_written),
             count(self.items),
             self.reduction * 100.0,
