@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::json;
 
 use super::arguments::wrong;
@@ -111,6 +111,7 @@ pub(super) struct RevokeArgs {
 /// with others, such as mosquitto_sub; `ledgermq publish` makes its own.
 #[derive(Debug, Args)]
 #[command(after_long_help = TOKEN_EXAMPLE)]
+#[command(group = ArgGroup::new("of").required(true).multiple(true).args(["genesis", "network"]))]
 pub(super) struct TokenArgs {
     /// The client's id
     client: ClientId,
@@ -118,7 +119,7 @@ pub(super) struct TokenArgs {
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
     /// The genesis document of the network
-    #[arg(long, value_name = "FILE", required_unless_present = "network")]
+    #[arg(long, value_name = "FILE")]
     genesis: Option<PathBuf>,
     /// Directory that `ledgermq init` made, whose genesis document is taken
     #[arg(long, value_name = "DIR")]

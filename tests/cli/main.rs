@@ -72,7 +72,7 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         ),
         (&["client", "register", "a/b", "--public-key", "07"], "64 hex digits"),
         (&["client", "revoke", "a/b", "--reason", "lost"], "--last-seq <SEQ>"),
-        (&["client", "token", "a/b", "--key", "k"], "--genesis <FILE>"),
+        (&["client", "token", "a/b", "--key", "k"], "<--genesis <FILE>|--network <DIR>>"),
         (&["client", "token", "a/b", "--key", "k", "--network", "net", "--lifetime", "0"], "1..=86400"),
         (&["publish", "a/b", "--key", "k", "--network", "net"], "<--csv <FILE>|--json-lines <FILE>>"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--json-lines", "y"], "cannot be used with"),
@@ -239,6 +239,9 @@ fn a_check_says_which_replica_a_node_would_be_or_what_keeps_it_from_starting() {
     assert!(fail(&dir, 1, &check).contains("swarm.key"));
     fs::write(dir.path().join("net/node-2/node.toml"), "[mqqt]").unwrap();
     assert!(fail(&dir, 1, &check).contains("no setting mqqt"));
+    fs::write(dir.path().join("net/node-2/node.toml"), "[mqtt]\nmax_inflight = \"many\"").unwrap();
+    let said = fail(&dir, 1, &check);
+    assert!(said.contains("mqtt.max_inflight: the text \"many\" stands where a whole number"), "{said}");
 }
 
 #[test]

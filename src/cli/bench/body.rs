@@ -26,12 +26,8 @@ impl Bodies {
     /// The items do not fit.
     pub(super) fn new(items: u32, bytes: Option<usize>) -> anyhow::Result<Self> {
         let plain = Self { items, bytes: 0 }.body(Timestamp(1_767_225_600_000), 0).len() + SPARE;
-        if let Some(bytes) = bytes {
-            if bytes < plain {
-                return Err(wrong(format_args!(
-                    "--size {bytes} is too small: {items} items take {plain} bytes"
-                )));
-            }
+        if let Some(bytes) = bytes.filter(|bytes| *bytes < plain) {
+            return Err(wrong(format_args!("--size {bytes} is too small: {items} items take {plain} bytes")));
         }
         Ok(Self { items, bytes: bytes.unwrap_or(0) })
     }
