@@ -30,6 +30,10 @@ const MAX_LISTED: usize = 1_000_000;
 const REVOKE_USAGE: &str = "ledgermq client revoke [OPTIONS] --last-seq <SEQ> --reason <TEXT>
                               <--network <DIR>|--api <URL>> <CLIENT>";
 
+/// In the width of a terminal.
+const TOKEN_USAGE: &str = "ledgermq client token [OPTIONS] --key <FILE>
+                             <--genesis <FILE>|--network <DIR>> <CLIENT>";
+
 /// Shown below the options of `token`.
 const TOKEN_EXAMPLE: &str = "\
 Example:
@@ -110,7 +114,7 @@ pub(super) struct RevokeArgs {
 /// Made offline, of the client's key and the network's id. For clients of your own, and to look around
 /// with others, such as mosquitto_sub; `ledgermq publish` makes its own.
 #[derive(Debug, Args)]
-#[command(after_long_help = TOKEN_EXAMPLE)]
+#[command(after_long_help = TOKEN_EXAMPLE, override_usage = TOKEN_USAGE)]
 #[command(group = ArgGroup::new("of").required(true).multiple(true).args(["genesis", "network"]))]
 pub(super) struct TokenArgs {
     /// The client's id

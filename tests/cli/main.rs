@@ -64,8 +64,6 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["init", "--dir", "net", "--name", ""], "--name has 0 bytes, and must have 1 to 64"),
         (&["init", "--dir", "net", "--base-port", "65530"], "the highest that does is 65495"),
         (&["client", "register", "a/b", "--network", "net"], "--key <FILE>"),
-        (&["client", "register", "a/b", "--key", "k"], "<--network <DIR>|--api <URL>>"),
-        (&["client", "list"], "<--network <DIR>|--api <URL>>"),
         (
             &["client", "revoke", "a/b", "--last-seq", "1", "--network", "net", "--reason", &"x".repeat(257)],
             "at most 256",
@@ -116,8 +114,6 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["policy", "test", "rules.toml", "--csv", "x", "--try", "always"], "cannot be used with"),
         (&["policy", "test", "--csv", "x", "--try", "sometimes"], "is no policy"),
         (&["policy", "list", "--toml", "--json"], "cannot be used with"),
-        (&["policy", "list"], "<--network <DIR>|--api <URL>>"),
-        (&["policy", "set", "rules.toml"], "<--network <DIR>|--api <URL>>"),
         (
             &["audit", "--genesis", "g", "--ledger", "l", "--history", "h", "--max-findings", "x"],
             "a whole number",
@@ -126,13 +122,30 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["evidence", "fetch", "-o", "file"], "<ID>"),
         (&["evidence", "fetch", "07", "-o", "file"], "64 hex digits"),
         (&["evidence", "fetch", &"07".repeat(32)], "--output <FILE>"),
-        (&["evidence", "list"], "<--network <DIR>|--api <URL>>"),
-        (&["evidence", "fetch", &"07".repeat(32), "-o", "file"], "<--network <DIR>|--api <URL>>"),
         (&["evidence", "verify", "file"], "--genesis <FILE>"),
         (&["evidence", "verify", "--genesis", "genesis.json"], "<FILE>"),
     ] {
         let err = fail(&dir, 2, args);
         assert!(err.contains(says), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn whoever_says_not_which_network_is_told_both_ways_to_say_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = "07".repeat(32);
+    for args in [
+        &["client", "register", "a/b", "--key", "k"][..],
+        &["client", "list"],
+        &["client", "revoke", "a/b", "--last-seq", "1", "--reason", "lost"],
+        &["policy", "list"],
+        &["policy", "set", "rules.toml"],
+        &["evidence", "list"],
+        &["evidence", "fetch", &id, "-o", "file"],
+        &["status"],
+    ] {
+        let err = fail(&dir, 2, args);
+        assert!(err.contains("  <--network <DIR>|--api <URL>>\n"), "{args:?}: {err}");
     }
 }
 

@@ -280,8 +280,8 @@ async fn publish(
     let replayed = replay::replay(network, stations, expected, screen).await?;
     match replayed.recovery {
         Some(time) => screen.say(format_args!(
-            "   {:.0} ms after its death a message that was signed later was final",
-            time.as_secs_f64() * 1_000.0
+            "   {} ms after its death a message that was signed later was final",
+            millis(time)
         ))?,
         None => screen.say("   WRONG: no message that was signed after its death became final")?,
     }
@@ -312,6 +312,13 @@ async fn agree(network: &mut LocalNetwork, replayed: &Replayed, screen: &Screen)
     };
     screen.say(format_args!("   {who} block {height}: {}…", block.short()))?;
     Ok(network.status(0).await?.height)
+}
+
+/// Whole milliseconds, for a person.
+fn millis(time: Duration) -> impl std::fmt::Display {
+    // Of the tenths that the summary has, so that both say the same.
+    let tenths = Duration::from_secs_f64(summary::tenths(time.as_secs_f64() * 1_000.0) / 1_000.0);
+    count(usize::try_from(tenths.as_millis()).unwrap_or(usize::MAX))
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]

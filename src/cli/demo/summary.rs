@@ -89,7 +89,8 @@ impl Summary {
         ))?;
         if let Some(recovery) = self.recovery_ms {
             screen.say(format_args!(
-                "   {recovery:.0} ms from the primary's death to the next final message"
+                "   {} ms from the primary's death to the next final message",
+                super::millis(Duration::from_secs_f64(recovery.max(0.0) / 1_000.0))
             ))?;
         }
         screen.say("   milliseconds from signing to …            p50      p99      max")?;
