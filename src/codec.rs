@@ -5,6 +5,7 @@
 //! allocates more than the limit says.
 
 use bincode::config::{BigEndian, Configuration, Fixint, Limit};
+use bincode::error::DecodeError;
 use bincode::{Decode, Encode};
 
 /// Why bytes are not the canonical encoding of a value.
@@ -22,7 +23,7 @@ pub enum CodecError {
     #[error("malformed: {0}")]
     Malformed(String),
     /// Decodes, but is not the one canonical encoding.
-    #[error("not in canonical form")]
+    #[error("not in canonical form: bytes are left over, or say the same in another way")]
     NotCanonical,
 }
 
@@ -69,11 +70,24 @@ pub fn decode<const LIMIT: usize, T: Encode + Decode<()>>(bytes: &[u8]) -> Resul
         0x1_0000..=0xF_FFFF => bincode::decode_from_slice(bytes, config::<0x100_0000>()),
         _ => bincode::decode_from_slice(bytes, config::<0x2000_0000>()),
     }
-    .map_err(|error| CodecError::Malformed(error.to_string()))?;
+    .map_err(|error| CodecError::Malformed(told(error)))?;
     if used != bytes.len() || encode(&value) != bytes {
         return Err(CodecError::NotCanonical);
     }
     Ok(value)
+}
+
+/// What is wrong, without the decoder's own names for it.
+fn told(error: DecodeError) -> String {
+    match error {
+        DecodeError::UnexpectedEnd { .. } => "it ends too early".to_owned(),
+        DecodeError::LimitExceeded => "it claims to be longer than it can be".to_owned(),
+        DecodeError::Other(what) => what.to_owned(),
+        DecodeError::OtherString(what) => what,
+        DecodeError::Utf8 { .. } => "a text in it is not UTF-8".to_owned(),
+        DecodeError::UnexpectedVariant { .. } => "it holds something of a kind that is not known".to_owned(),
+        _ => "it holds a value that cannot be".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -101,6 +115,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_is_told_in_words() {
+        let bytes = encode(&"text".to_owned());
+        let cut = decode::<64, String>(&bytes[..bytes.len() - 1]).unwrap_err();
+        assert_eq!(cut.to_string(), "malformed: it ends too early");
+        let no_text = decode::<64, String>(&encode(&vec![0xff_u8])).unwrap_err();
+        assert_eq!(no_text.to_string(), "malformed: a text in it is not UTF-8");
+        let neither = decode::<64, Option<u8>>(&[2, 0]).unwrap_err().to_string();
+        assert!(neither.starts_with("malformed: it holds") && !neither.contains(['{', '"']), "{neither}");
+    }
+
+    #[test]
     fn too_long_is_refused_before_decoding() {
         assert_eq!(decode::<4, Vec<u8>>(&[0; 5]), Err(CodecError::TooLong { len: 5, limit: 4 }));
     }
@@ -109,7 +134,9 @@ mod tests {
     fn a_short_input_cannot_make_room_for_a_long_list_even_where_long_ones_are_allowed() {
         let bytes = encode(&1_000_000_u64);
         let claimed = decode::<0x100_0000, Vec<[u64; 4]>>(&bytes);
-        assert!(matches!(claimed, Err(CodecError::Malformed(reason)) if reason.contains("Limit")));
+        assert!(
+            matches!(claimed, Err(CodecError::Malformed(reason)) if reason.contains("longer than it can be"))
+        );
     }
 
     #[test]

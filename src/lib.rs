@@ -30,3 +30,4 @@ pub mod planted;
 pub mod policy;
 pub mod store;
 pub mod types;
+mod wording;

@@ -16,7 +16,7 @@ const MAX_FUNCTION_LINES: usize = 80;
 /// Modules from the lowest layer to the highest: each may import what stands below it, and its own
 /// line. What is not named belongs to the top.
 const LAYERS: &[&[&str]] = &[
-    &["types", "planted"],
+    &["types", "planted", "wording"],
     &["crypto", "codec", "merkle", "clock", "metrics"],
     &["ledger", "pbft", "device", "policy"],
     &["keyfile", "config", "broker", "network", "store", "history", "api", "gateway"],

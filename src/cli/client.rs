@@ -6,9 +6,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::json;
 
+use super::arguments::wrong;
 use super::http::{ListArgs, NetworkArgs, Refused};
 use super::network_dir;
 use super::output;
@@ -18,8 +19,27 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::config::read_genesis;
 use crate::device::token::issue;
 use crate::keyfile;
+use crate::ledger::operation::MAX_REASON_BYTES;
 use crate::ledger::{AdminAction, AdminOperation, ClientSettings, Rejection};
 use crate::types::{ClientId, Height, MessageSeq, PublicKey};
+
+/// The most clients that are listed: far more than a network has.
+const MAX_LISTED: usize = 1_000_000;
+
+/// In the width of a terminal.
+const REVOKE_USAGE: &str = "ledgermq client revoke [OPTIONS] --last-seq <SEQ> --reason <TEXT>
+                              <--network <DIR>|--api <URL>> <CLIENT>";
+
+/// In the width of a terminal.
+const TOKEN_USAGE: &str = "ledgermq client token [OPTIONS] --key <FILE>
+                             <--genesis <FILE>|--network <DIR>> <CLIENT>";
+
+/// Shown below the options of `token`.
+const TOKEN_EXAMPLE: &str = "\
+Example:
+  mosquitto_sub -h 127.0.0.1 -p 1883 -i devices/iot -u me \\
+      -P \"$(ledgermq client token devices/iot --key iot.key --network net)\" \\
+      -t 'devices/iot/#' -F '%t %x'";
 
 /// Clients (gateways): make their keys, register and revoke them
 #[derive(Debug, Subcommand)]
@@ -75,6 +95,7 @@ pub(super) struct RegisterArgs {
 
 /// Revoke a client: nothing above --last-seq is written any more, and its connections are closed
 #[derive(Debug, Args)]
+#[command(override_usage = REVOKE_USAGE)]
 pub(super) struct RevokeArgs {
     /// The client's id
     client: ClientId,
@@ -82,7 +103,7 @@ pub(super) struct RevokeArgs {
     #[arg(long, value_name = "SEQ", value_parser = clap::value_parser!(u64).range(0..=MessageSeq::MAX.0))]
     last_seq: u64,
     /// Why, for the auditor; at most 256 bytes
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: String,
     #[command(flatten)]
     admin: AdminArgs,
@@ -92,10 +113,9 @@ pub(super) struct RevokeArgs {
 ///
 /// Made offline, of the client's key and the network's id. For clients of your own, and to look around
 /// with others, such as mosquitto_sub; `ledgermq publish` makes its own.
-///
-/// Example: mosquitto_sub -h 127.0.0.1 -p 1883 -i devices/iot -u me -P "$(ledgermq client token
-/// devices/iot --key iot.key --network net)" -t 'devices/iot/#' -F '%t %x'
 #[derive(Debug, Args)]
+#[command(after_long_help = TOKEN_EXAMPLE, override_usage = TOKEN_USAGE)]
+#[command(group = ArgGroup::new("of").required(true).multiple(true).args(["genesis", "network"]))]
 pub(super) struct TokenArgs {
     /// The client's id
     client: ClientId,
@@ -103,7 +123,7 @@ pub(super) struct TokenArgs {
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
     /// The genesis document of the network
-    #[arg(long, value_name = "FILE", required_unless_present = "network")]
+    #[arg(long, value_name = "FILE")]
     genesis: Option<PathBuf>,
     /// Directory that `ledgermq init` made, whose genesis document is taken
     #[arg(long, value_name = "DIR")]
@@ -150,6 +170,14 @@ pub(super) fn run(command: ClientCommand) -> anyhow::Result<()> {
     }
 }
 
+/// Why a client is revoked, as long as the ledger takes it.
+fn reason(text: &str) -> Result<String, String> {
+    match text.len() {
+        ..=MAX_REASON_BYTES => Ok(text.to_owned()),
+        bytes => Err(format!("{bytes} bytes, at most {MAX_REASON_BYTES} are taken")),
+    }
+}
+
 fn new(args: &NewArgs) -> anyhow::Result<()> {
     let public = keyfile::create(&args.key)?.public();
     if args.json {
@@ -175,7 +203,7 @@ async fn register(args: RegisterArgs) -> anyhow::Result<()> {
     let key = match (args.public_key, &args.key) {
         (Some(key), _) => key,
         (None, Some(path)) => keyfile::read(path)?.public(),
-        (None, None) => anyhow::bail!("give --key FILE or --public-key HEX"),
+        (None, None) => return Err(wrong("give --key FILE or --public-key HEX")),
     };
     let settings = ClientSettings { plaintext: args.plaintext, receipts: args.receipts };
     let client = args.client;
@@ -269,8 +297,12 @@ async fn list(args: &ListArgs) -> anyhow::Result<()> {
     let mut query = Vec::new();
     loop {
         let page: ClientPage = nodes.get("/v1/clients", &query).await?;
+        let is_empty = page.clients.is_empty();
         clients.extend(page.clients);
         match page.next {
+            Some(_) if is_empty || clients.len() > MAX_LISTED => {
+                bail!("the node's list has no end: it is faulty, or no node; ask another one with --api");
+            }
             Some(after) => query = vec![("after", after.to_string())],
             None => break,
         }

@@ -4,9 +4,10 @@
 //! A node is believed nothing: what is fetched must have the hash that was asked for, and `verify`
 //! reads nothing but the file and the genesis document.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -15,6 +16,7 @@ use serde_json::json;
 
 use super::http::{ListArgs, NetworkArgs};
 use super::output;
+use super::verify::{could_not_check, read_file};
 use crate::api::{EvidenceJson, EvidenceListJson};
 use crate::config::read_genesis;
 use crate::ledger::{Genesis, ReplicaSet};
@@ -23,6 +25,10 @@ use crate::types::{Hash, Timestamp};
 
 /// The most pieces that the settings of a node let it keep.
 const MAX_LISTED: usize = 65_536;
+
+/// In the width of a terminal.
+const FETCH_USAGE: &str = "ledgermq evidence fetch [OPTIONS] --output <FILE>
+                               <--network <DIR>|--api <URL>> <ID>";
 
 /// Proofs that a replica is faulty: list, fetch and verify them
 #[derive(Debug, Subcommand)]
@@ -40,6 +46,7 @@ pub(super) enum EvidenceCommand {
 ///
 /// Example: ledgermq evidence fetch ID -o fault.lmqevidence --network net
 #[derive(Debug, Args)]
+#[command(override_usage = FETCH_USAGE)]
 pub(super) struct FetchArgs {
     /// Its id, 64 hex digits, as `evidence list` prints it
     id: Hash,
@@ -56,7 +63,8 @@ pub(super) struct FetchArgs {
 /// Verify a piece of evidence offline, with nothing but the genesis document
 ///
 /// Says which replica signed what, and why no correct replica does that; or what is wrong with the
-/// file. The exit code is 0 only if it proves that a replica is faulty.
+/// file. The exit code is 0 only if it proves that a replica is faulty, 1 if it proves nothing, and 2 if a file
+/// could not be read, so that nothing is said of it.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     /// The file, as `evidence fetch` writes it
@@ -74,6 +82,8 @@ pub(super) struct VerifyArgs {
 #[derive(Debug, Serialize)]
 struct Verdict {
     file: PathBuf,
+    /// Whether it could be read.
+    checked: bool,
     valid: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     proven: Option<Proven>,
@@ -81,7 +91,7 @@ struct Verdict {
     problem: Option<String>,
 }
 
-pub(super) fn run(command: EvidenceCommand) -> anyhow::Result<()> {
+pub(super) fn run(command: EvidenceCommand) -> anyhow::Result<ExitCode> {
     let runtime = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.context("cannot start the runtime")
@@ -89,8 +99,9 @@ pub(super) fn run(command: EvidenceCommand) -> anyhow::Result<()> {
     match command {
         EvidenceCommand::List(args) => runtime()?.block_on(list(&args)),
         EvidenceCommand::Fetch(args) => runtime()?.block_on(fetch(&args)),
-        EvidenceCommand::Verify(args) => verify(&args),
+        EvidenceCommand::Verify(args) => return verify(&args),
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 async fn list(args: &ListArgs) -> anyhow::Result<()> {
@@ -138,32 +149,36 @@ async fn fetch(args: &FetchArgs) -> anyhow::Result<()> {
     if args.json {
         return output::json(&json!({ "id": args.id, "file": args.output, "bytes": bytes.len() }));
     }
-    output::line(format_args!("Wrote {path}, {} bytes. Check it:", bytes.len()))?;
+    output::line(format_args!("Wrote {path}, {}. Check it:", output::counted(bytes.len() as u64, "byte")))?;
     output::line(format_args!("  ledgermq evidence verify {path} --genesis genesis.json"))
 }
 
-fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
-    let genesis = read_genesis(&args.genesis)?;
-    let (proven, problem) = match judge(&args.file, &genesis) {
-        Ok(proven) => (Some(proven), None),
-        Err(error) => (None, Some(format!("{error:#}"))),
+fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let genesis = match read_genesis(&args.genesis) {
+        Ok(genesis) => genesis,
+        Err(error) => return Ok(could_not_check(&super::told(&error.into()))),
     };
-    let verdict = Verdict { file: args.file.clone(), valid: proven.is_some(), proven, problem };
+    let bytes = read_file(&args.file, MAX_EVIDENCE_BYTES);
+    let checked = bytes.is_ok();
+    let (proven, problem) = match bytes.and_then(|bytes| judge(&bytes, &genesis)) {
+        Ok(proven) => (Some(proven), None),
+        Err(error) => (None, Some(super::told(&error))),
+    };
+    let verdict = Verdict { file: args.file.clone(), checked, valid: proven.is_some(), proven, problem };
     if args.json {
         output::json(&verdict)?;
     } else {
         describe(&verdict, &genesis.replicas)?;
     }
-    if verdict.valid { Ok(()) } else { bail!("the evidence proves nothing") }
+    match (verdict.checked, verdict.valid) {
+        (true, true) => Ok(ExitCode::SUCCESS),
+        (true, false) => bail!("the evidence proves nothing"),
+        (false, _) => Ok(could_not_check("the file could not be read, so nothing is said of any evidence")),
+    }
 }
 
-fn judge(path: &Path, genesis: &Genesis) -> anyhow::Result<Proven> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).context("cannot open the file")?;
-    // A little more than evidence can have, so that a longer file is told from it.
-    let limit = MAX_EVIDENCE_BYTES as u64 + 64;
-    file.take(limit).read_to_end(&mut bytes).context("cannot read the file")?;
-    let proven = Evidence::decode(&bytes).and_then(|evidence| evidence.verify_with(genesis));
+fn judge(bytes: &[u8], genesis: &Genesis) -> anyhow::Result<Proven> {
+    let proven = Evidence::decode(bytes).and_then(|evidence| evidence.verify_with(genesis));
     // An error of evidence says all of it; its sources would only say it again.
     proven.map_err(|error| anyhow!(error.to_string()))
 }
@@ -174,7 +189,8 @@ fn describe(verdict: &Verdict, replicas: &ReplicaSet) -> anyhow::Result<()> {
     let path = path.escape_debug();
     let Some(Proven { id, fault, replica, said: [first, second], .. }) = &verdict.proven else {
         let problem = verdict.problem.as_deref().unwrap_or("unknown");
-        return output::line(format_args!("NOT PROVEN  {path}\n  {problem}"));
+        let word = if verdict.checked { "NOT PROVEN" } else { "COULD NOT CHECK" };
+        return output::line(format_args!("{word}  {path}\n  {problem}"));
     };
     let (one, other) = match fault.kind {
         FaultKind::ContradictedNewView => ("PRE-PREPARE", "NEW-VIEW"),

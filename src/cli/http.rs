@@ -10,8 +10,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
+use super::arguments::wrong;
 use super::{network_dir, output};
 use crate::api::Problem;
+use crate::wording;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -22,8 +24,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// JSON is some 50 MiB, and nothing that a node gives is longer.
 const MAX_ANSWER_BYTES: usize = 128 << 20;
 
+/// What to do about an answer that is none of an API.
+const API_HINT: &str = "give the address that stands under [api] listen in the node's node.toml; its MQTT port and that \
+                        for other nodes are others";
+
 /// Which network, and how to reach it
 #[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = true)]
 pub(super) struct NetworkArgs {
     /// Directory that `ledgermq init` made: what is needed and not given is taken from it
     #[arg(long, value_name = "DIR")]
@@ -44,7 +51,7 @@ impl NetworkArgs {
         match (&self.api, &self.network) {
             (Some(api), _) => Ok(vec![api.clone()]),
             (None, Some(dir)) => apis_below(dir),
-            (None, None) => bail!("give --api URL, or --network DIR as `ledgermq init` made it"),
+            (None, None) => Err(wrong("give --api URL, or --network DIR as `ledgermq init` made it")),
         }
     }
 
@@ -66,7 +73,7 @@ pub(super) struct ListArgs {
 
 /// A node's answer that it does not do what was asked for.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", output::plain(&.0.to_string()))]
+#[error("{}", output::in_sentence(&output::plain(&.0.to_string())))]
 pub(super) struct Refused(pub(super) Problem);
 
 /// The URL of an API; `http://` may be left out.
@@ -143,7 +150,10 @@ impl Nodes {
         request: impl Fn(&reqwest::Client, Url) -> RequestBuilder,
     ) -> anyhow::Result<T> {
         let (api, bytes) = self.exchange(path, request).await?;
-        serde_json::from_slice(&bytes).with_context(|| format!("{api} is not the API of this version"))
+        serde_json::from_slice(&bytes).map_err(|error| {
+            let what = output::plain(&wording::of_json(&error));
+            anyhow!("{api} is not the API of this version ({what}); {API_HINT}")
+        })
     }
 
     /// The bytes of a good answer, and who gave it.
@@ -159,11 +169,24 @@ impl Nodes {
                 Ok(response) => return Ok((api, read(api, response, self.max_bytes).await?)),
                 // Nothing was sent, so asking another node cannot do anything twice.
                 Err(error) if error.is_connect() => unreachable.push(api.to_string()),
-                Err(error) => return Err(error).with_context(|| format!("no answer from {api}")),
+                Err(error) if error.is_timeout() => {
+                    bail!("{api} did not answer within {} s: ask another node", REQUEST_TIMEOUT.as_secs())
+                }
+                Err(error) => return Err(no_api(api, &error)),
             }
         }
         Err(anyhow!("cannot connect to {}: is the node running?", unreachable.join(", ")))
     }
+}
+
+/// Something is there, and does not speak as an API does.
+fn no_api(api: &Url, error: &reqwest::Error) -> anyhow::Error {
+    // The first causes say that a request failed, the last one how.
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    anyhow!("no answer from {api}: {cause}; {API_HINT}")
 }
 
 async fn read(api: &Url, mut response: Response, max_bytes: usize) -> anyhow::Result<Vec<u8>> {
@@ -180,6 +203,6 @@ async fn read(api: &Url, mut response: Response, max_bytes: usize) -> anyhow::Re
     }
     match serde_json::from_slice::<Problem>(&bytes) {
         Ok(problem) => Err(Refused(problem).into()),
-        Err(_) => bail!("{api} answered {status}: is it the API of a node?"),
+        Err(_) => bail!("{api} answered {status}; {API_HINT}"),
     }
 }

@@ -16,10 +16,11 @@ use std::fs;
 use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde::Serialize;
 
+use super::arguments::wrong;
 use super::output;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::write_genesis;
@@ -116,9 +117,9 @@ pub(super) fn run(args: &InitArgs) -> anyhow::Result<()> {
     let n = made.nodes.len();
     output::line(format_args!("Made network {}", made.network))?;
     output::line(format_args!(
-        "  {}, of which {} may be faulty",
+        "  {}, {}",
         output::counted(n as u64, "replica"),
-        (n - 1) / 3
+        output::may_be_faulty((n - 1) / 3)
     ))?;
     output::line(format_args!("  {dir}/genesis.json   give it to everyone: auditors verify with it alone"))?;
     output::line(format_args!("  {dir}/admin.key      registers clients; keep it away from the nodes"))?;
@@ -147,12 +148,14 @@ pub fn init(args: &InitArgs) -> anyhow::Result<Initialized> {
 /// machines if the ports are given.
 pub(super) fn init_on(args: &InitArgs, hosts: &[IpAddr]) -> anyhow::Result<Initialized> {
     ensure!(hosts.len() == usize::from(args.replicas), "each replica needs an address, and no other");
-    ensure!((1..=64).contains(&args.name.len()), "--name must have 1 to 64 bytes");
-    ensure_free(&args.dir)?;
+    if !(1..=64).contains(&args.name.len()) {
+        return Err(wrong(format_args!("--name has {} bytes, and must have 1 to 64", args.name.len())));
+    }
     let ports = match args.base_port {
         Some(base) => counted_ports(base, args.replicas)?,
         None => free_ports(args.host, args.replicas)?,
     };
+    ensure_free(&args.dir)?;
     let parent = match args.dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -192,7 +195,10 @@ fn ensure_free(dir: &Path) -> anyhow::Result<()> {
 
 fn counted_ports(base: u16, replicas: u16) -> anyhow::Result<Vec<NodePorts>> {
     let Some(_) = (replicas * PORTS_PER_NODE).checked_add(base) else {
-        bail!("--base-port {base} leaves no room for {replicas} replicas below port 65536");
+        let last = u16::MAX - replicas * PORTS_PER_NODE;
+        return Err(wrong(format_args!(
+            "--base-port {base} leaves no room for {replicas} replicas below port 65536; the highest that does is {last}"
+        )));
     };
     let first = |at| base + at * PORTS_PER_NODE;
     Ok((0..replicas)

@@ -2,10 +2,11 @@
 //!
 //! What a person reads goes to standard output as text, what a script reads as one JSON value
 //! (`--json`). Errors go to standard error and say what to do; the exit code is 0 only on success,
-//! 2 for wrong arguments, 1 for all else; `status`, `audit` and `verify` have codes of their own. Progress bars are drawn on a
-//! terminal only.
+//! 2 for wrong arguments, 1 for all else; `status`, `audit`, `verify` and `evidence verify` have codes of their own.
+//! Progress bars are drawn on a terminal only.
 
 mod allocator;
+mod arguments;
 mod audit;
 mod bench;
 mod client;
@@ -33,14 +34,15 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use arguments::WRONG_ARGUMENTS;
 pub use init::{InitArgs, Initialized, InitializedNode, NodePorts, init};
 
 /// Shown below the list of commands.
 const FIRST_STEPS: &str = "\
 First steps:
-  ledgermq demo                                 all of it, in a minute, on this machine
+  ledgermq demo                                 all of it, in a minute, here
   ledgermq init --replicas 4 --dir net          a network of your own
-  ledgermq node --config net/node-0/node.toml   one of its nodes; start each of the four
+  ledgermq node --config net/node-0/node.toml   one of its nodes; start all four
   ledgermq client new devices/iot --key iot.key
   ledgermq client register devices/iot --key iot.key --network net
   ledgermq status --network net                 whether it advances, and why not
@@ -50,7 +52,7 @@ Each command explains itself: ledgermq COMMAND --help";
 /// Tamper-evident MQTT telemetry: signed readings, ordered by PBFT into a ledger that anyone can
 /// check offline.
 #[derive(Debug, Parser)]
-#[command(name = "ledgermq", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "ledgermq", version, max_term_width = 80, arg_required_else_help = true)]
 #[command(after_help = FIRST_STEPS)]
 struct Cli {
     #[command(subcommand)]
@@ -77,7 +79,7 @@ enum Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| arguments::plainly(error).exit());
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {
@@ -85,18 +87,18 @@ pub fn main() -> ExitCode {
             if !output::is_closed_pipe(&error) {
                 eprintln!("error: {}", told(&error));
             }
-            ExitCode::FAILURE
+            if arguments::are_wrong(&error) { WRONG_ARGUMENTS.into() } else { ExitCode::FAILURE }
         }
     }
 }
 
-/// An error and its causes, each told once: some messages end with their cause already.
+/// An error and its causes, each told once: some messages have their cause in them already.
 /// Lines stay lines, of a replica's log for example; nothing else in it steers the terminal.
 fn told(error: &anyhow::Error) -> String {
     let told = error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
         if told.is_empty() {
             cause
-        } else if told.ends_with(&cause) {
+        } else if told.contains(&cause) {
             told
         } else {
             format!("{told}: {cause}")
@@ -110,6 +112,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => return status::run(&args),
         Command::Audit(args) => return audit::run(&args),
         Command::Verify(args) => return verify::run(&args),
+        Command::Evidence(command) => return evidence::run(command),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Init(args) => init::run(&args),
@@ -117,7 +120,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Client(command) => client::run(command),
         Command::Policy(command) => policy::run(command),
         Command::Publish(args) => publish::run(&args),
-        Command::Evidence(command) => evidence::run(command),
     }
     .map(|()| ExitCode::SUCCESS)
 }
@@ -132,6 +134,8 @@ mod tests {
     fn a_cause_is_told_once() {
         let known = anyhow!("no such file").context("cannot read a.key: no such file").context("no key");
         assert_eq!(told(&known), "no key: cannot read a.key: no such file");
+        let within = anyhow!("no such file").context("cannot read a.key: no such file; check the path");
+        assert_eq!(told(&within), "cannot read a.key: no such file; check the path");
         assert_eq!(told(&anyhow!("a\u{1b}[2J\nb\u{7}")), "a?[2J\nb?");
         assert_eq!(told(&anyhow!("denied").context("cannot write")), "cannot write: denied");
     }

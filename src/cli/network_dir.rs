@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
+use super::arguments::wrong;
 use crate::config::Config;
 use crate::ledger::ReplicaSet;
 
@@ -17,7 +18,9 @@ pub(super) fn file(
     match (given, network) {
         (Some(path), _) => Ok(path.clone()),
         (None, Some(dir)) => Ok(existing(dir)?.join(name)),
-        (None, None) => bail!("give {option} FILE, or --network DIR as `ledgermq init` made it"),
+        (None, None) => {
+            Err(wrong(format_args!("give {option} FILE, or --network DIR as `ledgermq init` made it")))
+        }
     }
 }
 

@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use super::arguments::wrong;
 use super::latency::{Latencies, Percentiles};
 use super::publish_watch::{Answered, Watch, not_final};
 use super::readings::{ColumnArgs, CsvReadings, JsonLines, Message, ReadingsError};
@@ -21,6 +22,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::read_genesis;
 use crate::device::codes::{ErrorCode, UnauthReason};
 use crate::gateway::{Ack, Delivery, Gateway, GatewayOptions, PublishError, Status};
+use crate::history::audit::words::number;
 use crate::keyfile;
 use crate::types::{ClientId, Stream};
 
@@ -31,15 +33,27 @@ const UNKNOWN_FOR: Duration = Duration::from_secs(2);
 /// So many problems are told one by one; the rest are counted.
 const TOLD_PROBLEMS: u64 = 10;
 
+/// In the width of a terminal.
+const USAGE: &str = "ledgermq publish [OPTIONS] --key <FILE>
+                        <--network <DIR>|--mqtt <HOST:PORT>>
+                        <--csv <FILE>|--json-lines <FILE>> <CLIENT>";
+
+/// Shown below the options.
+const EXAMPLE: &str = "\
+Example:
+  ledgermq publish devices/iot --key iot.key --network net \\
+      --csv weather.csv --device th-01 \\
+      --item temperature_c=temperature:1:Cel \\
+      --item relative_humidity_percent=humidity:2:%RH";
+
 /// Publish the readings of a file, as a gateway does
 ///
 /// CSV: the first row names the columns. Each row becomes one message, each column one data item. Give
 /// the columns with --item, or leave it out to take all. JSON lines: each line is one message body of
 /// docs/PROTOCOL.md, sent as it is.
-///
-/// Example: ledgermq publish devices/iot --key iot.key --network net --csv weather.csv --device th-01
-/// --item temperature_c=temperature:1:Cel --item relative_humidity_percent=humidity:2:%RH
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLE, override_usage = USAGE)]
+#[command(group = ArgGroup::new("nodes").required(true).multiple(true).args(["network", "mqtt"]))]
 pub(super) struct PublishArgs {
     /// The client's id, registered with `ledgermq client register`
     client: ClientId,
@@ -201,6 +215,9 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
         let summary = tally.summary();
         report(args, &summary)?;
         result?;
+        if !args.json && summary.messages == 0 && summary.failed == 0 {
+            output::line(nothing_to_publish(&args.source))?;
+        }
         conclude(&summary)
     })
 }
@@ -209,7 +226,7 @@ fn open(args: &PublishArgs) -> anyhow::Result<Messages> {
     match (&args.source.csv, &args.source.json_lines) {
         (Some(path), _) => Ok(Box::new(CsvReadings::open(path, &args.mapping.options(path))?)),
         (_, Some(path)) => Ok(Box::new(JsonLines::open(path, args.client.clone())?)),
-        (None, None) => bail!("give --csv FILE or --json-lines FILE"),
+        (None, None) => Err(wrong("give --csv FILE or --json-lines FILE")),
     }
 }
 
@@ -294,7 +311,7 @@ async fn refused(client: &ClientId, gateway: &Gateway, endpoints: usize) -> anyh
 fn endpoints(args: &PublishArgs) -> anyhow::Result<Vec<(String, u16)>> {
     match &args.network {
         _ if !args.mqtt.is_empty() => Ok(args.mqtt.clone()),
-        None => bail!("give --mqtt HOST:PORT, or --network DIR as `ledgermq init` made it"),
+        None => Err(wrong("give --mqtt HOST:PORT, or --network DIR as `ledgermq init` made it")),
         Some(dir) => {
             let nodes = network_dir::node_settings(dir)?;
             Ok(nodes.iter().map(|of| (of.mqtt.listen.ip().to_string(), of.mqtt.listen.port())).collect())
@@ -485,6 +502,17 @@ impl Tally {
     }
 }
 
+/// What a person is told of a file that has no message.
+fn nothing_to_publish(source: &Source) -> String {
+    match (&source.csv, &source.json_lines) {
+        (Some(path), _) => {
+            format!("Nothing to publish: {} has no row with a value below its first", path.display())
+        }
+        (None, Some(path)) => format!("Nothing to publish: {} has no line", path.display()),
+        (None, None) => "Nothing to publish".to_owned(),
+    }
+}
+
 fn report(args: &PublishArgs, summary: &Summary) -> anyhow::Result<()> {
     if args.json {
         return output::json(summary);
@@ -494,15 +522,20 @@ fn report(args: &PublishArgs, summary: &Summary) -> anyhow::Result<()> {
         let up_to = if *items_written > 0 { format!(", up to block {height}") } else { String::new() };
         let are = if *messages == 1 { "message is" } else { "messages are" };
         output::line(format_args!(
-            "{messages} {are} final, with {items_written} of {} on the ledger{up_to}",
+            "{} {are} final, with {} of {} on the ledger{up_to}",
+            number(*messages),
+            number(*items_written),
             output::counted(*items, "item")
         ))?;
     }
     if let Some(of) = puback_ms {
-        output::line(format_args!("on the node's disk after {} ms (p50), {} ms (p99)", of.p50, of.p99))?;
+        output::line(format_args!(
+            "on the node's disk after {:.1} ms (p50), {:.1} ms (p99)",
+            of.p50, of.p99
+        ))?;
     }
     if let Some(of) = final_ms {
-        output::line(format_args!("final after {} ms (p50), {} ms (p99)", of.p50, of.p99))?;
+        output::line(format_args!("final after {:.1} ms (p50), {:.1} ms (p99)", of.p50, of.p99))?;
     }
     Ok(())
 }
@@ -519,11 +552,11 @@ fn conclude(summary: &Summary) -> anyhow::Result<()> {
     let parts: Vec<String> = parts
         .iter()
         .filter(|(count, _)| **count > 0)
-        .map(|(count, what)| format!("{count} {what}"))
+        .map(|(count, what)| format!("{} {what}", number(**count)))
         .collect();
     match failed {
         0 => Ok(()),
-        failed => bail!("not final, of all messages: {failed} ({})", parts.join("; ")),
+        failed => bail!("not final, of all messages: {} ({})", number(*failed), parts.join("; ")),
     }
 }
 
@@ -555,6 +588,15 @@ mod tests {
         }
         assert_eq!(fate(&Err(PublishError::Closed), true), Fate::Acknowledged);
         assert_eq!(fate(&Err(PublishError::Closed), false), Fate::Unknown);
+    }
+
+    #[test]
+    fn a_file_without_a_message_is_told_as_one() {
+        let csv = Source { csv: Some("weather.csv".into()), json_lines: None };
+        assert_eq!(
+            nothing_to_publish(&csv),
+            "Nothing to publish: weather.csv has no row with a value below its first"
+        );
     }
 
     #[test]

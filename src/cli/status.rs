@@ -41,13 +41,14 @@ const DEGRADED: u8 = 3;
 /// Shown below the options.
 const LEGEND: &str = "\
 Columns: each row is what that node says of itself.
-  node       its number among the replicas, as `ledgermq init` names its directory
+  node       its number among the replicas, as in the name of its directory
   id         the beginning of its node id
-  view       the view that it is in; \"to 2\": on its way to view 2, which has not begun here;
-             \"2*\": it lost its log and keeps silent, and the others are in view 2
+  view       the view that it is in
+             \"to 2\": on its way to view 2, which has not begun here
+             \"2*\": it lost its log, keeps silent, and the others are in view 2
   primary    the number of that view's primary
   height     the last block that it executed
-  certified  the last block with a quorum's certificate: final, and what the API shows
+  certified  the last block with a quorum's certificate: final, in the API
   executed   the last sequence number executed; not all numbers make a block
   waiting    requests that wait to be ordered
   connected  how many of the other replicas it is connected with

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::output;
 use crate::config::read_genesis;
+use crate::history::audit::words::number;
 use crate::ledger::ReplicaSet;
 use crate::ledger::proof::{MAX_BUNDLE_BYTES, ProofBundle, ProofError, Proven, ProvenBlock, Verifier};
 use crate::types::Timestamp;
@@ -62,7 +63,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         .and_then(|genesis| Ok((Verifier::new(&genesis)?, genesis)));
     let (verifier, genesis) = match opened {
         Ok(opened) => opened,
-        Err(error) => return Ok(could_not_check(&format!("{error:#}"))),
+        Err(error) => return Ok(could_not_check(&super::told(&error))),
     };
     let progress = progress(args.bundles.len());
     let mut verdicts = Vec::new();
@@ -94,7 +95,8 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn could_not_check(why: &str) -> ExitCode {
+/// Says why nothing is said of what was to be checked; the exit code of that.
+pub(super) fn could_not_check(why: &str) -> ExitCode {
     eprintln!("error: could not check: {}", output::plain(why));
     ExitCode::from(UNCHECKED)
 }
@@ -111,7 +113,7 @@ fn progress(bundles: usize) -> ProgressBar {
 }
 
 fn judge(path: &Path, verifier: &Verifier) -> Verdict {
-    let bytes = read_file(path);
+    let bytes = read_file(path, MAX_BUNDLE_BYTES);
     let checked = bytes.is_ok();
     // A proof's error says all of it; its sources would only say it again.
     let said = |error: ProofError| anyhow!(error.to_string());
@@ -121,17 +123,17 @@ fn judge(path: &Path, verifier: &Verifier) -> Verdict {
     });
     let (proven, problem) = match result {
         Ok(proven) => (Some(proven), None),
-        Err(error) => (None, Some(format!("{error:#}"))),
+        Err(error) => (None, Some(super::told(&error))),
     };
     Verdict { bundle: path.to_owned(), checked, valid: proven.is_some(), proven, problem }
 }
 
-fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
+/// Reads a file of which at most `max_bytes` are what it says it is.
+pub(super) fn read_file(path: &Path, max_bytes: usize) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path).context("cannot open the file")?;
-    // One byte more than a bundle can have, so that a longer file is told from it.
-    let limit = MAX_BUNDLE_BYTES as u64 + 64;
-    file.take(limit).read_to_end(&mut bytes).context("cannot read the file")?;
+    // A little more than it can have, so that a longer file is told from it.
+    file.take(max_bytes as u64 + 64).read_to_end(&mut bytes).context("cannot read the file")?;
     Ok(bytes)
 }
 
@@ -163,10 +165,10 @@ fn describe(verdict: &Verdict, replicas: &ReplicaSet) -> anyhow::Result<()> {
         ))?;
     }
     output::line(format_args!(
-        "  when   {}, message {seq} on stream {stream}, {} of its {} items",
+        "  when   {}, message {seq} on stream {stream}, {} of its {}",
         time(*event_time),
-        proven.records.len(),
-        proven.message_items
+        number(proven.records.len() as u64),
+        output::counted(proven.message_items, "item")
     ))?;
     output::line(format_args!(
         "  block  {}, operation {}, made {}\n         {}",

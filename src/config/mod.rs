@@ -20,6 +20,8 @@ use figment::Figment;
 use figment::providers::{Format as _, Toml};
 use serde::{Deserialize, Serialize};
 
+use crate::wording;
+
 pub use genesis::{GenesisFileError, read_genesis, write_genesis};
 pub use sections::{
     ApiConfig, ConsensusConfig, DatabaseUrl, HistoryConfig, LogConfig, LogFormat, MqttConfig, P2pConfig,
@@ -186,7 +188,10 @@ fn describe(error: figment::Error) -> String {
                     )
                 }
                 (true, kind) => kind.to_string().trim_end().to_owned(),
-                (false, kind) => format!("{}{origin}: {kind}", error.path.join(".")),
+                (false, kind) => {
+                    let what = wording::of_serde(kind.to_string().trim_end());
+                    format!("{}{origin}: {what}", error.path.join("."))
+                }
             }
         })
         .collect();

@@ -132,7 +132,9 @@ impl HistoryError {
             },
             sqlx::Error::Configuration(_) => Self::Url { what: format!("{location}: {detail}") },
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
-                Self::Altered { location, what: detail }
+                // What the library says of it is in words of its own types.
+                tracing::debug!(%detail, "a value cannot be read");
+                Self::Altered { location, what: "a value of another kind than its column holds".to_owned() }
             }
             sqlx::Error::Encode(_) | sqlx::Error::TypeNotFound { .. } => Self::Refused { location, detail },
             _ => Self::Unavailable { location, detail },

@@ -9,6 +9,7 @@ use sqlx::any::AnyConnectOptions;
 use sqlx::{AnyConnection, AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 use url::Url;
 
+use super::audit::words::text;
 use super::error::HistoryError;
 use super::location::Location;
 use super::schema::{self, Dialect};
@@ -225,13 +226,21 @@ fn check(found: Found, location: &Location, network: &NetworkId) -> Result<Optio
         Found::Foreign => return Err(HistoryError::Foreign { location }),
         Found::History { schema, network } => (schema, network),
     };
+    let no_such = |what: &str, found: &str| HistoryError::Altered {
+        location: location.clone(),
+        what: format!("{what} {}", text(found)),
+    };
+    if found_network.parse::<NetworkId>().is_err() {
+        return Err(no_such("the network id", &found_network));
+    }
     if found_network != network.to_string() {
         let (found, expected) = (found_network, *network);
         return Err(HistoryError::WrongNetwork { location, found, expected });
     }
     match found_schema.parse() {
         Ok(version) if (1..=schema::VERSION).contains(&version) => Ok(Some(version)),
-        _ => Err(HistoryError::NewerSchema { location, found: found_schema, known: schema::VERSION }),
+        Ok(0) | Err(_) => Err(no_such("the schema version", &found_schema)),
+        Ok(_) => Err(HistoryError::NewerSchema { location, found: found_schema, known: schema::VERSION }),
     }
 }
 

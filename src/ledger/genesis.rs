@@ -7,6 +7,7 @@ use crate::codec;
 use crate::crypto::{HashKind, VerifyingKey, blake3_plain};
 use crate::planted::{Bug, planted};
 use crate::types::{Hash, NetworkId, NodeId, PublicKey, Timestamp};
+use crate::wording;
 
 /// The version of genesis documents that this program writes and takes.
 pub const GENESIS_VERSION: u16 = 1;
@@ -21,7 +22,7 @@ pub const MAX_ADMINS: usize = 100;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GenesisError {
     /// Not the JSON of one.
-    #[error("not a genesis document: {0}")]
+    #[error("not a genesis document: {0}; give the genesis.json that `ledgermq init` made")]
     Json(String),
     /// Another version.
     #[error("version {0}, this program knows version {GENESIS_VERSION}: use a newer one")]
@@ -72,7 +73,7 @@ impl Genesis {
     /// [`GenesisError`].
     pub fn from_json(text: &str) -> Result<Self, GenesisError> {
         let genesis: Self =
-            serde_json::from_str(text).map_err(|error| GenesisError::Json(error.to_string()))?;
+            serde_json::from_str(text).map_err(|error| GenesisError::Json(wording::of_json(&error)))?;
         genesis.check()?;
         Ok(genesis)
     }

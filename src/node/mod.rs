@@ -52,7 +52,7 @@ use crate::keyfile;
 use crate::ledger::{Genesis, ReplicaSetKeys};
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkEvent, NetworkHandle, NetworkSettings, SwarmKey};
-use crate::pbft::{Output, Replica, Settings};
+use crate::pbft::{Output, Replica, Settings, SetupError};
 use crate::store::Log;
 use crate::types::NetworkId;
 use device::{resume, start_device_side, start_upkeep};
@@ -123,12 +123,10 @@ pub fn check(config: &Config) -> anyhow::Result<String> {
         keyfile::read_swarm_key(path)?;
     }
     Log::check(&config.data_dir.join("log"), &genesis.network_id())?;
-    let members = genesis.replicas.members();
-    let role = members.iter().position(|member| *member == node).map_or_else(
-        || format!("none of its {} replicas", members.len()),
-        |at| format!("replica {at} of {}", members.len()),
-    );
-    Ok(format!("The settings are right: network {}, node {node}, {role}", genesis.network_id()))
+    // As the node would say it at its start.
+    let at = genesis.replicas.index_of(&node).ok_or(SetupError::NotAReplica(node))?;
+    let n = genesis.replicas.n();
+    Ok(format!("The settings are right: network {}, node {node}, replica {at} of {n}", genesis.network_id()))
 }
 
 async fn run_on(config: Config, runtime: Arc<tokio::runtime::Runtime>) -> anyhow::Result<()> {

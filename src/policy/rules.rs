@@ -273,13 +273,40 @@ enum Way {
     Both,
 }
 
+impl Way {
+    /// Its name, and whether an interval and a threshold belong to it.
+    const fn takes(self) -> (&'static str, bool, bool) {
+        match self {
+            Self::Always => ("always", false, false),
+            Self::Never => ("never", false, false),
+            Self::Periodic => ("periodic", true, false),
+            Self::Change => ("change", false, true),
+            Self::Both => ("both", true, true),
+        }
+    }
+
+    /// What is missing, or too much, of a rule that does not fit its way.
+    const fn misfit(self, has_interval: bool, has_threshold: bool) -> RuleError {
+        let (name, takes_interval, takes_threshold) = self.takes();
+        if takes_interval && !has_interval {
+            RuleError::Missing(name, "interval_ms", "interval_ms = 3600000 for an hour")
+        } else if takes_threshold && !has_threshold {
+            RuleError::Missing(name, "threshold", "threshold = 0.5")
+        } else if has_interval && !takes_interval {
+            RuleError::Idle(name, "interval_ms")
+        } else {
+            RuleError::Idle(name, "threshold")
+        }
+    }
+}
+
 /// Why a rule's text makes no rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 enum RuleError {
-    #[error(
-        "`interval_ms` stands with the ways `periodic` and `both`, `threshold` with `change` and `both`, and neither with others"
-    )]
-    Fields,
+    #[error("`{0}` needs `{1}`, such as {2}")]
+    Missing(&'static str, &'static str, &'static str),
+    #[error("`{0}` takes no `{1}`: leave it out")]
+    Idle(&'static str, &'static str),
     #[error(transparent)]
     Interval(#[from] IntervalError),
     #[error(transparent)]
@@ -298,7 +325,7 @@ impl TryFrom<RuleText> for Rule {
             (Way::Periodic, Some(interval), None) => WritePolicy::Periodic(interval),
             (Way::Change, None, Some(threshold)) => WritePolicy::Change(threshold),
             (Way::Both, Some(interval), Some(threshold)) => WritePolicy::Both(interval, threshold),
-            _ => return Err(RuleError::Fields),
+            (way, interval, threshold) => return Err(way.misfit(interval.is_some(), threshold.is_some())),
         };
         let RuleText { name, client, stream, device, service, .. } = text;
         Ok(Self { name, client, stream, device, service, policy })

@@ -131,8 +131,9 @@ fn wrong_rules_are_refused_with_what_is_wrong() {
     };
     wrong(r#"{"name": "a b", "write": "always"}"#, "the name of a rule");
     wrong(r#"{"name": "a", "write": "sometimes"}"#, "unknown variant `sometimes`");
-    wrong(r#"{"name": "a", "write": "change"}"#, "`threshold` with `change`");
-    wrong(r#"{"name": "a", "write": "always", "threshold": 1}"#, "neither with others");
+    wrong(r#"{"name": "a", "write": "change"}"#, "`change` needs `threshold`, such as threshold = 0.5");
+    wrong(r#"{"name": "a", "write": "always", "threshold": 1}"#, "`always` takes no `threshold`");
+    wrong(r#"{"name": "a", "write": "both", "threshold": 1}"#, "`both` needs `interval_ms`");
     wrong(r#"{"name": "a", "write": "change", "threshold": 0}"#, "above 0");
     wrong(r#"{"name": "a", "write": "periodic", "interval_ms": 0}"#, "at least 1 ms");
     wrong(r#"{"name": "a", "write": "always", "device": ""}"#, "a pattern has 1 to");

@@ -68,6 +68,18 @@ fn run(genesis: &Path, ledger: &[&str], history: &str, more: &[&str]) -> Said {
     Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
 
+/// The address of something that hangs up on whoever speaks HTTP, as an MQTT broker does.
+fn no_api() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
+        }
+    });
+    address
+}
+
 /// Every file below a directory with a hash of its bytes. `-shm` is shared memory of those that have a database
 /// open, and holds nothing that lasts.
 fn files(dir: &Path) -> Vec<(PathBuf, Hash)> {
@@ -123,6 +135,12 @@ async fn tampering_is_exit_code_1_and_each_row_is_named() {
     assert_eq!(finding["what"], serde_json::json!(["body"]));
     let one = site.audit(&site.history, &["--json", "--client", "devices/c2"]).json();
     assert_eq!(one["findings"].as_array().unwrap().len(), 1);
+    let node = &one["nodes"][0];
+    let (rows, skipped) = (node["rows"].as_u64().unwrap(), node["skipped"].as_u64().unwrap());
+    assert!(rows == 14 && (1..14).contains(&skipped), "{node}");
+    let said = site.audit(&site.history, &["--client", "devices/c2"]);
+    let told = format!("14 rows ({} of the client of --client)", rows - skipped);
+    assert!(said.out.contains(&told), "{told}: {said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,6 +173,9 @@ async fn a_node_that_is_asked_for_the_ledger_need_not_be_trusted() {
     said.unchecked(&["no certificate proves"]);
     let nobody = run(&site.genesis, &["--node", "127.0.0.1:9"], site.history.to_str().unwrap(), &[]);
     nobody.unchecked(&["cannot connect"]);
+    let said = run(&site.genesis, &["--node", &no_api()], site.history.to_str().unwrap(), &[]);
+    said.unchecked(&["no answer from", "[api] listen", "MQTT"]);
+    assert!(!said.err.contains("error sending request"), "{said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,15 +215,16 @@ async fn a_history_that_cannot_be_read_is_exit_code_2_and_says_what_to_do() {
     let site = Site::new().await;
     let dir = site.world.dir.path();
     let file = |name: &str| dir.join(name);
-    site.audit(&file("none.sqlite"), &[]).unchecked(&["cannot use the history", "check the path"]);
+    site.audit(&file("none.sqlite"), &[]).unchecked(&["there is no history", "never started"]);
     assert!(!file("none.sqlite").exists());
-    site.audit(dir, &[]).unchecked(&["has no history/history.sqlite"]);
+    site.audit(dir, &[]).unchecked(&["has no history/history.sqlite", "never started"]);
     fs::write(file("empty.sqlite"), "").unwrap();
     site.audit(&file("empty.sqlite"), &[]).unchecked(&["is empty", "check the path"]);
     fs::write(file("text.sqlite"), "no database, but longer than its header would be ".repeat(30)).unwrap();
     site.audit(&file("text.sqlite"), &[]).unchecked(&["damaged or no database"]);
     let said = run(&site.genesis, &["--ledger", site.data.to_str().unwrap()], "mysql://h/db", &[]);
-    said.unchecked(&["mysql is no database that is supported"]);
+    said.unchecked(&["--history: mysql is no database that is supported; give a SQLite file"]);
+    assert!(!said.err.contains("history.url"), "{said:?}");
     let postgres = "postgres://me:secret@127.0.0.1:9/db";
     let said = run(&site.genesis, &["--ledger", site.data.to_str().unwrap()], postgres, &["--json"]);
     said.unchecked(&["not available"]);
@@ -225,6 +247,15 @@ async fn a_history_that_cannot_be_read_is_exit_code_2_and_says_what_to_do() {
     site.audit(&copy_with("newer.sqlite", newer).await, &[]).unchecked(&["schema 9", "newer program"]);
     let foreign = "DROP TABLE ledgermq";
     site.audit(&copy_with("foreign.sqlite", foreign).await, &[]).unchecked(&["is not a history of LedgerMQ"]);
+    for (value, told) in [("x'00ff'", "a value of another kind"), ("'one'", "the schema version \"one\"")] {
+        let altered = format!("UPDATE ledgermq SET value = {value} WHERE name = 'schema'");
+        let said = site.audit(&copy_with("altered.sqlite", &altered).await, &[]);
+        said.unchecked(&[told, "it was altered", "audit another copy"]);
+        assert!(
+            !["Rust", "mismatched", "run ledgermq audit"].iter().any(|word| said.err.contains(word)),
+            "{said:?}"
+        );
+    }
     let damaged = copy_with("damaged.sqlite", "SELECT 1").await;
     let mut bytes = fs::read(&damaged).unwrap();
     let len = bytes.len();
@@ -271,10 +302,15 @@ async fn a_ledger_that_cannot_be_used_is_exit_code_2_and_says_what_to_do() {
     let audit = |genesis: &Path, ledger: &Path| {
         run(genesis, &["--ledger", ledger.to_str().unwrap()], site.history.to_str().unwrap(), &[])
     };
-    audit(&site.genesis, dir).unchecked(&["has no ledger in it", "data directory"]);
+    audit(&site.genesis, dir).unchecked(&["has no ledger in it", "data directory", "never started"]);
+    audit(&site.genesis, &dir.join("nowhere")).unchecked(&["nowhere is not there"]);
     audit(&dir.join("none.json"), &site.data).unchecked(&["none.json"]);
     fs::write(dir.join("bad.json"), "{}").unwrap();
-    audit(&dir.join("bad.json"), &site.data).unchecked(&["bad.json"]);
+    audit(&dir.join("bad.json"), &site.data).unchecked(&[
+        "bad.json",
+        "`version` is missing",
+        "ledgermq init",
+    ]);
 
     // Another network's genesis, ledger, or both.
     let mut other = World::new(1);

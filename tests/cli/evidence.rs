@@ -114,8 +114,8 @@ fn list_and_fetch_say_where_to_find_a_node() {
     let id = "07".repeat(32);
     for command in [&["list"][..], &["fetch", &id, "-o", "fault"]] {
         let args = [&["evidence"], command].concat();
-        let err = fail(&dir, 1, &args);
-        assert!(err.contains("--api URL") && err.contains("--network DIR"), "{err}");
+        let err = fail(&dir, 2, &args);
+        assert!(err.contains("--api <URL>") && err.contains("--network <DIR>"), "{err}");
         let err = fail(&dir, 1, &[&args[..], &["--network", "net"]].concat());
         assert!(err.contains("cannot connect") && err.contains("is the node running?"), "{err}");
         let err = fail(&dir, 1, &[&args[..], &["--network", "nowhere"]].concat());
@@ -136,20 +136,28 @@ fn verify_says_what_is_wrong_with_its_files() {
     newer[9] = 2;
     fs::write(dir.path().join("newer"), newer).unwrap();
     succeed(&dir, &["init", "--replicas", "4", "--dir", "other"]);
-    for (file, genesis, says) in [
-        ("nowhere", "net/genesis.json", "cannot open the file"),
-        ("garbage", "net/genesis.json", "does not begin with LMQFAULT"),
-        ("short", "net/genesis.json", "the evidence is damaged"),
-        ("changed", "net/genesis.json", "the second message: "),
-        ("newer", "net/genesis.json", "version 2"),
-        ("fault", "nowhere.json", "nowhere.json"),
-        ("fault", "garbage", "garbage"),
-        ("fault", "other/genesis.json", "is not a replica"),
+    for (exit, file, genesis, says) in [
+        (2, "nowhere", "net/genesis.json", "COULD NOT CHECK  nowhere\n  cannot open the file: "),
+        (2, "net", "net/genesis.json", "COULD NOT CHECK  net\n  cannot read the file: "),
+        (1, "garbage", "net/genesis.json", "does not begin with LMQFAULT"),
+        (1, "short", "net/genesis.json", "the evidence is damaged: malformed: it ends too early"),
+        (1, "changed", "net/genesis.json", "the second message: "),
+        (1, "newer", "net/genesis.json", "version 2"),
+        (2, "fault", "nowhere.json", "could not check: cannot read the genesis document nowhere.json"),
+        (2, "fault", "garbage", "garbage"),
+        (1, "fault", "other/genesis.json", "is not a replica"),
     ] {
         let (code, out, err) = ledgermq(&dir, &["evidence", "verify", file, "--genesis", genesis]);
-        assert!(code == 1 && (out.clone() + &err).contains(says), "{file} {genesis}: {out}{err}");
+        assert!(code == exit && (out.clone() + &err).contains(says), "{file} {genesis}: {out}{err}");
         assert!(!out.starts_with("PROVEN"));
+        assert_eq!(out.contains("NOT PROVEN"), code == 1, "{file} {genesis}: {out}");
+        let system = (out + &err).matches("No such file").count();
+        assert!(system <= 1, "the system's word is told once");
     }
+    let args = ["evidence", "verify", "nowhere", "--genesis", "net/genesis.json", "--json"];
+    let (code, out, _) = ledgermq(&dir, &args);
+    let verdict = json(&out);
+    assert_eq!((code, &verdict["checked"], &verdict["valid"]), (2, &false.into(), &false.into()));
     let args = ["evidence", "verify", "changed", "--genesis", "net/genesis.json", "--json"];
     let (code, out, err) = ledgermq(&dir, &args);
     assert!(code == 1 && err.contains("the evidence proves nothing"), "{err}");

@@ -61,14 +61,25 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["init", "--dir", "net", "--host", "nowhere"], "--host"),
         (&["client", "new", "nobody", "--key", "k"], "group/name"),
         (&["client", "new", "verified/x", "--key", "k"], "reserved"),
+        (&["init", "--dir", "net", "--name", ""], "--name has 0 bytes, and must have 1 to 64"),
+        (&["init", "--dir", "net", "--base-port", "65530"], "the highest that does is 65495"),
         (&["client", "register", "a/b", "--network", "net"], "--key <FILE>"),
+        (
+            &["client", "revoke", "a/b", "--last-seq", "1", "--network", "net", "--reason", &"x".repeat(257)],
+            "at most 256",
+        ),
         (&["client", "register", "a/b", "--public-key", "07"], "64 hex digits"),
         (&["client", "revoke", "a/b", "--reason", "lost"], "--last-seq <SEQ>"),
-        (&["client", "token", "a/b", "--key", "k"], "--genesis <FILE>"),
+        (&["client", "token", "a/b", "--key", "k"], "<--genesis <FILE>|--network <DIR>>"),
         (&["client", "token", "a/b", "--key", "k", "--network", "net", "--lifetime", "0"], "1..=86400"),
         (&["publish", "a/b", "--key", "k", "--network", "net"], "<--csv <FILE>|--json-lines <FILE>>"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--json-lines", "y"], "cannot be used with"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--mqtt", "node"], "HOST:PORT"),
+        (
+            &["publish", "a/b", "--key", "k", "--csv", "x", "--genesis", "g"],
+            "<--network <DIR>|--mqtt <HOST:PORT>>",
+        ),
+        (&["publish", "a/b", "--key", "k", "--csv", "x", "--timeout", "soon"], "tip: give a whole number"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--item", "a=b:c"], "\"c\" is no number"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--stream", "key"], "a stream is"),
         (&["publish", "a/b", "--key", "k", "--csv", "x", "--final-timeout", "0"], "--final-timeout"),
@@ -83,6 +94,11 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["bench", "--items", "65537"], "1..=65536"),
         (&["bench", "--duration", "0"], "1..=86400"),
         (&["bench", "--rate", "-1"], "'-1'"),
+        (&["bench", "--size", "100"], "10 items take"),
+        (&["bench", "--size", "ten"], "tip: give a whole number"),
+        (&["bench", "--kill", "2"], "--replicas 7 would do"),
+        (&["bench", "--replicas", "3", "--kill-primary-at", "1"], "3 replicas go on with 0 dead"),
+        (&["bench", "--duration", "5", "--kill-primary-at", "5"], "after 5 s of a load of 5 s"),
         (&["bench", "--policy", "sometimes"], "always, default"),
         (&["bench", "--target", "127.0.0.1:1883"], "--network <DIR>"),
         (&["bench", "--target", "node", "--network", "net"], "HOST:PORT"),
@@ -98,6 +114,10 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["policy", "test", "rules.toml", "--csv", "x", "--try", "always"], "cannot be used with"),
         (&["policy", "test", "--csv", "x", "--try", "sometimes"], "is no policy"),
         (&["policy", "list", "--toml", "--json"], "cannot be used with"),
+        (
+            &["audit", "--genesis", "g", "--ledger", "l", "--history", "h", "--max-findings", "x"],
+            "a whole number",
+        ),
         (&["evidence"], "Usage: ledgermq evidence"),
         (&["evidence", "fetch", "-o", "file"], "<ID>"),
         (&["evidence", "fetch", "07", "-o", "file"], "64 hex digits"),
@@ -111,9 +131,30 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
 }
 
 #[test]
+fn whoever_says_not_which_network_is_told_both_ways_to_say_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = "07".repeat(32);
+    for args in [
+        &["client", "register", "a/b", "--key", "k"][..],
+        &["client", "list"],
+        &["client", "revoke", "a/b", "--last-seq", "1", "--reason", "lost"],
+        &["policy", "list"],
+        &["policy", "set", "rules.toml"],
+        &["evidence", "list"],
+        &["evidence", "fetch", &id, "-o", "file"],
+        &["status"],
+    ] {
+        let err = fail(&dir, 2, args);
+        assert!(err.contains("  <--network <DIR>|--api <URL>>\n"), "{args:?}: {err}");
+    }
+}
+
+#[test]
 fn help_teaches_every_command() {
     let dir = tempfile::tempdir().unwrap();
-    let commands: [&[&str]; 17] = [
+    let commands: [&[&str]; 19] = [
+        &["demo"],
+        &["node"],
         &["bench"],
         &["init"],
         &["client", "new"],
@@ -135,8 +176,10 @@ fn help_teaches_every_command() {
     for command in commands {
         let help = succeed(&dir, &[command, &["--help"]].concat());
         // What prints one word is for scripts as it is.
-        let serves_scripts = help.contains("--json") || command == ["client", "token"];
+        let serves_scripts = help.contains("--json") || command == ["client", "token"] || command == ["node"];
         assert!(help.contains("Usage: ledgermq") && serves_scripts, "{help}");
+        let wide: Vec<&str> = help.lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(wide.is_empty(), "{command:?}: wider than a terminal: {wide:#?}");
     }
 }
 
@@ -147,11 +190,7 @@ fn a_load_that_cannot_be_measured_is_refused_before_anything_starts() {
     fs::create_dir(dir.path().join("other")).unwrap();
     fs::copy(dir.path().join("net/genesis.json"), dir.path().join("other/genesis.json")).unwrap();
     for (args, says) in [
-        (&["--size", "100"][..], "10 items take"),
-        (&["--kill", "2"], "--replicas 7 would do"),
-        (&["--replicas", "3", "--kill-primary-at", "1"], "3 replicas go on with 0 dead"),
-        (&["--duration", "5", "--kill-primary-at", "5"], "after 5 s of a load of 5 s"),
-        (&["--network", "nowhere"], "nowhere/genesis.json"),
+        (&["--network", "nowhere"][..], "nowhere/genesis.json"),
         (&["--network", "other"], "admin's key is needed"),
         (&["--network", "net"], "is the node running"),
     ] {
@@ -208,11 +247,14 @@ fn a_check_says_which_replica_a_node_would_be_or_what_keeps_it_from_starting() {
     assert!(fail(&dir, 1, &check).contains("chmod 600"));
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     fs::copy(dir.path().join("net/admin.key"), &key).unwrap();
-    assert!(succeed(&dir, &check).contains("none of its 4 replicas"));
+    assert!(fail(&dir, 1, &check).contains("not one of the ledger's replicas"), "a node could not start");
     fs::remove_file(dir.path().join("net/swarm.key")).unwrap();
     assert!(fail(&dir, 1, &check).contains("swarm.key"));
     fs::write(dir.path().join("net/node-2/node.toml"), "[mqqt]").unwrap();
     assert!(fail(&dir, 1, &check).contains("no setting mqqt"));
+    fs::write(dir.path().join("net/node-2/node.toml"), "[mqtt]\nmax_inflight = \"many\"").unwrap();
+    let said = fail(&dir, 1, &check);
+    assert!(said.contains("mqtt.max_inflight: the text \"many\" stands where a whole number"), "{said}");
 }
 
 #[test]
@@ -229,8 +271,9 @@ fn init_gives_every_listener_its_own_port() {
     free.sort_unstable();
     free.dedup();
     assert_eq!(free.len(), 60);
-    let err = fail(&dir, 1, &["init", "--dir", "c", "--base-port", "65530"]);
+    let err = fail(&dir, 2, &["init", "--dir", "c", "--base-port", "65530"]);
     assert!(err.contains("no room for 4 replicas"), "{err}");
+    succeed(&dir, &["init", "--dir", "c", "--base-port", "65495"]);
 }
 
 #[test]
@@ -302,6 +345,8 @@ fn clients_are_registered_listed_and_revoked() {
         (&7.into(), &true.into())
     );
     assert!(with(&["client", "list"]).contains("revoked after seq 7"));
+    let endless = crate::status::Node::serve(serde_json::json!({ "clients": [], "next": "devices/z" }));
+    assert!(fail(&dir, 1, &["client", "list", "--api", &endless.api()]).contains("list has no end"));
 }
 
 #[test]
@@ -318,6 +363,7 @@ fn what_the_ledger_refuses_is_an_error_with_its_reason() {
     assert!(code == 1 && err.contains("with this key and other settings"), "{err}");
     let (code, _, err) = register(&["--genesis", "net/genesis.json", "--admin-key", "iot.key"]);
     assert!(code == 1 && err.contains("not an admin"), "{err}");
+    assert!(err.starts_with("error: the "), "a title begins no sentence there: {err}");
     succeed(&dir, &["init", "--replicas", "1", "--dir", "other"]);
     let (code, _, err) = register(&["--network", "other"]);
     assert!(code == 1 && err.contains("another network"), "{err}");
@@ -369,10 +415,16 @@ fn a_missing_piece_is_named_before_anything_is_sent() {
     let dir = tempfile::tempdir().unwrap();
     ledger::init(dir.path(), 1);
     succeed(&dir, &["client", "new", "a/b", "--key", "b.key"]);
-    let register =
-        |extra: &[&str]| fail(&dir, 1, &[&["client", "register", "a/b", "--key", "b.key"], extra].concat());
-    let err = register(&[]);
-    assert!(err.contains("--genesis") && err.contains("--network"), "{err}");
+    let args = ["client", "register", "a/b", "--key", "b.key"];
+    let register = |extra: &[&str]| fail(&dir, 1, &[&args, extra].concat());
+    let wrong = |extra: &[&str]| fail(&dir, 2, &[&args, extra].concat());
+    assert!(wrong(&[]).contains("<--network <DIR>|--api <URL>>"));
+    let api = ["--api", "127.0.0.1:1"];
+    let err = wrong(&api);
+    assert!(err.contains("give --genesis FILE, or --network DIR"), "{err}");
+    assert!(
+        wrong(&[&api[..], &["--genesis", "net/genesis.json"]].concat()).contains("give --admin-key FILE")
+    );
     let err = register(&["--network", "nowhere"]);
     assert!(err.contains("there is no directory nowhere: give --network"), "{err}");
     let err = register(&["--network", "net"]);
@@ -398,9 +450,9 @@ fn publish_says_what_is_missing_before_it_connects() {
     let err = publish(&["--network", "net", "--csv", "x.csv"]);
     assert!(err.contains("name the time column; there are when, temperature"), "{err}");
     let csv = ["--csv", "x.csv", "--time-column", "when"];
-    assert!(publish(&csv).contains("--genesis"));
-    let err = publish(&[&csv[..], &["--genesis", "net/genesis.json"]].concat());
-    assert!(err.contains("--mqtt HOST:PORT"), "{err}");
+    let args = ["publish", "a/b", "--key", "b.key", "--mqtt", "127.0.0.1:1"];
+    let err = fail(&dir, 2, &[&args[..], &csv].concat());
+    assert!(err.contains("give --genesis FILE, or --network DIR"), "{err}");
     let err = publish(&[&csv[..], &["--network", "net"]].concat());
     assert!(err.contains("cannot connect"), "{err}");
     fs::set_permissions(dir.path().join("b.key"), fs::Permissions::from_mode(0o644)).unwrap();

@@ -42,7 +42,7 @@ fn rules_are_set_listed_and_set_again_by_version() {
     let toml = succeed(&dir, &[&list[..], &["--toml"]].concat());
     assert!(toml.contains("replaces = 1"), "{toml}");
     fs::write(dir.path().join("rules.toml"), toml.replace("0.5", "0.25")).unwrap();
-    let err = fail(&dir, 1, &set(&served.url, &["--replaces", "0"]));
+    let err = fail(&dir, 2, &set(&served.url, &["--replaces", "0"]));
     assert!(err.contains("the file replaces version 1, and --replaces says 0"), "{err}");
     succeed(&dir, &set(&served.url, &[]));
     let history = json(&succeed(&dir, &[&list[..], &["--history", "--json"]].concat()));
@@ -56,6 +56,13 @@ fn rules_are_set_listed_and_set_again_by_version() {
     assert!(fail(&dir, 1, &[&list[..], &["--version", "3"]].concat()).contains("no version 3"));
     let lines = succeed(&dir, &[&list[..], &["--history"]].concat());
     assert!(lines.starts_with("Version 2: ") && lines.lines().count() == 2, "{lines}");
+
+    fs::write(dir.path().join("rules.toml"), "rules = []").unwrap();
+    let said = succeed(&dir, &set(&served.url, &["--replaces", "2"]));
+    assert_eq!(
+        said,
+        "Version 3 is in force, no rules (every reading is written), 0 quotas: block 3, operation 0\n"
+    );
 }
 
 #[test]
@@ -63,12 +70,15 @@ fn a_wrong_file_is_refused_with_its_line_before_anything_is_sent() {
     let dir = tempfile::tempdir().unwrap();
     for (from, to, says) in [
         ("threshold", "treshold", "in rules.toml, line 5: unknown field `treshold`"),
-        ("\"change\"", "\"sometimes\"", "in rules.toml, line 4: unknown variant `sometimes`"),
+        ("\"change\"", "\"sometimes\"", "in rules.toml, line 4: unknown value `sometimes`"),
         (
             "service = \"temp*\"",
             "client = \"temp\"",
             "in rules.toml, line 1: rule `temperature`: no client's id",
         ),
+        ("threshold = 0.5", "", "in rules.toml, line 1: `change` needs `threshold`, such as threshold = 0.5"),
+        (RULES, "", "in rules.toml, line 1: there are no rules"),
+        (RULES, "replaces = 1", "say `rules = []`"),
     ] {
         fs::write(dir.path().join("rules.toml"), RULES.replace(from, to)).unwrap();
         let err = fail(&dir, 1, &set("http://127.0.0.1:1", &[]));

@@ -29,6 +29,10 @@ const TAMPERING: u8 = 1;
 /// The exit code if not everything could be checked, as for wrong arguments.
 const UNCHECKED: u8 = 2;
 
+/// In the width of a terminal.
+const USAGE: &str = "ledgermq audit [OPTIONS] --genesis <FILE> --history <PATH|DIR|URL>
+                      <--ledger <DIR>|--node <URL>>";
+
 /// Shown below the options.
 const LEGEND: &str = "\
 Examples:
@@ -42,7 +46,7 @@ Examples:
 Exit codes:
   0  clean: all is as it was
   1  tampering: something is not; each row is named
-  2  could not check, or not all of it: the message says why; also for wrong arguments
+  2  could not check, or not all of it, and says why; or wrong arguments
 
 docs/AUDIT.md says what an audit proves and what it does not.";
 
@@ -53,7 +57,7 @@ docs/AUDIT.md says what an audit proves and what it does not.";
 /// only the genesis document. Nothing is changed: a SQLite file is read as it is, also one that a running
 /// node writes.
 #[derive(Debug, Args)]
-#[command(after_long_help = LEGEND)]
+#[command(after_long_help = LEGEND, override_usage = USAGE)]
 #[command(group = ArgGroup::new("chain").required(true).args(["ledger", "node"]))]
 pub(super) struct AuditArgs {
     /// The genesis document, from a source that you trust
@@ -178,6 +182,18 @@ fn for_auditor(error: HistoryError) -> anyhow::Error {
         HistoryError::Refused { location, detail } => anyhow!(
             "the history {location} cannot be read: {detail}; its tables are not as a node makes them, or the rights \
              to read them are missing: keep it as it is, and audit another copy"
+        ),
+        HistoryError::Altered { location, what } => anyhow!(
+            "the history {location} has {what} that no node wrote so: it was altered, so that it cannot be read; keep \
+             it as it is, it is evidence, and audit another copy"
+        ),
+        HistoryError::Url { what } => anyhow!("--history: {what}; {}", source::WHAT_HISTORY),
+        HistoryError::File { location, source } => {
+            anyhow!("cannot use the history {location}: {source}; check the path given with --history")
+        }
+        HistoryError::Unavailable { location, detail } => anyhow!(
+            "the history {location} is not available: {detail}; check --history, start the database or free it, and \
+             run the audit again"
         ),
         other => other.into(),
     }

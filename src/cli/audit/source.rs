@@ -22,10 +22,20 @@ use crate::types::{ClientId, Height};
 /// end: four times what a replica may be ahead of its last certificate.
 const MAX_UNCERTIFIED_BLOCKS: u64 = 4 * crate::pbft::settings::WINDOW;
 
+/// Why there may be nothing yet.
+const NEVER_STARTED: &str = "a node that was never started has none yet";
+
+/// What may be given as a history.
+pub(super) const WHAT_HISTORY: &str =
+    "give a SQLite file, the data directory of a node, or postgres://user:password@host/database";
+
 /// The history that somebody names: a URL, a file, or a node's data directory.
 pub(in crate::cli) fn history(text: &str) -> anyhow::Result<Location> {
-    let location = Location::parse(text)?;
+    let location = Location::parse(text).map_err(super::for_auditor)?;
     let Location::Sqlite(path) = &location else { return Ok(location) };
+    if !path.exists() {
+        bail!("there is no history {}; {WHAT_HISTORY}; {NEVER_STARTED}", path.display());
+    }
     if !path.is_dir() {
         return Ok(location);
     }
@@ -34,7 +44,7 @@ pub(in crate::cli) fn history(text: &str) -> anyhow::Result<Location> {
     let found = files.into_iter().map(|file| path.join(file)).find(|file| file.is_file());
     found.map(Location::Sqlite).with_context(|| {
         format!(
-            "{} has no history/history.sqlite: give the data directory of a node, or the file",
+            "{} has no history/history.sqlite: give the data directory of a node, or the file; {NEVER_STARTED}",
             path.display()
         )
     })
@@ -91,7 +101,8 @@ fn ledger_dir(dir: &Path) -> anyhow::Result<PathBuf> {
     let candidates = [dir.join("ledger"), dir.join("data/ledger"), dir.to_owned()];
     let found = candidates.into_iter().find(|dir| dir.join("sled").is_dir());
     found.with_context(|| {
-        format!("{} has no ledger in it: give the data directory of a node, or a copy of it", dir.display())
+        let is = if dir.exists() { "has no ledger in it" } else { "is not there" };
+        format!("{} {is}: give the data directory of a node, or a copy of it; {NEVER_STARTED}", dir.display())
     })
 }
 

@@ -59,9 +59,13 @@ pub(super) fn print(report: &AuditReport) -> anyhow::Result<()> {
 
 fn node(node: &NodeReport) -> anyhow::Result<()> {
     line(format_args!(
-        "  history  node {}: {}, {} proven by {}, {}{} with no final digest yet; {} repeated",
+        "  history  node {}: {}{}, {} proven by {}, {}{} with no final digest yet; {} repeated",
         node.node.short(),
         count(node.rows, "row", "rows"),
+        match node.skipped {
+            0 => String::new(),
+            skipped => format!(" ({} of the client of --client)", number(node.rows.saturating_sub(skipped))),
+        },
         number(node.covered),
         count(node.digests, "digest", "digests"),
         match node.unproven {

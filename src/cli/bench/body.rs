@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::ensure;
-
+use crate::cli::arguments::wrong;
 use crate::types::Timestamp;
 
 /// Room for larger values than those of the first body.
@@ -27,8 +26,8 @@ impl Bodies {
     /// The items do not fit.
     pub(super) fn new(items: u32, bytes: Option<usize>) -> anyhow::Result<Self> {
         let plain = Self { items, bytes: 0 }.body(Timestamp(1_767_225_600_000), 0).len() + SPARE;
-        if let Some(bytes) = bytes {
-            ensure!(bytes >= plain, "--size {bytes} is too small: {items} items take {plain} bytes");
+        if let Some(bytes) = bytes.filter(|bytes| *bytes < plain) {
+            return Err(wrong(format_args!("--size {bytes} is too small: {items} items take {plain} bytes")));
         }
         Ok(Self { items, bytes: bytes.unwrap_or(0) })
     }

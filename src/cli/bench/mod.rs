@@ -26,10 +26,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail, ensure};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, ValueEnum};
 use tempfile::TempDir;
 
+use super::arguments::wrong;
 use super::interrupt::interrupted;
 use super::{output, publish};
 use crate::clock::SystemClock;
@@ -124,18 +125,20 @@ impl BenchArgs {
         };
         let dead = self.kill.unwrap_or(1);
         let f = (self.replicas - 1) / 3;
-        ensure!(
-            dead <= f,
-            "{} replicas go on with {f} dead, not with {dead}: --replicas {} would do",
-            self.replicas,
-            3 * dead + 1
-        );
-        ensure!(
-            planned.at < self.duration(),
-            "nothing can be killed after {} s of a load of {} s",
-            planned.at.as_secs(),
-            self.duration
-        );
+        if dead > f {
+            return Err(wrong(format_args!(
+                "{} replicas go on with {f} dead, not with {dead}: --replicas {} would do",
+                self.replicas,
+                3 * u32::from(dead) + 1
+            )));
+        }
+        if planned.at >= self.duration() {
+            return Err(wrong(format_args!(
+                "nothing can be killed after {} s of a load of {} s: choose an earlier time, or a longer --duration",
+                planned.at.as_secs(),
+                self.duration
+            )));
+        }
         Ok(Some(planned))
     }
 }

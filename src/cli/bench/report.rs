@@ -112,9 +112,10 @@ impl Report {
     pub(super) fn print(&self) -> anyhow::Result<()> {
         let Self { replicas, clients, items, body_bytes, duration_s, .. } = self;
         output::line(format_args!(
-            "{}, {} in {body_bytes} bytes a message, {}, {duration_s} s",
+            "{}, {} in {} a message, {}, {duration_s} s",
             output::counted(*clients, "client"),
             output::counted(*items, "item"),
+            output::counted(*body_bytes as u64, "byte"),
             output::counted(*replicas as u64, "replica")
         ))?;
         output::line("messages/s     offered   accepted      final   items final")?;

@@ -33,8 +33,13 @@ pub(super) struct Checked {
     pub(super) tampered: usize,
 }
 
-/// Audits all histories; then alters, deletes and adds rows in one, and audits it again.
-pub(super) async fn check(network: &LocalNetwork, dead: usize, screen: &Screen) -> anyhow::Result<Checked> {
+/// Audits all histories; then alters, deletes and adds rows in one, and audits it again. `dead` was killed in the
+/// midst of so many messages.
+pub(super) async fn check(
+    network: &LocalNetwork,
+    (dead, messages): (usize, usize),
+    screen: &Screen,
+) -> anyhow::Result<Checked> {
     screen.say("\n5. The history: all messages, in each replica's database, held against the ledger")?;
     let mut coverages = Vec::new();
     for replica in 0..network.replicas() {
@@ -49,6 +54,15 @@ pub(super) async fn check(network: &LocalNetwork, dead: usize, screen: &Screen) 
         }
         let report = audit_of(network, &ledger, replica).await?;
         clean &= tell(replica, &report, screen)?;
+    }
+    let rows: u64 = coverages.iter().map(|coverage| coverage.rows).sum();
+    if let Some(more) = usize::try_from(rows)?.checked_sub(messages).filter(|more| *more > 0) {
+        screen.say(format_args!(
+            "   {} rows of {} messages: {} were sent again, to another replica, and stand in two histories",
+            count(messages + more),
+            count(messages),
+            count(more)
+        ))?;
     }
     // Of the replica that was killed anything could be believed, so it is another one, if there is one.
     let others = (0..network.replicas()).filter(|replica| *replica != dead && coverages[*replica].rows > 1);

@@ -146,8 +146,8 @@ async fn tell(args: &DemoArgs, network: &mut LocalNetwork, screen: &Screen) -> a
     let clients: Vec<ClientId> = stations.iter().map(|station| station.client.clone()).collect();
     let replayed = publish(network, stations, &mut expected, screen).await?;
     let blocks = agree(network, &replayed, screen).await?;
-    let proven = proofs::verify(network, &clients, expected, screen).await?;
-    let history = history::check(network, replayed.outage.replica, screen).await?;
+    let proven = proofs::verify(network, &clients, (expected, replayed.finals.len()), screen).await?;
+    let history = history::check(network, (replayed.outage.replica, replayed.messages), screen).await?;
     let bundle = proofs::lie(network, &proven, screen)?;
 
     let (messages, items) = (replayed.messages, replayed.messages * ITEMS);
@@ -199,9 +199,9 @@ async fn start_replicas(network: &mut LocalNetwork, screen: &Screen) -> anyhow::
     let n = network.replicas();
     let set = &network.genesis().replicas;
     screen.say(format_args!(
-        "\n1. A network of {}, of which {} may be faulty ({} must sign each block)",
+        "\n1. A network of {}, {} ({} must sign each block)",
         plural(n, "replica"),
-        set.f(),
+        output::may_be_faulty(set.f()),
         set.quorum()
     ))?;
     for replica in 0..n {
@@ -280,8 +280,8 @@ async fn publish(
     let replayed = replay::replay(network, stations, expected, screen).await?;
     match replayed.recovery {
         Some(time) => screen.say(format_args!(
-            "   {:.0} ms after its death a message that was signed later was final",
-            time.as_secs_f64() * 1_000.0
+            "   {} ms after its death a message that was signed later was final",
+            millis(time)
         ))?,
         None => screen.say("   WRONG: no message that was signed after its death became final")?,
     }
@@ -312,6 +312,13 @@ async fn agree(network: &mut LocalNetwork, replayed: &Replayed, screen: &Screen)
     };
     screen.say(format_args!("   {who} block {height}: {}…", block.short()))?;
     Ok(network.status(0).await?.height)
+}
+
+/// Whole milliseconds, for a person.
+fn millis(time: Duration) -> impl std::fmt::Display {
+    // Of the tenths that the summary has, so that both say the same.
+    let tenths = Duration::from_secs_f64(summary::tenths(time.as_secs_f64() * 1_000.0) / 1_000.0);
+    count(usize::try_from(tenths.as_millis()).unwrap_or(usize::MAX))
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]

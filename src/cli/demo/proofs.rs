@@ -49,11 +49,11 @@ pub(super) struct Proofs {
     pub(super) hottest: Option<(Vec<u8>, Proven, Item)>,
 }
 
-/// Downloads and verifies every bundle, and tells what came of it.
+/// Downloads and verifies every bundle, and tells what came of it. By the acks there are `finals`.
 pub(super) async fn verify(
     network: &LocalNetwork,
     clients: &[ClientId],
-    expected: Expected,
+    (expected, finals): (Expected, usize),
     screen: &Screen,
 ) -> anyhow::Result<Proofs> {
     screen.say("\n4. The proofs: every bundle, verified with the genesis document alone")?;
@@ -64,6 +64,12 @@ pub(super) async fn verify(
         count(proofs.failed),
         count(proofs.items)
     ))?;
+    if let Some(more) = (proofs.verified + proofs.failed).checked_sub(finals).filter(|more| *more > 0) {
+        screen.say(format_args!(
+            "   {} of them are of what one replica wrote of a message that another one acknowledged",
+            count(more)
+        ))?;
+    }
     if proofs.fault_count == 0 {
         screen
             .say("   all that the nodes said is written is among them, with the value that was sent, once")?;

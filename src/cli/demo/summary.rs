@@ -80,7 +80,7 @@ impl Summary {
         let verdict = if held { "Every check held" } else { "NOT every check held" };
         screen.say(format_args!("\n{verdict}, in {:.1} s", self.seconds))?;
         screen.say(format_args!(
-            "   {} of {} items on the ledger ({:.1} % left out by the policies), in {} on {}",
+            "   {} of {} items on the ledger ({:.1} % left out by the policies)\n   {} on {}, with registrations, policies and digests of the histories",
             count(self.items_written),
             count(self.items),
             self.reduction * 100.0,
@@ -89,7 +89,8 @@ impl Summary {
         ))?;
         if let Some(recovery) = self.recovery_ms {
             screen.say(format_args!(
-                "   {recovery:.0} ms from the primary's death to the next final message"
+                "   {} ms from the primary's death to the next final message",
+                super::millis(Duration::from_secs_f64(recovery.max(0.0) / 1_000.0))
             ))?;
         }
         screen.say("   milliseconds from signing to …            p50      p99      max")?;

@@ -25,9 +25,14 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use crate::policy::{PolicySet, Quota, Rule};
+use crate::wording;
 
 /// No file is longer: rules have at most 32 KiB in canonical form.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// What is said of a file that says nothing: nobody takes all rules away by an empty file.
+const NO_RULES: &str = "line 1: there are no rules: begin each with [[rules]]; if there are to be none, so that every \
+                        reading is written, say `rules = []`";
 
 /// A file of rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,10 +47,8 @@ pub(in crate::cli) struct RulesFile {
 #[serde(deny_unknown_fields)]
 struct Text {
     replaces: Option<u64>,
-    #[serde(default)]
-    rules: Vec<Spanned<Rule>>,
-    #[serde(default)]
-    quotas: Vec<Spanned<Quota>>,
+    rules: Option<Vec<Spanned<Rule>>>,
+    quotas: Option<Vec<Spanned<Quota>>>,
 }
 
 impl RulesFile {
@@ -71,8 +74,12 @@ impl RulesFile {
         let line = |at: usize| text.get(..at).unwrap_or(text).matches('\n').count() + 1;
         let Text { replaces, rules, quotas } = toml::from_str(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
-            format!("line {}: {}", line(at), error.message())
+            format!("line {}: {}", line(at), wording::of_serde(error.message()))
         })?;
+        if rules.is_none() && quotas.is_none() {
+            return Err(NO_RULES.to_owned());
+        }
+        let (rules, quotas) = (rules.unwrap_or_default(), quotas.unwrap_or_default());
         let lines: Vec<_> = rules.iter().map(|rule| line(rule.span().start)).collect();
         let quota_lines: Vec<_> = quotas.iter().map(|quota| line(quota.span().start)).collect();
         let rules: Vec<Rule> = rules.into_iter().map(Spanned::into_inner).collect();
@@ -136,7 +143,9 @@ max_items = 100
             (Some(3), 2, 1)
         );
         assert_eq!(RulesFile::parse(&text(3, &file.policies).unwrap()), Ok(file));
-        assert_eq!(RulesFile::parse("").unwrap().policies, PolicySet::default());
+        assert_eq!(RulesFile::parse("rules = []").unwrap().policies, PolicySet::default());
+        assert_eq!(RulesFile::parse("").unwrap_err(), NO_RULES);
+        assert_eq!(RulesFile::parse("replaces = 3").unwrap_err(), NO_RULES);
     }
 
     #[test]
@@ -149,10 +158,15 @@ max_items = 100
         wrong("replaces = 3", "replaces = three", 2, "");
         wrong("replaces = 3", "replace = 3", 2, "unknown field `replace`");
         wrong("threshold = 0.5", "treshold = 0.5", 8, "unknown field `treshold`");
-        wrong("\"change\"", "\"sometimes\"", 7, "unknown variant `sometimes`");
-        wrong("threshold = 0.5", "", 4, "`threshold` with `change`");
+        wrong("\"change\"", "\"sometimes\"", 7, "unknown value `sometimes`");
+        wrong("threshold = 0.5", "", 4, "`change` needs `threshold`, such as threshold = 0.5");
         wrong("threshold = 0.5", "threshold = -1", 4, "above 0");
-        wrong("threshold = 0.5", "threshold = \"much\"", 8, "invalid type");
+        wrong(
+            "threshold = 0.5",
+            "threshold = \"much\"",
+            8,
+            "the text \"much\" stands where a number belongs",
+        );
         wrong("\"rest\"", "\"temperature\"", 10, "two rules are named `temperature`");
         wrong("\"rest\"", "\"the rest\"", 11, "the name of a rule");
         wrong("service = \"temp*\"", "service = \"\"", 6, "a pattern has 1 to");

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::arguments::wrong;
 use super::client::{AdminArgs, submit, told};
 use super::http::{NetworkArgs, Nodes};
 use super::output;
@@ -27,6 +28,13 @@ use trial::{Trial, Tried};
 /// The most versions that are listed.
 const MAX_LISTED: usize = 65_536;
 
+/// Shown below the options of `test`.
+const TEST_EXAMPLES: &str = "\
+Examples:
+  ledgermq policy test rules.toml --csv weather.csv
+  ledgermq policy test --csv weather.csv \\
+      --try change:0.5 --try periodic:6h --try both:6h:0.5";
+
 /// Write policies: which readings go on the ledger
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
@@ -38,7 +46,8 @@ pub(super) enum PolicyCommand {
 /// Put the rules of a file in force, all at once
 ///
 /// The file says which version it replaces, or --replaces does: if another one is in force by then,
-/// nothing is changed. `ledgermq policy list --toml` makes such a file of the rules in force.
+/// nothing is changed. `ledgermq policy list --toml` makes such a file of the rules in force. A file
+/// without rules is refused, unless it says `rules = []`: then every reading is written.
 #[derive(Debug, Args)]
 pub(super) struct SetArgs {
     /// File of rules, in TOML; see docs/POLICY.md
@@ -72,11 +81,9 @@ pub(super) struct ListArgs {
 
 /// Show what rules would write of the readings in a file, offline
 ///
-/// Example: ledgermq policy test rules.toml --csv weather.csv
-///
-/// With --try instead of a file of rules, each policy named is compared for all readings: ledgermq
-/// policy test --csv weather.csv --try change:0.5 --try periodic:6h --try both:6h:0.5
+/// With --try instead of a file of rules, each policy named is compared for all readings.
 #[derive(Debug, Args)]
+#[command(after_long_help = TEST_EXAMPLES)]
 pub(super) struct TestArgs {
     /// File of rules, in TOML
     #[arg(value_name = "FILE", required_unless_present = "tried")]
@@ -127,7 +134,9 @@ async fn set(args: SetArgs) -> anyhow::Result<()> {
     let RulesFile { replaces, policies } = RulesFile::read(&args.file)?;
     let replaces = match (args.replaces, replaces) {
         (Some(asked), Some(said)) if asked != said => {
-            bail!("the file replaces version {said}, and --replaces says {asked}; which one?")
+            return Err(wrong(format_args!(
+                "the file replaces version {said}, and --replaces says {asked}: make them the same, or leave one out"
+            )));
         }
         (Some(version), _) | (None, Some(version)) => version,
         (None, None) => {
@@ -142,7 +151,10 @@ async fn set(args: SetArgs) -> anyhow::Result<()> {
             version
         }
     };
-    let rules = output::counted(policies.rules().len() as u64, "rule");
+    let rules = match policies.rules().len() as u64 {
+        0 => "no rules (every reading is written)".to_owned(),
+        rules => output::counted(rules, "rule"),
+    };
     let quotas = output::counted(policies.quotas().len() as u64, "quota");
     let action = AdminAction::SetPolicies { replaces, policies };
     let version = replaces.saturating_add(1);
@@ -205,11 +217,8 @@ async fn history(nodes: &Nodes) -> anyhow::Result<Vec<PolicyVersionJson>> {
 fn placed(version: &PolicyVersionJson) -> String {
     let PolicyVersionJson { version, height, operation, time, admin, policies } = version;
     let admin = admin.map_or_else(|| "genesis".to_owned(), |admin| format!("admin {}…", admin.short()));
-    let rules = policies.rules().len();
-    format!(
-        "Version {version}: block {height}, operation {operation}, {}, by {admin}, {rules} rules",
-        utc(*time)
-    )
+    let rules = output::counted(policies.rules().len() as u64, "rule");
+    format!("Version {version}: block {height}, operation {operation}, {}, by {admin}, {rules}", utc(*time))
 }
 
 fn describe(policies: &PolicySet) -> anyhow::Result<()> {
@@ -223,8 +232,8 @@ fn describe(policies: &PolicySet) -> anyhow::Result<()> {
     }
     output::line("  Everything else is written.")?;
     for quota in policies.quotas() {
-        let (client, items) = (&quota.client, quota.max_items);
-        output::line(format_args!("  Clients {client}: at most {items} data items each"))?;
+        let items = output::counted(quota.max_items, "data item");
+        output::line(format_args!("  Clients {}: at most {items} each", quota.client))?;
     }
     Ok(())
 }
@@ -244,7 +253,7 @@ fn test(args: &TestArgs) -> anyhow::Result<()> {
     let messages: Messages = match (&args.source.csv, &args.source.json_lines) {
         (Some(path), _) => Box::new(CsvReadings::open(path, &args.columns.options(path))?),
         (_, Some(path)) => Box::new(JsonLines::open(path, args.client.clone())?),
-        (None, None) => bail!("give --csv FILE or --json-lines FILE"),
+        (None, None) => return Err(wrong("give --csv FILE or --json-lines FILE")),
     };
     let mut count = 0_u64;
     for message in messages {

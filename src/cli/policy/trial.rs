@@ -9,6 +9,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::device::Item;
+use crate::history::audit::words::number;
 use crate::policy::{
     Base, BaseRef, Interval, ItemDecision, ItemKey, LastWritten, PolicySet, Threshold, WritePolicy,
 };
@@ -169,7 +170,7 @@ pub(super) fn rules_table(trial: &Trial) -> String {
 
 fn line(item: String, rule: String, policy: String, count: &Count) -> [String; 6] {
     let share = format!("{:.1} %", count.share());
-    [item, rule, policy, count.items.to_string(), count.written.to_string(), share]
+    [item, rule, policy, number(count.items), number(count.written), share]
 }
 
 /// What each policy writes, one line for each, one column for each service.
@@ -180,7 +181,7 @@ pub(super) fn policies_table(trials: &[(String, Trial)]) -> String {
     head.push("all".to_owned());
     let mut lines = vec![head];
     for (text, trial) in trials {
-        let cell = |count: &Count| format!("{} ({:.1} %)", count.written, count.share());
+        let cell = |count: &Count| format!("{} ({:.1} %)", number(count.written), count.share());
         let mut line = vec![text.clone()];
         line.extend(trial.rows.values().map(|row| cell(&row.count)));
         line.push(cell(&trial.total()));

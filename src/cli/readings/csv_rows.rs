@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn whatever_is_no_csv_is_an_error() {
         let open = |bytes: &[u8]| CsvReadings::new(Path::new("x.csv"), bytes, &options(&[])).map(|_| ());
-        assert!(matches!(open(b""), Err(ReadingsError::Columns { .. })));
+        assert!(open(b"").unwrap_err().to_string().contains("the file is empty"));
         assert!(matches!(open(&[0xff; 100]), Err(ReadingsError::Line { .. })));
         let missing = CsvReadings::open(Path::new("/nowhere.csv"), &options(&[]));
         assert!(matches!(missing.map(|_| ()), Err(ReadingsError::Read { .. })));

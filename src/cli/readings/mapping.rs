@@ -112,6 +112,9 @@ impl Mapping {
     /// # Errors
     /// Which is missing, and which there are.
     pub fn new(headers: &StringRecord, options: &CsvOptions) -> Result<Self, String> {
+        if headers.is_empty() {
+            return Err("the file is empty; its first row names the columns, such as time,temperature".into());
+        }
         let time = match &options.time_column {
             Some(name) => find(headers, name)?,
             None => TIME_COLUMNS.iter().find_map(|name| find(headers, name).ok()).ok_or_else(|| {

@@ -165,6 +165,7 @@ impl<'a> NodeAudit<'a> {
     async fn row(&mut self, mut facts: RowFacts) -> Result<(), HistoryError> {
         let number = facts.number;
         self.report.rows += 1;
+        self.report.skipped += u64::from(facts.skipped);
         self.first_row = self.first_row.or(Some(number));
         self.last_row = number;
         self.report.items += facts.items.len() as u64;

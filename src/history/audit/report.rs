@@ -213,6 +213,8 @@ pub struct NodeReport {
     pub node: NodeId,
     /// Rows read.
     pub rows: u64,
+    /// Of those, of other clients than the one that was asked for: held against digests, and not looked into.
+    pub skipped: u64,
     /// Of those, proven to be as they were by a digest on the ledger.
     pub covered: u64,
     /// Of those, a digest on the ledger is of their place, and they are not proven to be as they were: rows that were
@@ -251,6 +253,7 @@ impl NodeReport {
         Self {
             node,
             rows: 0,
+            skipped: 0,
             covered: 0,
             unproven: 0,
             not_covered: 0,

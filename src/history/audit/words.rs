@@ -27,7 +27,7 @@ pub(crate) fn count(of: u64, one: &str, many: &str) -> String {
 }
 
 /// A text that somebody may have put there.
-pub(super) fn text(text: &str) -> String {
+pub(crate) fn text(text: &str) -> String {
     let steers = |char: char| {
         char.is_control()
             || matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
