@@ -102,7 +102,7 @@ impl Handler for Hooks {
 impl Hooks {
     async fn on_connect(&self, info: &ConnectInfo) -> AuthResult {
         let id = info.id();
-        let Ok(client) = ClientId::new(id.client_id.to_string()) else {
+        let Ok(client) = ClientId::new(&id.client_id) else {
             tracing::debug!(client = %id.client_id.escape_debug(), "connect refused: not a client id");
             return AuthResult::NotAuthorized;
         };

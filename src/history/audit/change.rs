@@ -147,7 +147,7 @@ mod tests {
 
     fn item(value: Value) -> Item {
         let (device, service, unit) = ("th-01".into(), "temperature".into(), None);
-        let client = crate::types::ClientId::new("devices/c1".to_owned()).unwrap();
+        let client = crate::types::ClientId::new("devices/c1").unwrap();
         Item { client, device, service, num: 1, event_time: Timestamp(5), value, unit }
     }
 
