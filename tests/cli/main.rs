@@ -448,7 +448,7 @@ fn publish_says_what_is_missing_before_it_connects() {
     let err = publish(&["--network", "net", "--csv", "nowhere.csv"]);
     assert!(err.contains("cannot read nowhere.csv"), "{err}");
     let err = publish(&["--network", "net", "--csv", "x.csv"]);
-    assert!(err.contains("name the time column; there are when, temperature"), "{err}");
+    assert!(err.contains("name the time column (--time-column); there are when, temperature"), "{err}");
     let csv = ["--csv", "x.csv", "--time-column", "when"];
     let args = ["publish", "a/b", "--key", "b.key", "--mqtt", "127.0.0.1:1"];
     let err = fail(&dir, 2, &[&args[..], &csv].concat());

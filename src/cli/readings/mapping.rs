@@ -14,6 +14,10 @@ const TIME_COLUMNS: [&str; 5] = ["time", "timestamp", "eventTime", "datetime", "
 /// Cells that mean "not measured", unless the options name others.
 const MISSING: [&str; 5] = ["", "NaN", "nan", "NA", "null"];
 
+/// So many columns, and so much of the name of each, are told to who names one that is not there.
+const MAX_NAMED: usize = 20;
+const MAX_NAMED_CHARS: usize = 64;
+
 /// What a whole number in the time column counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum TimeUnit {
@@ -117,9 +121,10 @@ impl Mapping {
         }
         let time = match &options.time_column {
             Some(name) => find(headers, name)?,
-            None => TIME_COLUMNS.iter().find_map(|name| find(headers, name).ok()).ok_or_else(|| {
-                format!("name the time column; there are {} (--time-column)", names(headers))
-            })?,
+            None => TIME_COLUMNS
+                .iter()
+                .find_map(|name| find(headers, name).ok())
+                .ok_or_else(|| format!("name the time column (--time-column); {}", there_are(headers)))?,
         };
         let device = match &options.device_column {
             Some(name) => Device::InColumn(find(headers, name)?),
@@ -228,12 +233,21 @@ fn find(headers: &StringRecord, name: &str) -> Result<usize, String> {
     match (found.next(), found.next()) {
         (Some((at, _)), None) => Ok(at),
         (Some(_), Some(_)) => Err(format!("there are two columns {name:?}")),
-        (None, _) => Err(format!("there is no column {name:?}; there are {}", names(headers))),
+        (None, _) => Err(format!("there is no column {name:?}; {}", there_are(headers))),
     }
 }
 
-fn names(headers: &StringRecord) -> String {
-    headers.iter().collect::<Vec<_>>().join(", ")
+/// Which columns there are. What has but one is maybe no table, but a key that was given by mistake: it is not shown.
+fn there_are(headers: &StringRecord) -> String {
+    if headers.len() == 1 {
+        return "the first row names one column only: are these readings, with commas between the columns?"
+            .into();
+    }
+    let more = if headers.len() > MAX_NAMED { ", …" } else { "" };
+    let name =
+        |name: &str| name.chars().take(MAX_NAMED_CHARS).flat_map(char::escape_debug).collect::<String>();
+    let names: Vec<_> = headers.iter().take(MAX_NAMED).map(name).collect();
+    format!("there are {}{more}", names.join(", "))
 }
 
 /// A time without a zone, taken as UTC.
@@ -307,6 +321,18 @@ mod tests {
         assert!(error.contains("\"y\"") && error.contains("time, x"), "{error}");
         assert!(mapping(&["time", "x", "x"], &options(&["x"])).unwrap_err().contains("two columns"));
         assert!(mapping(&["time"], &options(&[])).is_err());
+    }
+
+    #[test]
+    fn what_is_no_table_of_readings_is_not_shown_and_nothing_in_it_steers_a_terminal() {
+        let error = mapping(&["9d61b19deffd5a60"], &options(&[])).unwrap_err();
+        assert!(error.contains("one column only") && !error.contains("9d61"), "{error}");
+        let error = mapping(&["a\x1b[2J", &"b".repeat(10_000)], &options(&[])).unwrap_err();
+        assert!(error.len() < 200 && !error.contains('\x1b'), "{error}");
+        let many: Vec<String> = (0..1_000).map(|at| format!("column{at}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let error = mapping(&many, &options(&[])).unwrap_err();
+        assert!(error.contains("column19, …") && !error.contains("column20"), "{error}");
     }
 
     #[test]
