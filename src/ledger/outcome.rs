@@ -44,7 +44,7 @@ pub enum Rejection {
     },
     /// Policies that replace a version that is not in force.
     #[error(
-        "version {current} of the policies is in force, not the one that these replace: read them again, then set them"
+        "version {current} of the policies is in force, not the one that these replace: look at it, and say that yours replace {current} if they are to take its place"
     )]
     StalePolicies {
         /// The version in force.

@@ -43,7 +43,7 @@ fn rules_are_set_listed_and_set_again_by_version() {
     assert!(toml.contains("replaces = 1"), "{toml}");
     fs::write(dir.path().join("rules.toml"), toml.replace("0.5", "0.25")).unwrap();
     let err = fail(&dir, 2, &set(&served.url, &["--replaces", "0"]));
-    assert!(err.contains("the file replaces version 1, and --replaces says 0"), "{err}");
+    assert!(err.contains("the file says `replaces = 1`, and --replaces says 0"), "{err}");
     succeed(&dir, &set(&served.url, &[]));
     let history = json(&succeed(&dir, &[&list[..], &["--history", "--json"]].concat()));
     let told =
@@ -95,7 +95,7 @@ fn rules_are_tried_offline_on_a_file() {
     fs::write(dir.path().join("rules.toml"), RULES).unwrap();
     let csv = "time,temp,hum\n1000,20.0,50\n2000,20.2,50\n3000,20.6,51\n2500,20.5,50\n";
     fs::write(dir.path().join("th-01.csv"), csv).unwrap();
-    let test = ["policy", "test", "rules.toml", "--csv", "th-01.csv"];
+    let test = ["policy", "test", "rules.toml", "--csv", "th-01.csv", "--time-unit", "ms"];
     let expected = "\
 4 messages
 

@@ -135,7 +135,7 @@ async fn set(args: SetArgs) -> anyhow::Result<()> {
     let replaces = match (args.replaces, replaces) {
         (Some(asked), Some(said)) if asked != said => {
             return Err(wrong(format_args!(
-                "the file replaces version {said}, and --replaces says {asked}: make them the same, or leave one out"
+                "the file says `replaces = {said}`, and --replaces says {asked}: change it in the file"
             )));
         }
         (Some(version), _) | (None, Some(version)) => version,

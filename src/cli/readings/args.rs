@@ -13,9 +13,9 @@ pub struct ColumnArgs {
     /// The time column [default: time, timestamp, eventTime, datetime or date]
     #[arg(long, value_name = "COLUMN")]
     time_column: Option<String>,
-    /// What a whole number in the time column counts since 1970
-    #[arg(long, value_enum, default_value_t)]
-    time_unit: TimeUnit,
+    /// What a whole number in the time column counts since 1970 [default: ms, from 1973 on]
+    #[arg(long, value_enum)]
+    time_unit: Option<TimeUnit>,
     /// Take times without a zone as UTC
     #[arg(long)]
     assume_utc: bool,

@@ -99,7 +99,8 @@ mod tests {
 
     fn options(items: &[&str]) -> CsvOptions {
         let items = items.iter().map(|item| item.parse().unwrap()).collect();
-        CsvOptions { device: "th-01".into(), items, ..CsvOptions::default() }
+        let time_unit = Some(super::super::TimeUnit::Ms);
+        CsvOptions { device: "th-01".into(), items, time_unit, ..CsvOptions::default() }
     }
 
     fn read(text: &str, options: &CsvOptions) -> Vec<Result<Message, ReadingsError>> {

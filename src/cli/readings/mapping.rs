@@ -14,15 +14,18 @@ const TIME_COLUMNS: [&str; 5] = ["time", "timestamp", "eventTime", "datetime", "
 /// Cells that mean "not measured", unless the options name others.
 const MISSING: [&str; 5] = ["", "NaN", "nan", "NA", "null"];
 
+/// A whole number below this counts maybe seconds: as milliseconds it would be a time before March 1973, and as
+/// seconds one until the year 5138.
+const MAYBE_SECONDS_MS: u64 = 100_000_000_000;
+
 /// So many columns, and so much of the name of each, are told to who names one that is not there.
 const MAX_NAMED: usize = 20;
 const MAX_NAMED_CHARS: usize = 64;
 
 /// What a whole number in the time column counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum TimeUnit {
     /// Milliseconds since 1970.
-    #[default]
     Ms,
     /// Seconds since 1970.
     S,
@@ -70,7 +73,7 @@ pub struct CsvOptions {
     /// The time column; the first of `time`, `timestamp`, `eventTime`, `datetime`, `date` if absent.
     pub time_column: Option<String>,
     /// What a whole number in it counts.
-    pub time_unit: TimeUnit,
+    pub time_unit: Option<TimeUnit>,
     /// Take a time without a zone (`2025-01-01 00:00`) as UTC; an error otherwise.
     pub assume_utc: bool,
     /// `deviceId` of all items.
@@ -89,7 +92,7 @@ pub struct CsvOptions {
 #[derive(Debug, Clone)]
 pub struct Mapping {
     time: usize,
-    time_unit: TimeUnit,
+    time_unit: Option<TimeUnit>,
     assume_utc: bool,
     device: Device,
     columns: Vec<Column>,
@@ -192,8 +195,9 @@ impl Mapping {
         let number = || {
             let number: u64 = cell.parse().ok()?;
             match self.time_unit {
-                TimeUnit::Ms => Some(number),
-                TimeUnit::S => number.checked_mul(1000),
+                None => (number >= MAYBE_SECONDS_MS).then_some(number),
+                Some(TimeUnit::Ms) => Some(number),
+                Some(TimeUnit::S) => number.checked_mul(1000),
             }
         };
         rfc3339::parse(cell)
@@ -206,6 +210,11 @@ impl Mapping {
     fn not_a_time(&self, cell: &str) -> String {
         if !self.assume_utc && utc(cell).is_some() {
             return format!("the time {cell:?} has no zone; say that it is UTC if it is (--assume-utc)");
+        }
+        if self.time_unit.is_none() && cell.parse::<u64>().is_ok_and(|number| number < MAYBE_SECONDS_MS) {
+            return format!(
+                "say whether the time {cell:?} is in seconds (--time-unit s) or milliseconds (--time-unit ms)"
+            );
         }
         format!("{cell:?} is no time: give RFC 3339, such as 2026-01-01T00:00:00Z, or a whole number")
     }
@@ -275,7 +284,7 @@ mod tests {
         let mut headers: Vec<&str> = headers.iter().map(String::as_str).collect();
         headers.push("time");
         let mut row = cells.to_vec();
-        row.push("0");
+        row.push("1970-01-01T00:00:00Z");
         let (_, readings) =
             mapping(&headers, &options(&[])).unwrap().readings(&StringRecord::from(row)).unwrap();
         readings.into_iter().map(|reading| reading.value).collect()
@@ -357,11 +366,14 @@ mod tests {
     fn times_have_a_zone_or_the_user_says_that_it_is_utc() {
         let plain = options(&[]);
         let utc = CsvOptions { assume_utc: true, ..options(&[]) };
-        let seconds = CsvOptions { time_unit: TimeUnit::S, ..options(&[]) };
+        let seconds = CsvOptions { time_unit: Some(TimeUnit::S), ..options(&[]) };
         let new_year = Ok(Timestamp(1_767_225_600_000));
         assert_eq!(time("2026-01-01T01:00:00+01:00", &plain), new_year);
         assert_eq!(time("1767225600000", &plain), new_year);
         assert_eq!(time("1767225600", &seconds), new_year);
+        assert!(time("1767225600", &plain).unwrap_err().contains("--time-unit s"));
+        let milliseconds = CsvOptions { time_unit: Some(TimeUnit::Ms), ..options(&[]) };
+        assert_eq!(time("1767225600", &milliseconds), Ok(Timestamp(1_767_225_600)));
         assert_eq!(time("2026-01-01 00:00", &utc), new_year);
         assert!(time("2026-01-01 00:00", &plain).unwrap_err().contains("no zone"));
         for bad in ["", "noon", "-5", "99999999999999999", "18446744073709551615"] {
@@ -373,8 +385,9 @@ mod tests {
     fn the_device_can_stand_in_a_column() {
         let options = CsvOptions { device_column: Some("sensor".into()), ..options(&[]) };
         let mapping = mapping(&["time", "sensor", "x"], &options).unwrap();
-        let (_, readings) = mapping.readings(&StringRecord::from(vec!["5", "th-02", "1"])).unwrap();
+        let (_, readings) =
+            mapping.readings(&StringRecord::from(vec!["2026-01-01T00:00:00Z", "th-02", "1"])).unwrap();
         assert_eq!((readings.len(), readings[0].device_id.as_str()), (1, "th-02"));
-        assert!(mapping.readings(&StringRecord::from(vec!["5", "", "1"])).is_err());
+        assert!(mapping.readings(&StringRecord::from(vec!["2026-01-01T00:00:00Z", "", "1"])).is_err());
     }
 }
