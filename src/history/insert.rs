@@ -10,7 +10,7 @@ use sqlx::any::AnyArguments;
 use sqlx::error::BoxDynError;
 use sqlx::{AnyConnection, Arguments as _, AssertSqlSafe, Connection as _, Row as _};
 
-use super::open::begin;
+use super::open::{Undo, begin, undo_from};
 use super::row::{HistoryRow, MessageKey, RowFate};
 use super::schema::Dialect;
 use crate::codec;
@@ -337,6 +337,20 @@ pub(super) async fn put_digest(
 /// Forgets the digests of the rows from `first` on, and gives these rows numbers above `above`. Numbers go
 /// by way of negative ones, so that none meets another.
 pub(super) async fn start_over(
+    connection: &mut AnyConnection,
+    dialect: Dialect,
+    node: i64,
+    first: u64,
+    above: u64,
+) -> Result<(), sqlx::Error> {
+    // It may be all rows of a history that somebody put there.
+    undo_from(connection, dialect, Undo::File).await?;
+    let done = renumber(connection, dialect, node, first, above).await;
+    let back = undo_from(connection, dialect, Undo::Memory).await;
+    done.and(back)
+}
+
+async fn renumber(
     connection: &mut AnyConnection,
     dialect: Dialect,
     node: i64,

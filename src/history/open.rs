@@ -248,15 +248,36 @@ fn check(found: Found, location: &Location, network: &NetworkId) -> Result<Optio
 /// node's own log forgets what is in the history.
 async fn prepare(connection: &mut AnyConnection, dialect: Dialect) -> Result<(), sqlx::Error> {
     if dialect == Dialect::Sqlite {
-        for pragma in [
-            "PRAGMA journal_mode = WAL",
-            "PRAGMA synchronous = FULL",
-            "PRAGMA wal_autocheckpoint = 4000",
-            // What a statement would undo if it failed: else each page that it changes goes to a temporary file.
-            "PRAGMA temp_store = MEMORY",
-        ] {
+        for pragma in
+            ["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA wal_autocheckpoint = 4000"]
+        {
             sqlx::query(pragma).fetch_all(&mut *connection).await?;
         }
+    }
+    undo_from(connection, dialect, Undo::Memory).await
+}
+
+/// Where SQLite keeps what it needs to undo a statement that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Undo {
+    /// In memory: for statements that change a few pages. A file would be written for each of them.
+    Memory,
+    /// In a temporary file: for those that may change a whole table.
+    File,
+}
+
+/// Not for within a transaction.
+pub(super) async fn undo_from(
+    connection: &mut AnyConnection,
+    dialect: Dialect,
+    undo: Undo,
+) -> Result<(), sqlx::Error> {
+    let pragma = match undo {
+        Undo::Memory => "PRAGMA temp_store = MEMORY",
+        Undo::File => "PRAGMA temp_store = FILE",
+    };
+    if dialect == Dialect::Sqlite {
+        sqlx::query(pragma).execute(connection).await?;
     }
     Ok(())
 }
