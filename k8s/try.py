@@ -150,7 +150,7 @@ def try_it(program, cluster, net, work):
     victim = max(all_pods)
     before = cluster.addresses[victim]
     cluster.remove(victim)
-    run(*publish, f"{cluster.addresses[0]}:1883", timeout=PATIENCE_S)
+    run(*publish, f"{cluster.addresses[0]}:1883", "--again", timeout=PATIENCE_S)
     told(f"24 more, with pod {victim} killed")
 
     cluster.start(victim)

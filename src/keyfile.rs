@@ -99,11 +99,8 @@ pub fn write(path: &Path, key: &SecretKey) -> Result<(), KeyFileError> {
 /// # Errors
 /// [`KeyFileError`]: no such file, open to others, or not a key.
 pub fn read(path: &Path) -> Result<SecretKey, KeyFileError> {
-    let text = read_secret(path, "64 hex digits, as `ledgermq init` and `ledgermq client new` write them")?;
-    let seed = parse_hex(text.trim()).ok_or_else(|| KeyFileError::Malformed {
-        path: path.to_owned(),
-        expected: "64 hex digits, as `ledgermq init` and `ledgermq client new` write them",
-    })?;
+    let expected = "64 hex digits, as `ledgermq init` and `ledgermq client new` write them";
+    let seed = read_secret(path, expected, |text| parse_hex(text.trim()))?;
     Ok(SecretKey::from_seed(&seed))
 }
 
@@ -125,9 +122,9 @@ pub fn create_swarm_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyFileError
 /// [`KeyFileError`]: no such file, open to others, or not a swarm key.
 pub fn read_swarm_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyFileError> {
     let expected = "the lines /key/swarm/psk/1.0.0/ and /base16/, then 64 hex digits";
-    let text = read_secret(path, expected)?;
-    let key = text.strip_prefix(SWARM_KEY_HEADER).and_then(|digits| parse_hex(digits.trim()));
-    key.ok_or_else(|| KeyFileError::Malformed { path: path.to_owned(), expected })
+    read_secret(path, expected, |text| {
+        text.strip_prefix(SWARM_KEY_HEADER).and_then(|digits| parse_hex(digits.trim()))
+    })
 }
 
 fn parse_hex(digits: &str) -> Option<Zeroizing<[u8; 32]>> {
@@ -136,25 +133,31 @@ fn parse_hex(digits: &str) -> Option<Zeroizing<[u8; 32]>> {
     Some(bytes)
 }
 
-fn read_secret(path: &Path, expected: &'static str) -> Result<Zeroizing<String>, KeyFileError> {
+/// What a file holds is looked at first: whoever names the wrong file has no use for advice about its mode.
+fn read_secret<T>(
+    path: &Path,
+    expected: &'static str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, KeyFileError> {
     let failed = |source| KeyFileError::Read { path: path.to_owned(), source };
+    let malformed = || KeyFileError::Malformed { path: path.to_owned(), expected };
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let mode = metadata.permissions().mode() & 0o7777;
     if !metadata.is_file() || metadata.len() > MAX_KEY_FILE_BYTES {
-        return Err(KeyFileError::Malformed { path: path.to_owned(), expected });
-    }
-    if mode & too_open(metadata.uid(), geteuid().as_raw()) != 0 {
-        return Err(KeyFileError::Open { path: path.to_owned(), mode });
+        return Err(malformed());
     }
     let mut text = Zeroizing::new(String::new());
     match file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text) {
-        Ok(_) => Ok(text),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            Err(KeyFileError::Malformed { path: path.to_owned(), expected })
-        }
-        Err(source) => Err(failed(source)),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(malformed()),
+        Err(source) => return Err(failed(source)),
     }
+    let key = parse(&text).ok_or_else(malformed)?;
+    if mode & too_open(metadata.uid(), geteuid().as_raw()) != 0 {
+        return Err(KeyFileError::Open { path: path.to_owned(), mode });
+    }
+    Ok(key)
 }
 
 /// The permission bits that a key of this owner must not have when this user reads it.
@@ -180,6 +183,18 @@ mod tests {
 
     fn chmod(path: &Path, mode: u32) {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_key_is_told_as_that_whoever_may_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("genesis.json");
+        std::fs::write(&path, "{}").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(read(&path), Err(KeyFileError::Malformed { .. })));
+        let key = SecretKey::from_seed(&[7; 32]);
+        std::fs::write(&path, hex::encode(key.seed())).unwrap();
+        assert!(matches!(read(&path), Err(KeyFileError::Open { .. })), "a key that others may read");
     }
 
     #[test]

@@ -119,12 +119,21 @@ fn kept_it_says_what_to_try_and_that_works() {
     let args = ["--keep", "--replicas", "1", "--readings", "10"];
     let (demo, mut rest, _) = demo_until("Try, from another terminal:", &args, &temporary);
     let program = env!("CARGO_BIN_EXE_ledgermq");
-    let mut tried = Vec::new();
+    let (mut tried, mut names) = (Vec::new(), String::new());
     loop {
         let mut line = String::new();
         rest.read_line(&mut line).unwrap();
-        if let Some(words) = line.trim().strip_prefix(program) {
-            let output = Command::new(program).args(words.split_whitespace()).output().unwrap();
+        assert!(line.len() <= 81 || names.is_empty(), "it fits a terminal: {line}");
+        while line.ends_with("\\\n") && line.contains("$L audit") {
+            line.truncate(line.len() - 2);
+            rest.read_line(&mut line).unwrap();
+        }
+        if ["L=", "D=", "A="].iter().any(|name| line.trim().starts_with(name)) {
+            names.push_str(&line);
+        } else if let Some(words) = line.trim().strip_prefix("$L ") {
+            assert!(names.contains(program), "{names}");
+            let shell = format!("{names}$L {words}");
+            let output = Command::new("sh").args(["-c", &shell]).output().unwrap();
             tried.push((words.split_whitespace().next().unwrap().to_owned(), output.status.code().unwrap()));
         }
         if line.trim().starts_with("mosquitto_rr") {

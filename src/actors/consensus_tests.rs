@@ -63,7 +63,7 @@ async fn backup_that_waits(clock: Arc<Jumping>) -> (actix::Addr<Consensus>, mpsc
     let metrics = Metrics::new().unwrap();
     let gauge = metrics.queues.queue("outputs");
     let tally = ConsensusTally::new(keys[1].node_id(), metrics.consensus.clone(), gauge);
-    let notices = Notices::new(metrics.consensus.clone());
+    let notices = Notices::new(metrics.consensus.clone(), fatal().0);
     let vital = fatal().0.vital("Consensus");
     let consensus = Consensus::new(replica, clock, outputs, Arc::default(), tally, notices, vital).start();
     let action = AdminAction::RegisterClient {

@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::super::FinalVerdict;
+use super::super::accepted::{Ahead, LogRecord};
 use super::super::admission::{Admission, Standing};
 use super::super::bases::{Bases, BasesLimits};
 use super::super::finals::TellFinal;
 use super::super::policy::{AcceptMessage, RepeatDecision};
 use super::super::storage::{LookUpMessage, TakeUp};
-use super::super::verifier::{Ahead, LogRecord, VerifierParts, Workers};
+use super::super::verifier::{VerifierParts, Workers};
 use super::*;
 use crate::broker::{Broker, BrokerError, DownlinkQos};
 use crate::clock::SystemClock;

@@ -37,6 +37,7 @@
 //!
 //! All of them are fail-stop ([`Fatal`], [`fatal::Vital`]): the process ends, the log restores it.
 
+pub mod accepted;
 pub mod admission;
 pub mod bases;
 pub mod bundles;

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::Fatal;
 use crate::metrics::ConsensusMetrics;
 use crate::pbft::{Notice, Suspicion};
 
@@ -13,15 +14,16 @@ use crate::pbft::{Notice, Suspicion};
 #[derive(Debug)]
 pub struct Notices {
     metrics: ConsensusMetrics,
+    fatal: Fatal,
 }
 
 impl Notices {
-    /// Counts in `metrics`, with all reasons at 0 at first.
-    pub fn new(metrics: ConsensusMetrics) -> Self {
+    /// Counts in `metrics`, with all reasons at 0 at first; `fatal` knows when the node stops.
+    pub fn new(metrics: ConsensusMetrics, fatal: Fatal) -> Self {
         for reason in Suspicion::ALL.into_iter().filter(|reason| *reason != Suspicion::Restored) {
             metrics.view_changes.with_label_values(&[reason.code()]);
         }
-        Self { metrics }
+        Self { metrics, fatal }
     }
 
     /// Tells one.
@@ -29,6 +31,11 @@ impl Notices {
         match *notice {
             Notice::ViewChangeBegan { reason, from, old_primary, to } => {
                 self.metrics.view_changes.with_label_values(&[reason.code()]).inc();
+                // The others are stopped with it, as at a restart of all: no trouble of theirs.
+                if self.fatal.is_stopping() {
+                    tracing::info!(reason = reason.code(), %from, %to, "leaving the view, while this node stops");
+                    return;
+                }
                 tracing::warn!(
                     reason = reason.code(), %from, %to, old_primary = %old_primary.short(),
                     "leaving the view: a new primary is wanted"
@@ -75,6 +82,7 @@ fn millis(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actors::fatal;
     use crate::metrics::Metrics;
     use crate::types::{NodeId, View};
 
@@ -87,7 +95,7 @@ mod tests {
     #[test]
     fn view_changes_are_counted_by_reason_and_timed() {
         let metrics = Metrics::new().unwrap();
-        let notices = Notices::new(metrics.consensus.clone());
+        let notices = Notices::new(metrics.consensus.clone(), fatal().0);
         let (from, to, node) = (View(3), View(4), NodeId([1; 32]));
         let shows = |lines: &[&str]| {
             let text = metrics.render().unwrap();

@@ -24,13 +24,13 @@ use std::time::Duration;
 use actix::{Actor, AtomicResponse, Context, Handler, Message, Recipient, WrapFuture as _};
 use tokio::sync::{Notify, mpsc};
 
+use super::accepted::{Admitted, LogRecord, LoggedMessage};
 use super::admission::Admission;
 use super::bases::Bases;
 use super::consensus::{Submission, SubmitRequest, SubmitRequests};
 use super::fatal::Vital;
 use super::finals::Finals;
 use super::history::HistoryFeed;
-use super::verifier::{Admitted, LogRecord, LoggedMessage};
 use super::view::LedgerView;
 use super::{Fatal, FinalMessage, FinalVerdict};
 use crate::ledger::{AdmittedMessage, RequestError, VerifiedRequest};

@@ -16,12 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
-use bincode::{Decode, Encode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use requests::LIGHT_BYTES;
 pub use requests::{RequestVerifier, Workers};
 
+use super::accepted::{Admitted, Ahead, LoggedMessage, Share};
 use super::admission::{Admission, Place, Standing};
 use super::bases::Bases;
 use super::fatal::Vital;
@@ -31,17 +30,16 @@ use super::storage::{LookUpMessage, TakeUp};
 use super::view::LedgerView;
 use super::{Fatal, FinalMessage, FinalVerdict};
 use crate::clock::SharedClock;
-use crate::codec;
 use crate::crypto::VerifyingKey;
 use crate::device::codes::ErrorCode;
 use crate::device::telemetry::{Content, Limits, Message as Telemetry, Reference, TelemetryError};
 use crate::ledger::MAX_REQUEST_BYTES;
-use crate::metrics::{QueueGauge, StageTime};
+use crate::metrics::StageTime;
 use crate::policy::Decision;
 use crate::store::ledger::AdmissionRecord;
-use crate::store::log::{Entry, EntryKind, MAX_ENTRY_BYTES, Position};
+use crate::store::log::Position;
 use crate::store::{Log, LogError};
-use crate::types::{ClientId, MessageSeq, NetworkId, PublicKey, Stream, Timestamp};
+use crate::types::{ClientId, NetworkId, Stream, Timestamp};
 
 /// Messages in the mailbox: those of as many connections; Ingress's senders wait beyond it.
 const MAILBOX: usize = 1_024;
@@ -51,9 +49,6 @@ const REQUEST_OVERHEAD: usize = 4_096;
 
 /// An item in a write request besides its bytes: index and length.
 const ITEM_OVERHEAD: usize = 12;
-
-/// The most bytes of an entry of the log.
-const MAX_RECORD_BYTES: usize = MAX_ENTRY_BYTES;
 
 /// Verifies a message that came on a client's topic.
 #[derive(Debug, Message)]
@@ -105,118 +100,6 @@ pub enum Verification {
     },
     /// The node cannot take it now.
     Unavailable,
-}
-
-/// A message as the log keeps it.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct LoggedMessage {
-    /// Whose it is.
-    pub client: ClientId,
-    /// The topic's stream.
-    pub stream: Stream,
-    /// The key that was registered.
-    pub key: PublicKey,
-    /// The decrypted content, as its client made it.
-    pub content: Vec<u8>,
-}
-
-impl LoggedMessage {
-    /// The message again. It was in time and within the limits when it was accepted.
-    ///
-    /// # Errors
-    /// [`TelemetryError`]: the log is not what was written.
-    pub fn verify(&self, network: &NetworkId) -> Result<Telemetry, TelemetryError> {
-        let key = VerifyingKey::parse(&self.key).map_err(|_| TelemetryError::BadSignature)?;
-        let content = Content::decode(&self.content)?;
-        let verified = content.verify(&key, network, &self.client, &self.stream)?;
-        let limits = Limits { ahead_ms: u64::MAX, body_bytes: MAX_RECORD_BYTES, ..Limits::default() };
-        verified.check_body(&limits, Timestamp::MAX)
-    }
-}
-
-/// What [`EntryKind::AcceptedMessage`] entries hold.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub enum LogRecord {
-    /// A message was accepted, and this was decided of its items.
-    Accepted(LoggedMessage, Decision),
-    /// The fate of a message is known and its client is being told: nothing is left to do.
-    Final {
-        /// Whose it is.
-        client: ClientId,
-        /// Its number.
-        seq: MessageSeq,
-        /// Whether it is on the ledger, at least in part.
-        is_written: bool,
-    },
-}
-
-impl LogRecord {
-    /// The record as an entry of the log.
-    pub fn entry(&self) -> Entry {
-        Entry { kind: EntryKind::AcceptedMessage, bytes: codec::encode(self) }
-    }
-
-    /// Reads an entry.
-    ///
-    /// # Errors
-    /// The bytes are no record: the log is damaged or of another version.
-    pub fn decode(bytes: &[u8]) -> Result<Self, codec::CodecError> {
-        codec::decode::<MAX_RECORD_BYTES, _>(bytes)
-    }
-}
-
-/// A verified message that has a place in the log.
-#[derive(Debug)]
-pub struct Admitted {
-    /// The message.
-    pub message: Arc<Telemetry>,
-    /// Its place among those that are not in the history.
-    pub history: Arc<HistoryPlace>,
-    /// Its part of what may be [`Ahead`]; free again when Policy is done with it.
-    _share: Option<Share>,
-}
-
-/// How many KiB of accepted messages may wait for the request pool, unpacked: 64 MiB. While there
-/// are so many, no further one is accepted, and clients wait.
-const AHEAD_KIB: usize = 64 * 1024;
-
-/// Room for accepted messages on their way to the request pool.
-#[derive(Debug, Clone)]
-pub struct Ahead {
-    room: Arc<Semaphore>,
-    gauge: QueueGauge,
-}
-
-#[derive(Debug)]
-struct Share {
-    _kib: OwnedSemaphorePermit,
-    taken: i64,
-    gauge: QueueGauge,
-}
-
-impl Ahead {
-    /// All of the room; `gauge` shows how much is taken, in KiB.
-    pub fn new(gauge: QueueGauge) -> Self {
-        Self { room: Arc::new(Semaphore::new(AHEAD_KIB)), gauge }
-    }
-
-    /// Waits for room for a message of so many bytes.
-    async fn share(&self, bytes: usize) -> Option<Share> {
-        let kib = u32::try_from((bytes / 1024 + 1).min(AHEAD_KIB)).ok()?;
-        if self.room.available_permits() < kib as usize {
-            self.gauge.full.inc();
-        }
-        let permit = Arc::clone(&self.room).acquire_many_owned(kib).await.ok()?;
-        let taken = i64::from(kib);
-        self.gauge.length.add(taken);
-        Some(Share { _kib: permit, taken, gauge: self.gauge.clone() })
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.gauge.length.sub(self.taken);
-    }
 }
 
 /// What the Verifier works with.
@@ -387,7 +270,7 @@ impl VerifierParts {
         // From here on the message is this node's to finish, even if its client goes away.
         history.pin(first_needed);
         let (message, history) = (Arc::new(message), Arc::new(history));
-        let admitted = Arc::new(Admitted { message, history, _share: Some(share) });
+        let admitted = Arc::new(Admitted::new(message, history, Some(share)));
         self.log_and_hand_on(admitted, logged).await
     }
 
@@ -486,7 +369,7 @@ impl VerifierParts {
         });
         if let Ok(false) = self.take_up.send(known).await {
             let bytes = message.item_bytes().iter().map(Vec::len).sum();
-            let admitted = Arc::new(Admitted { message, history, _share: self.ahead.share(bytes).await });
+            let admitted = Arc::new(Admitted::new(message, history, self.ahead.share(bytes).await));
             let _stopping = self.policy.1.send(RepeatDecision { admitted, decision }).await;
         }
     }

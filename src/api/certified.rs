@@ -11,7 +11,7 @@ use actix_web::HttpResponse;
 use actix_web::web::{Data, Query};
 use serde::Deserialize;
 
-use super::routes::{BUNDLE_MEDIA_TYPE, read};
+use super::answer::{BUNDLE_MEDIA_TYPE, read};
 use super::{Context, Problem, query};
 use crate::codec::{self, CodecError};
 use crate::ledger::{Block, Certificate, MAX_BLOCK_BYTES};

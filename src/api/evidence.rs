@@ -8,7 +8,7 @@ use actix_web::http::header;
 use actix_web::web::{Data, Json, Path, Query};
 use serde::{Deserialize, Serialize};
 
-use super::routes::{Answer, BUNDLE_MEDIA_TYPE, read};
+use super::answer::{Answer, BUNDLE_MEDIA_TYPE, read};
 use super::{Context, Problem, query};
 use crate::ledger::ReplicaSet;
 use crate::pbft::evidence::Fault;

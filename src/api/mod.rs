@@ -15,6 +15,7 @@
 //! run on the blocking pool, at most [`MAX_BLOCKING_READS`] at once; others wait their turn within
 //! their request's time.
 
+mod answer;
 mod certified;
 mod consensus;
 mod evidence;

@@ -6,7 +6,7 @@
 use actix_web::web::{Data, Json, Path, Query};
 use serde::{Deserialize, Serialize};
 
-use super::routes::{Answer, read};
+use super::answer::{Answer, read};
 use super::view::{NodeView, ViewError};
 use super::{Context, Problem, query};
 use crate::ledger::{AdminAction, Operation, Policies};

@@ -6,30 +6,29 @@ use actix_web::web::{self, Data, Json, Path, Query, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse, Resource, ResponseError as _, Route};
 use serde_json::json;
 
+use super::answer::{Answer, BUNDLE_MEDIA_TYPE, read};
 use super::evidence;
 use super::json::{BlockJson, BlockSummaryJson, BlocksJson, RecordsJson};
 use super::policies;
 use super::query::{self, BlocksQuery, ClientsQuery, RecordsQuery};
-use super::view::{ClientPage, ClientView, NodeView, Status, Submitted, ViewError};
+use super::view::{ClientPage, ClientView, Status, Submitted, ViewError};
 use super::{Context, Problem};
 use crate::config::ApiConfig;
 use crate::ledger::{AdminOperation, Genesis};
 use crate::metrics;
 use crate::types::{ClientId, Height};
+use crate::wording;
 
 /// The route that waits for an operation to be final.
 pub(super) const OPERATIONS: &str = "/v1/operations";
 
-/// The media type of proof bundles and evidence.
-pub(super) const BUNDLE_MEDIA_TYPE: &str = "application/octet-stream";
-
-pub(super) type Answer<T> = Result<Json<T>, Problem>;
-
 /// Adds all routes.
 pub(super) fn configure(app: &mut ServiceConfig, limits: &ApiConfig) {
     let max_body = usize::try_from(limits.max_request_bytes).unwrap_or(usize::MAX);
-    app.app_data(web::PathConfig::default().error_handler(|error, _| bad_path(&error).into()))
-        .app_data(web::QueryConfig::default().error_handler(|error, _| bad_query(&error).into()))
+    app.app_data(web::PathConfig::default().error_handler(|error, request| bad_path(&error, request).into()))
+        .app_data(
+            web::QueryConfig::default().error_handler(|error, request| bad_query(&error, request).into()),
+        )
         .app_data(
             web::JsonConfig::default().limit(max_body).error_handler(|error, _| bad_json(&error).into()),
         )
@@ -179,22 +178,6 @@ async fn submit(context: Data<Context>, operation: Json<AdminOperation>) -> Answ
     Ok(Json(context.node.submit(operation).await?))
 }
 
-/// Runs a read that may block, within the limit on such reads.
-pub(super) async fn read<T: Send + 'static>(
-    context: &Context,
-    work: impl FnOnce(&dyn NodeView) -> Result<T, ViewError> + Send + 'static,
-) -> Result<T, Problem> {
-    let stopping = |_| Problem::from(ViewError::Stopping);
-    let permit = context.reads.clone().acquire_owned().await.map_err(|_| ViewError::Stopping)?;
-    let node = context.node.clone();
-    let result = web::block(move || {
-        // Held until the work is done, even if the request has timed out by then.
-        let _permit = permit;
-        work(&*node)
-    });
-    Ok(result.await.map_err(stopping)??)
-}
-
 async fn no_route(request: HttpRequest) -> HttpResponse {
     Problem::not_found(format!("there is no route {}", request.path())).error_response()
 }
@@ -207,12 +190,34 @@ fn not_allowed(allowed: &str) -> HttpResponse {
     response
 }
 
-fn bad_path(error: &PathError) -> Problem {
-    Problem::bad_request(format!("in the path: {error}"))
+fn bad_path(error: &PathError, request: &HttpRequest) -> Problem {
+    let PathError::Deserialize(error) = error else {
+        return Problem::bad_request(format!("in the path {}: {error}", request.path()));
+    };
+    let told = error.to_string();
+    // Of a number in its words: can not parse "x" to a u64.
+    match told.strip_prefix("can not parse ").and_then(|rest| rest.split_once(" to a ")) {
+        Some((what, _)) => {
+            Problem::bad_request(format!("in the path: {what} stands where a whole number belongs"))
+        }
+        None => Problem::bad_request(format!("in the path: {}", wording::of_serde(&told))),
+    }
 }
 
-fn bad_query(error: &QueryPayloadError) -> Problem {
-    Problem::bad_request(format!("in the query: {error}"))
+fn bad_query(error: &QueryPayloadError, request: &HttpRequest) -> Problem {
+    let QueryPayloadError::Deserialize(error) = error else {
+        return Problem::bad_request(format!("in the query: {error}"));
+    };
+    let told = error.to_string();
+    // What is no number is told without its name.
+    let is_number = told.contains("digit") || told.contains("number too") || told.contains("empty string");
+    let takes_number = |name: &str| {
+        matches!(name, "limit" | "num") || name == "from" && !request.path().ends_with("/records")
+    };
+    let query = url::form_urlencoded::parse(request.query_string().as_bytes());
+    let mut wrong = query.filter(|(name, value)| takes_number(name) && value.parse::<u32>().is_err());
+    let name = wrong.next().filter(|_| is_number).map(|(name, _)| format!("{name}: ")).unwrap_or_default();
+    Problem::bad_request(format!("in the query: {name}{}", wording::of_serde(&told)))
 }
 
 fn bad_json(error: &JsonPayloadError) -> Problem {
@@ -221,6 +226,9 @@ fn bad_json(error: &JsonPayloadError) -> Problem {
             Problem::too_large(format!("the body may have at most {limit} bytes"))
         }
         JsonPayloadError::ContentType => Problem::not_json(),
-        error => Problem::bad_request(format!("in the body: {error}")),
+        JsonPayloadError::Deserialize(error) => {
+            Problem::bad_request(format!("in the body: {}", wording::of_json(error)))
+        }
+        _ => Problem::bad_request("the body did not come whole: send it again"),
     }
 }

@@ -29,6 +29,7 @@ use tokio::task::JoinHandle;
 
 use super::door::{self, Door, Guests};
 use super::registry::Registry;
+use super::shared::Shared;
 use super::{Broker, BrokerError, BrokerSettings, Closing, DownlinkQos, Gatekeeper, Standing, hooks};
 use crate::clock::SharedClock;
 use crate::device::topics;
@@ -60,18 +61,6 @@ pub struct EmbeddedBroker {
     shared: Arc<Shared>,
     address: SocketAddr,
     tasks: [JoinHandle<()>; 3],
-}
-
-/// What the broker's parts have in common.
-pub(super) struct Shared {
-    pub(super) settings: BrokerSettings,
-    pub(super) gatekeeper: Arc<dyn Gatekeeper>,
-    pub(super) registry: Registry,
-    pub(super) clock: SharedClock,
-    pub(super) guests: Arc<Guests>,
-    pub(super) downlink_dropped: AtomicU64,
-    context: ServerContext,
-    stopped: AtomicBool,
 }
 
 impl EmbeddedBroker {

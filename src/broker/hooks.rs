@@ -27,8 +27,8 @@ use rmqtt::types::{
     AuthResult, ConnectInfo, Id, Publish, PublishAclResult, PublishResult, Subscribe, SubscribeReturn,
 };
 
-use super::embedded::Shared;
 use super::registry::Slot;
+use super::shared::Shared;
 use super::{ConnectRequest, ConnectVerdict, ProtocolVersion, Session, Standing, Uplink, UplinkVerdict};
 use crate::device::topics;
 use crate::types::ClientId;

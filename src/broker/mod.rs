@@ -20,6 +20,7 @@ mod embedded;
 mod hooks;
 mod registry;
 mod settings;
+mod shared;
 
 use std::net::SocketAddr;
 

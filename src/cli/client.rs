@@ -4,8 +4,9 @@
 //! leaves no machine.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::json;
 
@@ -144,6 +145,9 @@ pub(super) struct AdminArgs {
     /// The admin's secret key
     #[arg(long, value_name = "FILE")]
     admin_key: Option<PathBuf>,
+    /// Give up waiting when it has not become final for so long [default: wait, and tell why]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -279,15 +283,36 @@ pub(super) async fn submit(args: &AdminArgs, action: AdminAction) -> anyhow::Res
     let network = &args.network;
     let genesis = read_genesis(&network.file(args.genesis.as_ref(), "--genesis", "genesis.json")?)?;
     let admin = keyfile::read(&network.file(args.admin_key.as_ref(), "--admin-key", "admin.key")?)?;
+    if let AdminAction::RegisterClient { key, .. } = &action
+        && (genesis.admins.contains(key)
+            || genesis.replicas.members().iter().any(|node| PublicKey::from(*node) == *key))
+    {
+        bail!(
+            "{key} is the key of an admin or a node of this network: make the client one of its own (`client new`)"
+        );
+    }
     // The clock gives numbers that increase from one run to the next, on whichever machine.
     let sequence = SystemClock::new().now().0;
     let operation = AdminOperation::sign(genesis.network_id(), &admin, sequence, action);
     // What no node would take is better said before it is sent.
     operation.verify(&genesis.network_id())?;
     let nodes = network.connect()?;
+    let patience = async {
+        match args.timeout {
+            Some(seconds) => {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                seconds
+            }
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         submitted = nodes.post("/v1/operations", &operation) => submitted,
         never = waiting::tell(network.apis()?) => match never {},
+        seconds = patience => Err(anyhow!(
+            "it has not become final for {seconds} s: {}; it may still become so: the same command again tells",
+            waiting::why(network.apis()?).await
+        )),
     }
 }
 

@@ -22,7 +22,6 @@ mod node;
 mod output;
 mod policy;
 mod publish;
-mod publish_watch;
 pub mod readings;
 mod status;
 mod status_text;
@@ -98,13 +97,22 @@ fn told(error: &anyhow::Error) -> String {
     let told = error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
         if told.is_empty() {
             cause
-        } else if told.contains(&cause) {
+        } else if cause.is_empty() || has(&told, &cause) {
             told
         } else {
             format!("{told}: {cause}")
         }
     });
     told.split('\n').map(output::plain).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether a message ends with a cause, or has it as a part of its own.
+fn has(told: &str, cause: &str) -> bool {
+    told.match_indices(cause).any(|(at, _)| {
+        let (before, after) = (&told[..at], &told[at + cause.len()..]);
+        (before.is_empty() || before.ends_with([' ', '(']))
+            && (after.is_empty() || after.starts_with([';', ':', ',', ')']))
+    })
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -136,6 +144,11 @@ mod tests {
         assert_eq!(told(&known), "no key: cannot read a.key: no such file");
         let within = anyhow!("no such file").context("cannot read a.key: no such file; check the path");
         assert_eq!(told(&within), "cannot read a.key: no such file; check the path");
+        // A cause whose words stand there by chance is told.
+        let chance = anyhow!("full").context("the disk has a full name: write failed");
+        assert_eq!(told(&chance), "the disk has a full name: write failed: full");
+        let chance = anyhow!("").context("it failed");
+        assert_eq!(told(&chance), "it failed");
         assert_eq!(told(&anyhow!("a\u{1b}[2J\nb\u{7}")), "a?[2J\nb?");
         assert_eq!(told(&anyhow!("denied").context("cannot write")), "cannot write: denied");
     }

@@ -66,9 +66,9 @@ Exit codes:
 /// how many more failures it tolerates, and what is wrong.
 #[derive(Debug, Args)]
 #[command(after_long_help = LEGEND)]
-#[command(group = ArgGroup::new("whom").required(true).args(["network", "api"]))]
+#[command(group = ArgGroup::new("whom").required(true).multiple(true).args(["network", "api"]))]
 pub(super) struct StatusArgs {
-    /// Directory that `ledgermq init` made: all of its nodes are asked
+    /// Directory that `ledgermq init` made: all of its nodes are asked, unless --api says whom
     #[arg(long, value_name = "DIR")]
     network: Option<PathBuf>,
     /// API of a node, such as http://127.0.0.1:8080; give several to ask several
@@ -97,9 +97,10 @@ fn watch(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    // As in other commands: who names an API means that one.
     let apis = match &args.network {
-        Some(dir) => apis_below(dir)?,
-        None => args.api.clone(),
+        Some(dir) if args.api.is_empty() => apis_below(dir)?,
+        _ => args.api.clone(),
     };
     let mut seen = BTreeSet::new();
     let nodes = apis

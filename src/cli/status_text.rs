@@ -83,6 +83,13 @@ pub(super) fn conclusion(report: &Report) -> String {
             if out.by.is_empty() { String::new() } else { format!(" (says node {})", numbers(&out.by)) };
         lines.push(format!("  replica {} ({}) {}{says}", out.replica, out.node.short(), out.what));
     }
+    if report.unnamed > 0 {
+        let who = report.nodes.iter().filter(|asked| asked.answer.is_none()).map(|asked| plain(&asked.api));
+        let who = who.collect::<Vec<_>>().join(", ");
+        lines.push(format!(
+            "  {who}: no answer, so that its replica is counted as one that does not take part"
+        ));
+    }
     lines.extend(views(&report.views));
     let told = report.why.iter().filter(|said| said.why.code != "nothing_to_order");
     for Said { by, why } in told {
@@ -103,7 +110,7 @@ fn verdict(report: &Report) -> String {
     let unasked = report.nodes.iter().filter(|asked| asked.answer.is_none()).count();
     match report.verdict {
         Verdict::Healthy if unasked > 0 => format!(
-            "The network is healthy and {}, as those say that answer: {unasked} of {} did not. It {does}.",
+            "The network is healthy and {}. All {n} replicas answer, though {unasked} of the {} APIs do not. It {does}.",
             margin(),
             report.nodes.len()
         ),

@@ -3,7 +3,7 @@
 //! Each node is believed about itself; about one that does not answer, or that the others cannot
 //! reach, more than half of the others are. The network advances if as many nodes say so as must agree
 //! (or all that were asked, if those are fewer), and as many replicas can vote together; who is behind
-//! can. It is healthy if besides all replicas take part: they vote, are level, and are in one view.
+//! can. It is healthy if besides all replicas take part: they answer, vote, are level, and are in one view.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -104,6 +104,8 @@ pub(super) struct Report {
     pub(super) tolerates: Option<usize>,
     /// Replicas that do not take part.
     pub(super) out: Vec<Out>,
+    /// How many more do not answer, if it is not clear which: not all nodes were asked.
+    pub(super) unnamed: usize,
     /// In which views the nodes are that answer and vote.
     pub(super) views: Vec<InView>,
     /// What nodes disagree in.
@@ -136,9 +138,10 @@ pub(super) fn judge(nodes: Vec<Asked>, certified: &Blocks) -> Report {
     let silent_apis = nodes.len() - answers.len();
     let views = views(&voices);
     let (n, quorum) = (middle(&voices, |answer| answer.n), middle(&voices, |answer| answer.quorum));
-    let out = outs(&voices, main_view(&views));
-    let taking_part = n.min(ReplicaSet::MAX).saturating_sub(out.len());
-    let able = taking_part + out.iter().filter(|out| out.votes).count();
+    let mut out = outs(&voices, main_view(&views));
+    let unnamed = mute(&voices, silent_apis, &mut out);
+    let able = n.min(ReplicaSet::MAX).saturating_sub(out.iter().filter(|out| !out.votes).count());
+    let taking_part = n.min(ReplicaSet::MAX).saturating_sub(out.len() + unnamed);
     let advancing = voices.iter().filter(|(_, answer)| answer.advancing).count();
     let enough = quorum.min(voices.len() + silent_apis);
     let halted = |answer: &ConsensusView| answer.verdict.code == VerdictCode::Halted;
@@ -153,7 +156,7 @@ pub(super) fn judge(nodes: Vec<Asked>, certified: &Blocks) -> Report {
         Verdict::Halted
     } else if advancing < enough {
         Verdict::CannotTell
-    } else if out.is_empty() {
+    } else if out.is_empty() && unnamed == 0 {
         Verdict::Healthy
     } else {
         Verdict::Degraded
@@ -172,6 +175,7 @@ pub(super) fn judge(nodes: Vec<Asked>, certified: &Blocks) -> Report {
             Verdict::Disagrees | Verdict::CannotTell => None,
         },
         out,
+        unnamed,
         views,
         disagreement,
         why: reasons(&answers),
@@ -219,6 +223,26 @@ fn outs(answers: &Answers<'_>, main: Option<View>) -> Vec<Out> {
         Some(Out { replica: line.seat, node: line.node, what, by, votes })
     };
     longest.replicas.iter().take(ReplicaSet::MAX).filter_map(out).collect()
+}
+
+/// Adds the replicas that were asked and did not answer, if it is clear which they are; tells how many more did
+/// not. A process that is stopped keeps its connections, so that the others miss it only when they need it.
+fn mute(answers: &Answers<'_>, silent_apis: usize, out: &mut Vec<Out>) -> usize {
+    let longest = answers.iter().max_by_key(|(_, answer)| answer.replicas.len().min(answer.n));
+    let heard = |node| answers.iter().any(|(_, answer)| answer.node == node);
+    let lines = longest.iter().flat_map(|(_, answer)| answer.replicas.iter().take(ReplicaSet::MAX));
+    let unheard: Vec<&ReplicaLine> = lines.filter(|line| !heard(line.node)).collect();
+    let is_out = |line: &ReplicaLine| out.iter().any(|out| out.node == line.node);
+    let (known, well): (Vec<&ReplicaLine>, Vec<&ReplicaLine>) = unheard.iter().partition(|line| is_out(line));
+    if silent_apis < unheard.len() {
+        return silent_apis.saturating_sub(known.len());
+    }
+    out.extend(well.iter().map(|line| {
+        let what = if line.is_primary { "is the primary and does not answer" } else { "does not answer" };
+        Out { replica: line.seat, node: line.node, what: what.to_owned(), by: Vec::new(), votes: true }
+    }));
+    out.sort_by_key(|out| out.replica);
+    0
 }
 
 /// What keeps a node, this number, from taking part, in its own words or by what it says.

@@ -47,8 +47,12 @@ pub enum GenesisFileError {
 pub fn read_genesis(path: &Path) -> Result<Genesis, GenesisFileError> {
     let failed = |source| GenesisFileError::Read { path: path.to_owned(), source };
     let mut text = String::new();
-    let mut file = File::open(path).map_err(failed)?.take(MAX_GENESIS_FILE_BYTES);
+    let mut file = File::open(path).map_err(failed)?.take(MAX_GENESIS_FILE_BYTES + 1);
     file.read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_GENESIS_FILE_BYTES {
+        let long = format!("a genesis document has at most {MAX_GENESIS_FILE_BYTES} bytes");
+        return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, long)));
+    }
     Genesis::from_json(&text).map_err(|error| GenesisFileError::Malformed { path: path.to_owned(), error })
 }
 
@@ -72,6 +76,16 @@ mod tests {
     use crate::ledger::ReplicaSet;
     use crate::ledger::genesis::GENESIS_VERSION;
     use crate::types::Timestamp;
+
+    #[test]
+    fn a_file_that_is_too_long_for_a_genesis_document_is_refused_as_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("genesis.json");
+        let long = usize::try_from(MAX_GENESIS_FILE_BYTES).unwrap();
+        fs::write(&path, " ".repeat(long + 1)).unwrap();
+        let error = anyhow::Error::from(read_genesis(&path).unwrap_err());
+        assert!(format!("{error:#}").contains("at most 1048576 bytes"), "{error:#}");
+    }
 
     fn genesis() -> Genesis {
         let key = |seed| SecretKey::from_seed(&[seed; 32]);

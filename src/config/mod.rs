@@ -136,6 +136,10 @@ impl Config {
         // Figment reads a missing file as an empty one; a wrong path must not start a default node.
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        toml::from_str::<toml::Table>(&text).map_err(|error| ConfigError::Malformed {
+            path: path.to_owned(),
+            message: wording::of_toml(&text, &error),
+        })?;
         let mut config: Self = environment::overrides(variables)
             .fold(Figment::from(Toml::string(&text)), Figment::merge)
             .extract()
@@ -181,8 +185,12 @@ fn describe(error: figment::Error) -> String {
                     if path.last() != Some(name) {
                         path.push(name.clone());
                     }
+                    let meant = wording::nearest(name, expected.iter().copied());
+                    let meant = meant
+                        .map(|meant| format!("did you mean {meant}? There"))
+                        .unwrap_or_else(|| "there".to_owned());
                     format!(
-                        "there is no setting {}{origin}; there is {}",
+                        "there is no setting {}{origin}; {meant} is {}",
                         path.join("."),
                         expected.join(", ")
                     )

@@ -88,7 +88,20 @@ fn a_misspelt_setting_is_refused_by_name() {
     let error = message_of("[mqtt]\nmax_packet_byte = 5");
     assert!(error.contains("no setting mqtt.max_packet_byte"), "{error}");
     assert!(error.contains("max_packet_bytes"), "{error}");
-    assert!(message_of("[mqqt]\nlisten = 5").contains("no setting mqqt"));
+    assert!(error.contains("did you mean max_packet_bytes? There is listen, "), "{error}");
+    assert!(message_of("[mqqt]\nlisten = 5").contains("no setting mqqt; did you mean mqtt?"));
+    assert!(message_of("color = 5").contains("no setting color; there is data_dir, "));
+}
+
+#[test]
+fn what_is_no_toml_is_told_in_one_line_with_its_number() {
+    for (text, line) in [("[mqtt\nlisten", 1), ("data_dir = x", 1), ("data_dir = \"a\"\ndata_dir = \"b\"", 2)]
+    {
+        let error = message_of(text);
+        assert!(error.contains(&format!("node.toml: line {line}: ")) && !error.contains('\n'), "{error}");
+    }
+    let error = message_of("data_dir = 5");
+    assert!(error.ends_with("data_dir: the number `5` stands where a path, as a text, belongs"), "{error}");
 }
 
 #[test]

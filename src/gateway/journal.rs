@@ -38,6 +38,8 @@ const MIN_FRAME: usize = 8;
 const MAX_FRAME: usize = 32 * 1024 * 1024;
 /// A file longer than this, and longer than twice what is live, is rewritten.
 const REWRITE_ABOVE: u64 = 16 * 1024 * 1024;
+/// So many sources are remembered; the one not used for longest goes first.
+const MAX_SOURCES: usize = 64;
 /// Entries queued for the writer; the session stops taking messages when it is full.
 const QUEUE: usize = 1_024;
 
@@ -52,6 +54,16 @@ pub(super) struct Stored {
     pub(super) content: Vec<u8>,
 }
 
+/// A place behind a message of a source that can be read again, such as a file. It is on disk with that message,
+/// in one write, so that after any end of the process the source goes on exactly behind its last message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Place {
+    /// The hash of the source up to here.
+    pub hash: Hash,
+    /// How many messages it has up to here.
+    pub messages: u64,
+}
+
 /// What the journal tells.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(super) enum Entry {
@@ -63,14 +75,29 @@ pub(super) enum Entry {
     Message(Arc<Stored>),
     /// The message was acknowledged or finally refused.
     Done(MessageSeq),
+    /// A message that is to be sent until it is done, and the places before and behind it in its source.
+    MessageOf(Arc<Stored>, Place, Place),
+    /// How far a source was taken up.
+    Place(Place),
+}
+
+impl Entry {
+    const fn message(&self) -> Option<&Arc<Stored>> {
+        match self {
+            Self::Message(message) | Self::MessageOf(message, _, _) => Some(message),
+            _ => None,
+        }
+    }
 }
 
 /// What a journal held when it was opened.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Remembered {
     /// The next number to use; `None` for a client without a past here.
     pub(super) next: Option<MessageSeq>,
     pub(super) messages: BTreeMap<MessageSeq, Arc<Stored>>,
+    /// How far each source was taken up, the one used last behind.
+    pub(super) places: Vec<Place>,
 }
 
 impl Remembered {
@@ -78,19 +105,36 @@ impl Remembered {
         match entry {
             Entry::Owner { .. } => {}
             Entry::Next(next) => self.next = Some(*next),
-            Entry::Message(message) => {
-                self.next = Some(message.seq.next());
-                self.messages.insert(message.seq, Arc::clone(message));
+            Entry::Message(message) => self.add(message),
+            Entry::MessageOf(message, before, behind) => {
+                self.add(message);
+                self.places.retain(|place| place != before);
+                self.note(*behind);
             }
             Entry::Done(seq) => {
                 self.messages.remove(seq);
             }
+            Entry::Place(place) => self.note(*place),
         }
+    }
+
+    fn add(&mut self, message: &Arc<Stored>) {
+        self.next = Some(message.seq.next());
+        self.messages.insert(message.seq, Arc::clone(message));
+    }
+
+    fn note(&mut self, place: Place) {
+        self.places.retain(|there| *there != place);
+        if self.places.len() >= MAX_SOURCES {
+            self.places.remove(0);
+        }
+        self.places.push(place);
     }
 
     fn entries(&self, network: NetworkId, client: ClientId) -> Vec<Entry> {
         let mut entries = vec![Entry::Owner { network, client }];
         entries.extend(self.messages.values().cloned().map(Entry::Message));
+        entries.extend(self.places.iter().copied().map(Entry::Place));
         entries.extend(self.next.map(Entry::Next));
         entries
     }
@@ -192,10 +236,10 @@ impl Journal {
     pub(super) async fn write(&self, entry: Entry) -> Result<(), ()> {
         match (self, entry) {
             (Self::OnDisk { queue }, entry) => queue.send(entry).await.map_err(|_| ()),
-            (Self::InMemory { written }, Entry::Message(message)) => {
-                written.send(Written::Message(message.seq)).await.map_err(|_| ())
-            }
-            (Self::InMemory { .. }, _) => Ok(()),
+            (Self::InMemory { written }, entry) => match entry.message() {
+                Some(message) => written.send(Written::Message(message.seq)).await.map_err(|_| ()),
+                None => Ok(()),
+            },
         }
     }
 }
@@ -226,7 +270,7 @@ impl Writer {
             Err(error) => return Err(io(&path, &error)),
         };
         let (file, length) = rewrite(directory, &live.entries(network, client.clone()))?;
-        let remembered = Remembered { next: live.next, messages: live.messages.clone() };
+        let remembered = live.clone();
         let directory = directory.to_owned();
         let client = client.clone();
         Ok((Self { directory, network, client, file, length, live, _lock: lock }, remembered))
@@ -248,7 +292,7 @@ impl Writer {
                 return;
             }
             for entry in frame {
-                if let Entry::Message(message) = entry
+                if let Some(message) = entry.message()
                     && written.blocking_send(Written::Message(message.seq)).is_err()
                 {
                     return;
@@ -279,10 +323,7 @@ impl Writer {
 
 /// About what the entry takes in a frame.
 fn size(entry: &Entry) -> usize {
-    match entry {
-        Entry::Message(message) => message.content.len() + 256,
-        _ => 256,
-    }
+    256 + entry.message().map_or(0, |message| message.content.len())
 }
 
 fn encode(entries: &[Entry]) -> Vec<u8> {
@@ -435,6 +476,41 @@ mod tests {
             assert_eq!(remembered.next, Some(MessageSeq(8)));
             assert_eq!(seqs(&remembered), [5]);
         }
+    }
+
+    fn place(hash: u8, messages: u64) -> Place {
+        Place { hash: Hash([hash; 32]), messages }
+    }
+
+    #[test]
+    fn a_source_goes_on_behind_its_last_message_whenever_the_process_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let of = |seq, before, behind| match message(seq) {
+            Entry::Message(message) => Entry::MessageOf(message, before, behind),
+            other => other,
+        };
+        let (mut writer, _) = open(directory.path()).unwrap();
+        let one = [of(1, place(0, 0), place(1, 1)), of(2, place(1, 1), place(2, 2))];
+        writer.append(&one).unwrap();
+        writer.append(&[of(3, place(0, 0), place(9, 1)), Entry::Done(MessageSeq(2))]).unwrap();
+        let whole = writer.length;
+        writer.append(&[of(4, place(2, 2), place(3, 3))]).unwrap();
+        drop(writer);
+        let path = directory.path().join(FILE);
+        let bytes = std::fs::read(&path).unwrap();
+        for length in [usize::try_from(whole).unwrap(), bytes.len() - 1, bytes.len()] {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            let found = open(directory.path()).unwrap().1;
+            let is_whole = length == bytes.len();
+            assert_eq!(found.messages.contains_key(&MessageSeq(4)), is_whole, "cut at {length}");
+            let expected = if is_whole { [place(9, 1), place(3, 3)] } else { [place(2, 2), place(9, 1)] };
+            assert_eq!(found.places, expected, "cut at {length}: message and place come together");
+        }
+        let (mut writer, _) = open(directory.path()).unwrap();
+        for source in 10..10 + u8::try_from(MAX_SOURCES).unwrap() {
+            writer.append(&[Entry::Place(place(source, 1))]).unwrap();
+        }
+        assert_eq!((writer.live.places.len(), writer.live.places[0]), (MAX_SOURCES, place(10, 1)));
     }
 
     #[test]

@@ -31,12 +31,13 @@ mod runner;
 mod session;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-pub use journal::JournalError;
+pub use journal::{JournalError, Place};
 
 use crate::clock::{SharedClock, SystemClock};
 use crate::crypto::{self, CryptoError, SecretKey, VerifyingKey};
@@ -231,6 +232,8 @@ pub struct Gateway {
     closing: mpsc::Sender<oneshot::Sender<()>>,
     status: watch::Receiver<Status>,
     unfinished: watch::Receiver<usize>,
+    /// Those of the state when it was opened.
+    places: Arc<[Place]>,
 }
 
 impl Gateway {
@@ -264,8 +267,9 @@ impl Gateway {
         })
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let places = runner.places();
         tokio::spawn(runner.run(queue, close));
-        Ok(Self { publishes, closing, status: watch_status, unfinished: watch_unfinished })
+        Ok(Self { publishes, closing, status: watch_status, unfinished: watch_unfinished, places })
     }
 
     /// Publishes a JSON body (PROTOCOL.md section 6) on a stream. Resolves when the message is signed and
@@ -276,8 +280,37 @@ impl Gateway {
     /// [`PublishError::Invalid`] for a body that a node would refuse; [`PublishError::State`] and
     /// [`PublishError::Closed`] when the gateway has ended.
     pub async fn publish(&self, stream: &Stream, body: Vec<u8>) -> Result<Delivery, PublishError> {
+        self.hand_over(stream, body, None).await
+    }
+
+    /// The same for a message of a source that can be read again, such as a file: the place behind it is kept with
+    /// the message, in one write, instead of the one before it. A process that starts again finds it in
+    /// [`Self::places`], and goes on from there.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub async fn publish_from(
+        &self,
+        stream: &Stream,
+        body: Vec<u8>,
+        (before, behind): (Place, Place),
+    ) -> Result<Delivery, PublishError> {
+        self.hand_over(stream, body, Some((before, behind))).await
+    }
+
+    /// How far the sources used last, at most 64, had been taken up when the state was opened.
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    async fn hand_over(
+        &self,
+        stream: &Stream,
+        body: Vec<u8>,
+        places: Option<(Place, Place)>,
+    ) -> Result<Delivery, PublishError> {
         let (reply, answer) = oneshot::channel();
-        let publish = runner::Publish { stream: stream.clone(), body, reply };
+        let publish = runner::Publish { stream: stream.clone(), body, places, reply };
         self.publishes.send(publish).await.map_err(|_| PublishError::Closed)?;
         answer.await.map_err(|_| PublishError::Closed)?
     }

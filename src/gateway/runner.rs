@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::future::OptionFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::journal::{Entry, Journal, Remembered, Stored, Written};
+use super::journal::{Entry, Journal, Place, Remembered, Stored, Written};
 use super::link::{Dial, Epoch, Link, LinkEvent};
 use super::random::Random;
 use super::session::{Effect, Identity, Numbered, Session};
@@ -44,6 +44,8 @@ const ENVELOPE_BYTES: usize = 256;
 pub(super) struct Publish {
     pub(super) stream: Stream,
     pub(super) body: Vec<u8>,
+    /// The places before and behind it in its source.
+    pub(super) places: Option<(Place, Place)>,
     pub(super) reply: oneshot::Sender<Result<Delivery, PublishError>>,
 }
 
@@ -69,6 +71,7 @@ pub(super) struct Runner {
     journal: Journal,
     written: mpsc::Receiver<Written>,
     waiters: HashMap<MessageSeq, Waiter>,
+    places: Arc<[Place]>,
     told: Told,
     link: Option<Link>,
     told_by_link: mpsc::Sender<(Epoch, LinkEvent)>,
@@ -92,6 +95,7 @@ impl Runner {
             None => (Journal::in_memory(tell), Remembered::default()),
         };
         let identity = Identity { network, client, key: options.key.clone(), trusted };
+        let places = remembered.places.clone().into();
         let session = Session::new(identity, random, remembered);
         told.unfinished.send_replace(session.unfinished());
         let (told_by_link, events) = mpsc::channel(LINK_EVENTS);
@@ -101,6 +105,7 @@ impl Runner {
             journal,
             written,
             waiters: HashMap::new(),
+            places,
             told,
             link: None,
             told_by_link,
@@ -109,6 +114,11 @@ impl Runner {
             failures: 0,
             dial_at: Duration::ZERO,
         })
+    }
+
+    /// What the state had of sources when it was opened.
+    pub(super) fn places(&self) -> Arc<[Place]> {
+        Arc::clone(&self.places)
     }
 
     /// Runs until closed, or until the journal fails.
@@ -174,7 +184,7 @@ impl Runner {
     }
 
     async fn on_publish(&mut self, numbered: Numbered, publish: Publish) {
-        let Publish { stream, body, reply } = publish;
+        let Publish { stream, body, places, reply } = publish;
         let composed = match self.compose(numbered, &stream, body).await {
             Ok(composed) => composed,
             Err(error) => {
@@ -192,7 +202,11 @@ impl Runner {
         self.session.add(&message);
         self.told.unfinished.send_replace(self.session.unfinished());
         // If the writer has ended, its last word is on its way here.
-        let _ = self.journal.write(Entry::Message(message)).await;
+        let entry = match places {
+            Some((before, behind)) => Entry::MessageOf(message, before, behind),
+            None => Entry::Message(message),
+        };
+        let _ = self.journal.write(entry).await;
         // Whoever does not wait any more has its message published all the same.
         let (stored, puback) = (Fact::Awaited(stored), Fact::Awaited(puback));
         let _ = reply.send(Ok(Delivery { seq, header: header_hash, stored, puback, done }));

@@ -1,7 +1,5 @@
 //! The session against a node that is a few lines: every transition without network, disk or clock.
 
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::device::codes::{ErrorCode, ForbiddenReason, UnauthReason};
 use crate::device::control::{Fields, Unauth};
@@ -45,7 +43,7 @@ impl Node {
             key: SecretKey::from_seed(&[5; 32]),
             trusted: vec![VerifyingKey::parse(&self.key.public()).unwrap()],
         };
-        let remembered = Remembered { next: next.map(MessageSeq), messages: BTreeMap::new() };
+        let remembered = Remembered { next: next.map(MessageSeq), ..Remembered::default() };
         Session::new(identity, Random::new(&Zeroizing::new([9; 32])), remembered)
     }
 

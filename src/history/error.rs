@@ -3,7 +3,11 @@
 use crate::types::NetworkId;
 
 /// The codes with which SQLite says that a file is damaged, and that it is no database.
-const SQLITE_DAMAGED: [u32; 2] = [11, 26];
+const SQLITE_DAMAGED: [u32; 2] = [11, SQLITE_NO_DATABASE];
+const SQLITE_NO_DATABASE: u32 = 26;
+
+/// What is said of a file that is none of SQLite's.
+const NO_DATABASE: &str = "it does not begin as a SQLite database does";
 
 /// Those that may pass: busy, locked, no memory, read-only, I/O error, full, cannot open, protocol of locks.
 const SQLITE_MAY_PASS: [u32; 8] = [5, 6, 7, 8, 10, 13, 14, 15];
@@ -55,6 +59,18 @@ pub enum HistoryError {
         location: String,
         /// What the database says.
         detail: String,
+    },
+    /// Rows are numbered one after the other, and somebody used up the numbers.
+    #[error(
+        "the history {location} has row {last}, and no number is left for those that follow: no node wrote it there. \
+         ledgermq audit names it. Make a copy, which is evidence, and take away what has such a number from messages, \
+         items, fates and digests; the node then goes on by itself, nothing is lost"
+    )]
+    NoNumber {
+        /// Where it is.
+        location: String,
+        /// The highest number.
+        last: i64,
     },
     /// The file is damaged or something else.
     #[error(
@@ -121,10 +137,22 @@ pub enum HistoryError {
     },
 }
 
+/// What a statement fails with before the database sees it: this row has the last number.
+#[derive(Debug, thiserror::Error)]
+#[error("row {last} has the last number")]
+pub(super) struct NoNumber {
+    pub(super) last: i64,
+}
+
 impl HistoryError {
     /// Sorts an error of the database.
     pub(super) fn of(location: &str, error: &sqlx::Error) -> Self {
-        let (location, detail) = (location.to_owned(), error.to_string());
+        let detail = match error {
+            // Its own words, without its number for them.
+            sqlx::Error::Database(database) => database.message().to_owned(),
+            error => error.to_string(),
+        };
+        let location = location.to_owned();
         match error {
             sqlx::Error::Database(database) => match database.code() {
                 Some(code) => Self::of_code(location, detail, &code),
@@ -136,7 +164,11 @@ impl HistoryError {
                 tracing::debug!(%detail, "a value cannot be read");
                 Self::Altered { location, what: "a value of another kind than its column holds".to_owned() }
             }
-            sqlx::Error::Encode(_) | sqlx::Error::TypeNotFound { .. } => Self::Refused { location, detail },
+            sqlx::Error::Encode(cause) => match cause.downcast_ref() {
+                Some(NoNumber { last }) => Self::NoNumber { location, last: *last },
+                None => Self::Refused { location, detail },
+            },
+            sqlx::Error::TypeNotFound { .. } => Self::Refused { location, detail },
             _ => Self::Unavailable { location, detail },
         }
     }
@@ -146,6 +178,7 @@ impl HistoryError {
     fn of_code(location: String, detail: String, code: &str) -> Self {
         let sqlite = code.parse().ok().filter(|_| code.len() < 5).map(|code: u32| code & 0xff);
         if sqlite.is_some_and(|code| SQLITE_DAMAGED.contains(&code)) {
+            let detail = if sqlite == Some(SQLITE_NO_DATABASE) { NO_DATABASE.to_owned() } else { detail };
             return Self::Damaged { location, detail };
         }
         let may_pass = match sqlite {

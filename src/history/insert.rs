@@ -10,6 +10,7 @@ use sqlx::any::AnyArguments;
 use sqlx::error::BoxDynError;
 use sqlx::{AnyConnection, Arguments as _, AssertSqlSafe, Connection as _, Row as _};
 
+use super::error::NoNumber;
 use super::open::{Undo, begin, undo_from};
 use super::row::{HistoryRow, MessageKey, RowFate};
 use super::schema::Dialect;
@@ -41,9 +42,6 @@ const FATES: Table =
 
 /// What is there stays. Items without a message, which somebody put there, keep no message out.
 const NOTHING: &str = " ON CONFLICT DO NOTHING";
-
-/// Somebody put a row there, or altered a digest.
-const NO_NUMBER: &str = "a row or a digest has the highest number that there is: take it away";
 
 struct Table {
     into: &'static str,
@@ -198,7 +196,7 @@ pub(super) async fn append(
     for (row, key) in rows.iter().zip(&keys) {
         let is_new = !there.contains_key(key) && seen.insert(key);
         if is_new {
-            next = next.checked_add(1).ok_or_else(|| sqlx::Error::Encode(NO_NUMBER.into()))?;
+            next = next.checked_add(1).ok_or_else(|| sqlx::Error::Encode(NoNumber { last: next }.into()))?;
             new.push((next, row));
         }
         numbers.push(is_new.then(|| u64::try_from(next).unwrap_or_default()));
@@ -362,8 +360,8 @@ async fn renumber(
     let last = sqlx::query("SELECT MAX(number) FROM messages WHERE node = $1 AND number >= $2");
     let last = last.bind(node).bind(signed(first)).fetch_one(&mut *transaction).await?;
     let last: Option<i64> = last.try_get(0)?;
-    if last.is_some_and(|last| last.checked_add(by).is_none()) {
-        return Err(sqlx::Error::Encode(NO_NUMBER.into()));
+    if let Some(last) = last.filter(|last| last.checked_add(by).is_none()) {
+        return Err(sqlx::Error::Encode(NoNumber { last }.into()));
     }
     let forget = sqlx::query("DELETE FROM digests WHERE node = $1 AND first >= $2");
     forget.bind(node).bind(signed(first)).execute(&mut *transaction).await?;

@@ -13,6 +13,7 @@
 //! again: a message that is there stays as it is. docs/HISTORY.md describes the tables.
 
 pub mod audit;
+mod copying;
 mod error;
 mod insert;
 mod location;
@@ -28,6 +29,7 @@ mod untouched;
 
 use async_trait::async_trait;
 
+pub use copying::Stopping;
 pub use error::HistoryError;
 pub use location::Location;
 pub use read::{ReadRow, UnreadableRow};

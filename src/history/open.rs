@@ -10,6 +10,7 @@ use sqlx::{AnyConnection, AssertSqlSafe, ConnectOptions as _, Connection as _, R
 use url::Url;
 
 use super::audit::words::text;
+use super::copying::unhurried;
 use super::error::HistoryError;
 use super::location::Location;
 use super::schema::{self, Dialect};
@@ -77,13 +78,18 @@ pub(super) async fn open_to_read(location: &Location, network: &NetworkId) -> Re
     let Location::Sqlite(path) = location else {
         return begin_to_read(location, network, None).await.map_err(|error| error.of(location));
     };
-    let first = begin_to_read(location, network, Some(Untouched::plan(path)?)).await;
+    let failed = |source| HistoryError::File { location: location.to_string(), source };
+    let of = path.clone();
+    let planned = unhurried(move |stopping| Untouched::plan(&of, stopping)).await.map_err(failed)??;
+    let first = begin_to_read(location, network, Some(planned)).await;
     match first {
         Err(NotRead { error: Either::Sql(error), untouched: Some(untouched) })
             if untouched.would_help(&error) =>
         {
-            let copied = Some(Untouched::copied(path)?);
-            begin_to_read(location, network, copied).await.map_err(|error| error.of(location))
+            let of = path.clone();
+            let copied =
+                unhurried(move |stopping| Untouched::copied(&of, stopping)).await.map_err(failed)??;
+            begin_to_read(location, network, Some(copied)).await.map_err(|error| error.of(location))
         }
         first => first.map_err(|error| error.of(location)),
     }

@@ -240,7 +240,7 @@ async fn rows_whose_numbers_have_no_room_are_not_moved_and_the_database_says_so(
     tamper(dir.path(), "UPDATE messages SET number = 9223372036854775800 WHERE number = 2").await;
     for above in [100, i64::MAX as u64, u64::MAX] {
         let told = history.start_over(1, above).await.unwrap_err().to_string();
-        assert!(told.contains("take it away"), "{told}");
+        assert!(told.contains("take away"), "{told}");
     }
     let numbers: Vec<u64> = read_all(&history).await.iter().map(|row| row.number).collect();
     assert_eq!(numbers, [1, 9_223_372_036_854_775_800]);

@@ -20,6 +20,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 use url::Url;
 
+use super::copying::Stopping;
 use super::error::HistoryError;
 
 /// Where SQLite says in a file's header that it has a write-ahead log.
@@ -49,7 +50,7 @@ pub(super) struct Untouched {
 
 impl Untouched {
     /// Finds out how a file is to be read.
-    pub(super) fn plan(path: &Path) -> Result<Self, HistoryError> {
+    pub(super) fn plan(path: &Path, stopping: &Stopping) -> Result<Self, HistoryError> {
         let failed = |source| HistoryError::File { location: path.display().to_string(), source };
         if fs::metadata(path).map_err(failed)?.is_dir() {
             return Err(failed(io::ErrorKind::IsADirectory.into()));
@@ -58,7 +59,7 @@ impl Untouched {
         let path = &fs::canonicalize(path).map_err(failed)?;
         let (wal, shm) = (beside(path, "-wal"), beside(path, "-shm"));
         match (wal.exists(), shm.exists()) {
-            (true, false) => Self::copied(path),
+            (true, false) => Self::copied(path, stopping),
             (false, _) if is_write_ahead(path).map_err(failed)? => {
                 Ok(Self { url: url(path, true), alone_without: Some(wal), copy: None })
             }
@@ -67,12 +68,12 @@ impl Untouched {
     }
 
     /// A copy of the file and its write-ahead log.
-    pub(super) fn copied(path: &Path) -> Result<Self, HistoryError> {
+    pub(super) fn copied(path: &Path, stopping: &Stopping) -> Result<Self, HistoryError> {
         let failed = |source| HistoryError::File { location: path.display().to_string(), source };
         let path = &fs::canonicalize(path).map_err(failed)?;
         let dir = TempDir::with_prefix("ledgermq-audit-").map_err(failed)?;
         let copy = dir.path().join("history.sqlite");
-        copy_still(path, &copy, |from, to| fs::copy(from, to).map(drop)).map_err(failed)?;
+        copy_still(path, &copy, |from, to| stopping.copy(from, to)).map_err(failed)?;
         Ok(Self { url: url(&copy, false), alone_without: None, copy: Some(dir) })
     }
 
@@ -105,6 +106,9 @@ fn copy_still(
         let before = stamps(path)?;
         for (suffix, _) in PARTS.into_iter().zip(&before).filter(|(_, stamp)| stamp.is_some()) {
             let to = beside(copy, suffix);
+            if to.exists() {
+                fs::remove_file(&to)?;
+            }
             copy_file(&beside(path, suffix), &to)?;
             fs::set_permissions(&to, fs::Permissions::from_mode(0o600))?;
         }

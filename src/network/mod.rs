@@ -24,6 +24,7 @@ mod identity;
 mod metrics;
 mod names;
 pub mod protocol;
+mod resolver;
 pub mod settings;
 mod stream;
 mod task;
@@ -36,8 +37,8 @@ pub use handle::{
 };
 pub use identity::{node_of, peer_of};
 pub use libp2p::Multiaddr;
-pub use names::{Resolve, SystemResolver};
 pub use protocol::{Bundled, MAX_BUNDLE_REQUESTS, PeerRequest, PeerResponse, SignedBundle};
+pub use resolver::{Resolve, SystemResolver};
 pub use settings::{NetworkSettings, SwarmKey};
 pub use task::Network;
 

@@ -13,50 +13,17 @@
 //! clock, randomness and network; the swarm task carries it out.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs as _};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
-use tokio::sync::oneshot;
 
 use crate::network::settings::MAX_ADDRESSES_PER_NAME;
 
 /// The wait after the first failure; doubles with each, up to the interval.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-
-/// Turns a host name into its addresses.
-pub trait Resolve: fmt::Debug + Send + Sync {
-    /// All addresses of the host, of both families.
-    fn resolve(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
-}
-
-/// What the operating system says: its hosts file, its name servers, its search list, read anew when
-/// they change.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemResolver;
-
-impl Resolve for SystemResolver {
-    fn resolve(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-        let (answer, heard) = oneshot::channel();
-        let host = host.to_owned();
-        // A thread of its own and not one of the runtime's, which would have to wait for it when the
-        // node stops: a name server that is gone takes up to half a minute.
-        let started = std::thread::Builder::new().name("dns".to_owned()).spawn(move || {
-            let found = (host.as_str(), 0).to_socket_addrs();
-            let _nobody_waits = answer.send(found.map(|all| all.map(|address| address.ip()).collect()));
-        });
-        async move {
-            started?;
-            heard.await.unwrap_or_else(|_| Err(io::Error::other("the lookup ended without an answer")))
-        }
-        .boxed()
-    }
-}
 
 /// A name to look up now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -284,12 +251,5 @@ mod tests {
         let many = (0..=u16::MAX).map(|at| IpAddr::from([10, 0, at.to_be_bytes()[0], at.to_be_bytes()[1]]));
         let (_, found) = names.on_answer(0, Ok(many.collect()), NONE, Duration::ZERO, 0).unwrap();
         assert_eq!(found.len(), MAX_ADDRESSES_PER_NAME);
-    }
-
-    #[tokio::test]
-    async fn the_system_knows_localhost_and_not_an_invalid_name() {
-        let found = SystemResolver.resolve("localhost").await.unwrap();
-        assert!(found.iter().all(IpAddr::is_loopback) && !found.is_empty(), "{found:?}");
-        SystemResolver.resolve("nodes.invalid").await.unwrap_err();
     }
 }

@@ -24,7 +24,7 @@ use libp2p::Multiaddr;
 use zeroize::Zeroize;
 
 use crate::metrics::StageTime;
-use crate::network::names::{Resolve, SystemResolver};
+use crate::network::resolver::{Resolve, SystemResolver};
 use crate::types::NodeId;
 
 /// Commands on their way to the swarm task: more than all replicas' votes of a full PBFT window

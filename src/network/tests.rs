@@ -487,11 +487,16 @@ async fn a_node_that_reads_no_events_loses_gossip_but_answers_commands() {
     let mut b = TestNode::join(2, &[&a]).await;
     b.connected_to(a.id()).await;
     a.counted("ledgermq_network_connections_total", "established", 1).await;
-    let enough = u32::try_from(settings::UNJUDGED_GOSSIP_PER_PEER).unwrap() + 200;
-    for at in 0..enough {
-        broadcast(&b, &at.to_be_bytes()).await;
-    }
-    a.counted("ledgermq_network_gossip_total", "dropped_peer_share", 1).await;
+    // On a busy machine the sender's own queues lose some, too: it goes on until the receiver has lost one.
+    soon("gossip is lost", async {
+        for at in 0_u64.. {
+            broadcast(&b, &at.to_be_bytes()).await;
+            if a.count("ledgermq_network_gossip_total", "dropped_peer_share") > 0 {
+                break;
+            }
+        }
+    })
+    .await;
     a.is_connected_with(&[b.id()]).await;
     assert_eq!(
         a.count("ledgermq_network_gossip_total", "delivered"),

@@ -8,12 +8,13 @@ use tokio::task::JoinHandle;
 
 use super::history::Running;
 use super::{Core, Shared};
+use crate::actors::accepted::Ahead;
 use crate::actors::downlink::Downlink;
 use crate::actors::ingress::{Ingress, IngressLimits, IngressParts};
 use crate::actors::node_keys::NodeKeys;
 use crate::actors::policy::{Policy, PolicyParts};
 use crate::actors::upkeep::Upkeep;
-use crate::actors::verifier::{Ahead, ResumeMessage, Verifier, VerifierParts};
+use crate::actors::verifier::{ResumeMessage, Verifier, VerifierParts};
 use crate::device::keyring::KeyTerms;
 
 /// Starts Policy, Verifier and Ingress.

@@ -418,7 +418,7 @@ async fn start_core(shared: &Arc<Shared>, mut opened: Opened) -> anyhow::Result<
             shared.metrics.queues.queue("outputs"),
         )
         .timed(shared.metrics.stages.consensus.clone()),
-        Notices::new(shared.metrics.consensus.clone()),
+        Notices::new(shared.metrics.consensus.clone(), shared.fatal.clone()),
         shared.fatal.vital("Consensus"),
     );
     let consensus = Consensus::start_in_arbiter(&shared.arbiter().handle(), move |_| consensus);

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use crate::actors::KeyMark;
+use crate::actors::accepted::{LogRecord, LoggedMessage};
 use crate::actors::admission::Admission;
 use crate::actors::bases::{Bases, BasesLimits};
 use crate::actors::effects::WalMarks;
 use crate::actors::history::Finished;
-use crate::actors::verifier::{LogRecord, LoggedMessage, ResumeMessage};
+use crate::actors::verifier::ResumeMessage;
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::device;

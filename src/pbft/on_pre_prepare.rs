@@ -176,6 +176,11 @@ impl Replica {
         if slot.judge_at.is_some() || full {
             return Judgement::NotYet;
         }
+        // This is asked at every step: one that brought nothing of what is missing costs no look at the rest.
+        slot.missing.retain(|digest| self.pool.get(digest).is_none());
+        if !slot.missing.is_empty() {
+            return Judgement::NotYet;
+        }
         let found = |digest| self.pool.get(digest).cloned().ok_or(*digest);
         let (mut requests, mut missing) = (Vec::new(), BTreeSet::new());
         for digest in &proposal.batch.requests {

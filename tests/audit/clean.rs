@@ -134,6 +134,7 @@ async fn what_was_judged_against_a_message_that_was_refused_later_is_clean() {
     world.publish_at(0, 1, 2, 2000, &[("temperature", "20.5")]).await;
     world.commit().await;
     digested(&mut world, 0).await;
+    digested(&mut world, 1).await;
     let report = clean(&world, 0).await;
     assert_eq!((report.rows, report.not_final), (2, 0), "the refusal is its fate");
     clean(&world, 1).await;
@@ -245,11 +246,79 @@ async fn a_history_that_was_begun_anew_is_not_checked_as_a_whole_and_no_tamperin
         assert_eq!((report.nodes[0].covered, &report.nodes[0].lost[..]), (2 * digests, &[lost][..]));
         assert!(report.unchecked[0].contains(":1-3"), "{:?}", report.unchecked);
         let known = world.audit_with(0, &known_lost(&world, 3)).await;
-        assert_eq!(known.verdict, AuditVerdict::Clean, "{known:#?}");
+        // What came since has no digest in the first round: nothing of this history is proven.
+        let verdict = if digests == 0 { AuditVerdict::Unchecked } else { AuditVerdict::Clean };
+        assert_eq!((known.verdict, known.rows_gone), (verdict, 0), "{known:#?}");
+        assert_eq!((report.rows_gone, known.not_yet_proven), (3, 2 - 2 * digests));
         let less = world.audit_with(0, &known_lost(&world, 2)).await;
         assert_eq!(less.verdict, AuditVerdict::Unchecked);
         digested_once(&mut world, digests).await;
     }
+}
+
+#[tokio::test]
+async fn a_history_of_which_nothing_can_be_proven_yet_is_not_checked() {
+    let mut world = world(1).await;
+    for seq in 1..=2 {
+        world.publish(0, 1, seq, &[("temperature", &format!("{}", 20 + seq))]).await;
+    }
+    world.commit().await;
+    let report = world.audit(0).await;
+    assert_eq!((report.verdict, report.rows, report.not_yet_proven), (AuditVerdict::Unchecked, 2, 2));
+    assert!(
+        report.findings.is_empty() && report.unchecked[0].contains("any of the 2 rows yet"),
+        "{report:#?}"
+    );
+    digested(&mut world, 0).await;
+    world.publish(0, 1, 3, &[("temperature", "40")]).await;
+    let report = world.audit(0).await;
+    assert_eq!((report.verdict, report.rows, report.not_yet_proven), (AuditVerdict::Clean, 3, 1));
+}
+
+#[tokio::test]
+async fn a_history_that_was_emptied_before_its_first_digest_is_not_clean() {
+    let mut world = world(2).await;
+    world.publish(0, 1, 1, &[("temperature", "20")]).await;
+    world.publish(1, 2, 1, &[("temperature", "20")]).await;
+    world.commit().await;
+    for table in ["messages", "items", "fates"] {
+        world.tamper(0, &format!("DELETE FROM {table}")).await;
+    }
+    let report = world.audit(0).await;
+    assert_eq!(
+        (report.verdict, report.rows, report.rows_gone),
+        (AuditVerdict::Unchecked, 0, 0),
+        "{report:#?}"
+    );
+    assert!(
+        report.unchecked[0].contains("the ledger has 1 message that this node brought there"),
+        "{report:#?}"
+    );
+    let known = world.audit_with(0, &known_lost(&world, 1)).await;
+    assert_eq!(known.verdict, AuditVerdict::Clean, "{known:#?}");
+}
+
+#[tokio::test]
+async fn a_history_that_was_emptied_is_told_as_empty_and_what_the_ledger_knows_of_it() {
+    let world = World::ordinary().await;
+    for table in ["messages", "items", "fates", "digests"] {
+        world.tamper(0, &format!("DELETE FROM {table}")).await;
+    }
+    let report = world.audit(0).await;
+    assert_eq!(
+        (report.verdict, report.rows, report.rows_gone),
+        (AuditVerdict::Unchecked, 0, 12),
+        "{report:#?}"
+    );
+    assert!(
+        report.unchecked[0].contains("the history is empty. It was lost, or somebody took them away"),
+        "{report:#?}"
+    );
+    // Its name as well.
+    world.tamper(0, "DELETE FROM nodes").await;
+    let report = world.audit(0).await;
+    assert_eq!((report.verdict, report.nodes.len()), (AuditVerdict::Unchecked, 0));
+    assert!(report.unchecked[0].contains("The ledger has digests of the rows of 1 node"), "{report:#?}");
 }
 
 async fn digested_once(world: &mut World, round: u64) {

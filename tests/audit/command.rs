@@ -105,12 +105,17 @@ async fn a_clean_history_is_clean_by_exit_code_text_and_json_and_nothing_is_writ
         let said = site.audit(history, &[]);
         assert_eq!((said.code, said.err.as_str()), (0, ""), "{said:?}");
         assert!(
-            said.out.starts_with("CLEAN") && said.out.contains("14 rows, 12 proven by 2 digests"),
+            said.out.starts_with("CLEAN SO FAR: 2 of 14 rows are not yet provable; all else is as it was\n")
+                && said.out.contains("14 rows, 12 proven by 2 digests"),
             "{said:?}"
         );
     }
     let json = site.audit(&site.history, &["--json"]).json();
     assert_eq!((&json["verdict"], &json["omitted_findings"]), (&"clean".into(), &0.into()));
+    assert_eq!(
+        (&json["rows"], &json["not_yet_proven"], &json["rows_gone"]),
+        (&14.into(), &2.into(), &0.into())
+    );
     assert_eq!((&json["nodes"][0]["rows"], &json["nodes"][0]["covered"]), (&14.into(), &12.into()));
     assert_eq!(json["ledger"]["height"], site.world.blocks.len());
     assert_eq!(json["findings"], Json::Array(vec![]));
@@ -217,11 +222,24 @@ async fn a_history_that_cannot_be_read_is_exit_code_2_and_says_what_to_do() {
     let file = |name: &str| dir.join(name);
     site.audit(&file("none.sqlite"), &[]).unchecked(&["there is no history", "never started"]);
     assert!(!file("none.sqlite").exists());
+    // Whether it is there cannot be told: that is said, and why.
+    let long = file(&"x".repeat(300));
+    site.audit(&long, &[]).unchecked(&["cannot look for", "File name too long", "check the rights"]);
+    let said = run(&site.genesis, &["--ledger", long.to_str().unwrap()], site.history.to_str().unwrap(), &[]);
+    said.unchecked(&["cannot look for", "File name too long"]);
+    let said = run(
+        &site.genesis,
+        &["--ledger", site.history.to_str().unwrap()],
+        site.history.to_str().unwrap(),
+        &[],
+    );
+    said.unchecked(&["has no ledger in it"]);
     site.audit(dir, &[]).unchecked(&["has no history/history.sqlite", "never started"]);
     fs::write(file("empty.sqlite"), "").unwrap();
     site.audit(&file("empty.sqlite"), &[]).unchecked(&["is empty", "check the path"]);
     fs::write(file("text.sqlite"), "no database, but longer than its header would be ".repeat(30)).unwrap();
-    site.audit(&file("text.sqlite"), &[]).unchecked(&["damaged or no database"]);
+    site.audit(&file("text.sqlite"), &[])
+        .unchecked(&["damaged or no database: it does not begin as a SQLite database does"]);
     let said = run(&site.genesis, &["--ledger", site.data.to_str().unwrap()], "mysql://h/db", &[]);
     said.unchecked(&["--history: mysql is no database that is supported; give a SQLite file"]);
     assert!(!said.err.contains("history.url"), "{said:?}");
@@ -277,6 +295,55 @@ async fn a_copy_without_its_write_ahead_log_is_tampering_and_the_report_says_how
     let said = site.audit(&copy, &[]);
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.out.contains("note: the file was in WAL mode and there is no copy.sqlite-wal"), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_made_before_the_ledgers_end_is_told_as_one_and_clean_with_the_ledger_of_its_time() {
+    let mut site = Site::new().await;
+    site.world.tamper(0, "PRAGMA wal_checkpoint(TRUNCATE)").await;
+    let copy = site.world.dir.path().join("copy.sqlite");
+    fs::copy(&site.history, &copy).unwrap();
+    let then = site.world.blocks.len();
+    for seq in 30..=31 {
+        site.world.publish(0, 1, seq, &[("temperature", &format!("{seq}"))]).await;
+        site.world.commit().await;
+    }
+    site.world.digest(0).await;
+    site.world.commit().await;
+    let url = || {
+        let blocks = site.world.blocks.clone();
+        serve(blocks.into_iter().map(|(block, certificate)| (block, Some(certificate))).collect())
+    };
+    let audit = |more: &[&str]| run(&site.genesis, &["--node", &url()], copy.to_str().unwrap(), more);
+    let said = audit(&[]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(
+        said.out
+            .starts_with("TAMPERING, or an older copy: it ends at row 14, the ledger's digests at row 16"),
+        "{said:?}"
+    );
+    let until = site.world.blocks.len() - 1;
+    let told = format!(
+        "was it copied earlier, before block {}? Then give a newer copy, or the ledger of that time, with --until {until}",
+        until + 1
+    );
+    assert!(said.out.contains(&told), "{told}: {said:?}");
+    let json = audit(&["--json"]).json();
+    assert_eq!(
+        json["nodes"][0]["ends_early"],
+        serde_json::json!({"last_row": 14, "digests_to": 16, "block": until + 1})
+    );
+    for until in [then, until] {
+        let said = audit(&["--until", &until.to_string()]);
+        assert!(said.code == 0 && said.out.starts_with("CLEAN SO FAR"), "{said:?}");
+    }
+    // What is not as it was in the rows that are there is no matter of time.
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&copy);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    connection.execute("UPDATE messages SET body = zeroblob(9) WHERE number = 3").await.unwrap();
+    connection.close().await.unwrap();
+    let said = audit(&[]);
+    assert!(said.code == 1 && said.out.starts_with("TAMPERING  something is not as it was"), "{said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

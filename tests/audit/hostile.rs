@@ -8,7 +8,7 @@ use ledgermq::history::audit::{AuditOptions, AuditReport, AuditVerdict, FindingK
 use ledgermq::history::{HistoryError, HistoryRow, HistoryStore as _, Location, SqlReader};
 use ledgermq::types::MessageSeq;
 
-use crate::world::{World, location};
+use crate::world::{World, all_told, location};
 
 /// Audits node 0 in a moment, or not at all.
 async fn soon(world: &World) -> Result<AuditReport, HistoryError> {
@@ -137,16 +137,26 @@ async fn a_history_behind_a_symbolic_link_is_read_with_its_write_ahead_log() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_with_the_highest_number_keeps_others_out_and_is_told() {
     let mut world = World::ordinary().await;
-    world.tamper(0, "UPDATE messages SET number = 9223372036854775807 WHERE number = 14").await;
+    for table in ["messages", "items", "fates"] {
+        world.tamper(0, &format!("UPDATE {table} SET number = 9223372036854775807 WHERE number = 14")).await;
+    }
     let message = world.message(1, 9, 9000, &[("temperature", "40")]);
     let decision = world.decide(0, &message).bytes();
     let row = HistoryRow { message, decision };
     let refused = world.nodes[0].store.append(0, std::slice::from_ref(&row)).await.unwrap_err();
     assert!(
-        matches!(&refused, HistoryError::Refused { detail, .. } if detail.contains("highest number")),
+        matches!(refused, HistoryError::NoNumber { last: i64::MAX, .. })
+            && ["row 9223372036854775807", "take away", "copy"]
+                .iter()
+                .all(|word| refused.to_string().contains(word)),
         "{refused}"
     );
+    // It is a row that its client signed, and no digest is to have it yet.
+    let told = all_told(&world.audit(0).await);
+    assert_eq!(told, [(FindingKind::Added, Some(9_223_372_036_854_775_807), vec![Part::Place])]);
     // Mended, all goes on.
-    world.tamper(0, "UPDATE messages SET number = 14 WHERE number > 14").await;
+    for table in ["messages", "items", "fates"] {
+        world.tamper(0, &format!("UPDATE {table} SET number = 14 WHERE number > 14")).await;
+    }
     assert_eq!(world.nodes[0].store.append(0, &[row]).await.unwrap(), [Some(15)]);
 }

@@ -86,14 +86,17 @@ fn wrong_arguments_exit_with_2_and_say_what_is_right() {
         (&["status"], "<--network <DIR>|--api <URL>>"),
         (&["status", "--api", "ftp://node"], "http://127.0.0.1:8080"),
         (&["status", "--api", "/v1/status"], "http://127.0.0.1:8080"),
-        (&["status", "--api", "127.0.0.1:1", "--network", "net"], "cannot be used with"),
         (&["client", "list", "--api", "node one"], "http://127.0.0.1:8080"),
         (&["verify", "bundle"], "--genesis <FILE>"),
         (&["bench", "--replicas", "0"], "1..=16"),
         (&["bench", "--clients", "0"], "1..=1000"),
         (&["bench", "--items", "65537"], "1..=65536"),
         (&["bench", "--duration", "0"], "1..=86400"),
-        (&["bench", "--rate", "-1"], "'-1'"),
+        (&["bench", "--rate", "-1"], "-1 is not in 0..=1000000"),
+        (
+            &["bench", "--replicas", "1", "--kill-primary-at", "1"],
+            "1 replica goes on with 0 dead, not with 1",
+        ),
         (&["bench", "--size", "100"], "10 items take"),
         (&["bench", "--size", "ten"], "tip: give a whole number"),
         (&["bench", "--kill", "2"], "--replicas 7 would do"),
@@ -431,6 +434,8 @@ fn a_missing_piece_is_named_before_anything_is_sent() {
     assert!(err.contains("cannot connect") && err.contains("is the node running?"), "{err}");
     let err = register(&["--network", "net", "--api", "127.0.0.1:1"]);
     assert!(err.contains("cannot connect to http://127.0.0.1:1/"), "{err}");
+    let admins = ["client", "register", "a/b", "--key", "net/admin.key", "--network", "net"];
+    assert!(fail(&dir, 1, &admins).contains("is the key of an admin"));
     fs::set_permissions(dir.path().join("net/admin.key"), fs::Permissions::from_mode(0o644)).unwrap();
     let err = register(&["--network", "net"]);
     assert!(err.contains("chmod 600"), "{err}");

@@ -223,20 +223,55 @@ fn an_idle_network_in_which_no_quorum_can_vote_together_is_halted() {
     assert_eq!((code, &said["tolerates"], &said["taking_part"]), (3, &json!(0), &json!(2)), "{out}");
 }
 
+/// Answers of these, to whom all the others seem well.
+fn well(seats: std::ops::Range<u8>) -> Vec<Node> {
+    let answers = seats.map(|seat| {
+        let mut answer = consensus(seat, 7, &idle());
+        (answer["replicas"][3]["state"], answer["replicas"][3]["connected"]) = (json!("ok"), json!(true));
+        answer
+    });
+    answers.map(Node::serve).collect()
+}
+
 #[test]
-fn a_node_that_does_not_answer_is_told_even_if_the_others_find_it_well() {
-    let nodes: Vec<Node> = (0..3)
-        .map(|seat| {
-            let mut answer = consensus(seat, 7, &idle());
-            (answer["replicas"][3]["state"], answer["replicas"][3]["connected"]) = (json!("ok"), json!(true));
-            Node::serve(answer)
-        })
-        .collect();
+fn a_primary_that_is_connected_and_does_not_answer_makes_the_network_degraded() {
+    let nodes = well(1..4);
+    // As a process that is stopped: it takes the connection and says nothing.
+    let stopped = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = stopped.local_addr().unwrap().to_string();
+    let apis: Vec<String> = [silent.clone()].into_iter().chain(nodes.iter().map(Node::api)).collect();
+    let apis: Vec<&str> = apis.iter().map(String::as_str).collect();
+    let (code, out, _) = status(&apis, &[]);
+    assert_eq!(code, 3, "{out}");
+    for words in [
+        "0     NO ANSWER  no answer within 5 s",
+        "The network is DEGRADED: 3 of 4 replicas take part, which tolerates 0 more failures. It is idle",
+        "replica 0 (a0a0a0a0) is the primary and does not answer",
+    ] {
+        assert!(out.contains(words), "{words:?} is not in\n{out}");
+    }
+    drop(stopped);
+    let said = parse(&status(&apis, &["--json"]).1);
+    assert_eq!((&said["out"][0]["replica"], &said["out"][0]["node"]), (&json!(0), &json!(id(0))), "{said}");
+}
+
+#[test]
+fn one_of_some_that_does_not_answer_is_counted_though_nobody_knows_which_replica_it_is() {
+    let nodes = well(0..2);
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    // One silent, and two replicas that it may be; two who answer are no quorum.
+    let apis = [nodes[0].api(), nodes[1].api(), closed.clone()];
+    let (code, out, _) = status(&apis.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+    assert_eq!(code, 2, "{out}");
+    assert!(
+        out.contains(&format!("  http://{closed}/: no answer, so that its replica is counted as one")),
+        "{out}"
+    );
+    // All replicas answer: the address is a second one, or none.
+    let nodes = four(|_| {});
     let apis: Vec<String> = nodes.iter().map(Node::api).chain([closed]).collect();
     let (code, out, _) = status(&apis.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
-    assert_eq!(code, 0, "{out}");
-    assert!(out.contains("as those say that answer: 1 of 4 did not"), "{out}");
+    assert!(code == 0 && out.contains("All 4 replicas answer, though 1 of the 5 APIs do not."), "{out}");
 }
 
 #[test]
@@ -273,6 +308,14 @@ fn one_that_the_others_do_not_hear_is_not_counted_whatever_it_says_itself() {
     let (code, out, _) = asked(&nodes);
     assert_eq!(code, 0, "{out}");
     assert!(out.contains("replica 3 (a3a3a3a3) is behind (says node 0)"), "{out}");
+}
+
+#[test]
+fn who_names_a_network_and_an_api_means_the_api() {
+    let nodes = four(|_| {});
+    let (code, out, err) = status(&[&nodes[0].api()], &["--network", "nowhere"]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert_eq!(out.matches("a0a0a0a0").count(), 1, "{out}");
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! | `hostile_messages.rs` | each bad message gets the answer that the protocol names |
 //! | `hostile_ports.rs` | garbage on any port harms nobody |
 //! | `operations.rs` | the ledger takes an admin's operations, and nobody else's |
+//! | `publish.rs` | a file of readings is on the ledger once, whatever became of the runs |
 //! | `refusals.rs` | who may not publish is told at once, and what to do |
 //! | `transfer.rs` | a node that is behind, wiped or killed gets the ledger from the others, whoever lies |
 //! | `starting.rs` | a node that must not start says what to do |
@@ -32,6 +33,7 @@ mod mqtt;
 mod network;
 mod operations;
 mod policies;
+mod publish;
 mod refusals;
 mod rows;
 mod starting;

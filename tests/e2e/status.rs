@@ -117,7 +117,7 @@ async fn a_waiting_publish_says_why_and_gives_up_at_its_limit() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     let waits = "warning: nothing became final for 5 s, 1 message waits (1 of this run's are in a node's log): 3 of 4";
     assert!(said.contains(waits), "{said}");
-    let left = "1 message is not final, 1 of this run's acknowledged by a node and in its log; the next run with the";
+    let left = "1 message is not final, 1 of this run's acknowledged by a node and in its log; run the same";
     assert!(said.contains(left), "{said}");
     assert!(output.stdout.is_empty(), "nothing was measured: {}", String::from_utf8_lossy(&output.stdout));
     // A registration waits for the same reason, and says so.

@@ -46,7 +46,11 @@ pub async fn no_false_alarm(sites: &[(NodeId, PathBuf, bool)], ledger: &AuditedL
         }
         let first: Vec<_> = report.findings.iter().take(5).collect();
         assert_eq!(report.findings.len(), 0, "{node}: {first:?}");
-        assert_eq!(report.verdict, AuditVerdict::Clean, "{node}: {:?}", report.unchecked);
+        // One that was begun anew at the week's end may have no digest yet, and is not said to be clean.
+        let is_new = report.rows > 0 && report.not_yet_proven == report.rows;
+        let expected = if is_new { AuditVerdict::Unchecked } else { AuditVerdict::Clean };
+        let why = &report.unchecked;
+        assert_eq!((report.verdict, why.len()), (expected, usize::from(is_new)), "{node}: {why:?}");
         reports.push(report);
     }
     reports

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix::Actor as _;
+use ledgermq::actors::accepted::{LogRecord, LoggedMessage};
 use ledgermq::actors::admission::{Admission, Standing};
 use ledgermq::actors::bases::{Bases, BasesLimits};
 use ledgermq::actors::history::{
     Backlog, DigestTerms, Finished, HistoryFeed, HistoryParts, HistoryTask, replay,
 };
-use ledgermq::actors::verifier::{LogRecord, LoggedMessage, Workers};
+use ledgermq::actors::verifier::Workers;
 use ledgermq::actors::view::LedgerView;
 use ledgermq::actors::{FinalMessage, FinalVerdict, fatal};
 use ledgermq::clock::{Clock as _, SharedClock};

@@ -11,8 +11,9 @@ use actix::Recipient;
 
 use super::HistoryFeed;
 use super::backlog::Backlog;
+use crate::actors::accepted::LoggedMessage;
 use crate::actors::storage::LookUpMessage;
-use crate::actors::verifier::{LoggedMessage, Workers};
+use crate::actors::verifier::Workers;
 use crate::actors::{FinalMessage, FinalVerdict};
 use crate::history::{HistoryStore, MessageKey};
 use crate::policy::Decision;

@@ -7,8 +7,8 @@
 use actix::Handler;
 
 use super::{Ingress, MAX_STREAMS, Reply, Topic, send};
+use crate::actors::accepted::LogRecord;
 use crate::actors::finals::TellFinal;
-use crate::actors::verifier::LogRecord;
 use crate::actors::{FinalMessage, FinalVerdict};
 use crate::device::codes::{ACCEPTED_BEFORE, UnauthReason};
 use crate::device::control::Ack;

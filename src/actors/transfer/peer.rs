@@ -51,7 +51,7 @@ impl Peer {
 
     pub(super) fn answered(&mut self, head: Height, took: Duration) {
         self.head = Some(head);
-        self.answer_time = Some(super::plan::mean(self.answer_time, took));
+        self.answer_time = Some(mean(self.answer_time, took));
         (self.failures, self.busy, self.dropped) = (0, 0, false);
         self.good = self.good.saturating_add(1);
     }
@@ -78,4 +78,9 @@ impl Peer {
 
 fn doubled((first, most): (Duration, Duration), times: u32) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(most)
+}
+
+/// The mean of what was before and, with a quarter of the weight, of what is new.
+pub(super) fn mean(before: Option<Duration>, new: Duration) -> Duration {
+    before.map_or(new, |before| (3 * before + new) / 4)
 }

@@ -23,7 +23,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::peer::Peer;
+use super::peer::{Peer, mean};
 use super::throttle::Throttle;
 use crate::types::{Height, NodeId};
 
@@ -409,11 +409,6 @@ impl<B> Plan<B> {
         }
         blocks
     }
-}
-
-/// The mean of what was before and, with a quarter of the weight, of what is new.
-pub(super) fn mean(before: Option<Duration>, new: Duration) -> Duration {
-    before.map_or(new, |before| (3 * before + new) / 4)
 }
 
 #[cfg(test)]

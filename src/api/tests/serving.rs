@@ -18,7 +18,11 @@ async fn wrong_requests_get_problem_details_that_say_what_is_wrong() {
     let running = Running::start();
     for (path, status, says) in [
         ("/nowhere", 404, "/nowhere"),
-        ("/v1/blocks/x", 400, "path"),
+        ("/v1/blocks/x", 400, "in the path: \"x\" stands where a whole number belongs"),
+        ("/v1/policies/-1", 400, "in the path: \"-1\" stands where a whole number belongs"),
+        ("/v1/blocks?limit=x", 400, "in the query: limit: a whole number, in digits alone, belongs there"),
+        ("/v1/records?from=0&num=99999999999", 400, "in the query: num: the number is too large"),
+        ("/v1/blocks?limt=1", 400, "unknown field `limt`, expected `from` or `limit`; did you mean `limit`?"),
         ("/v1/blocks?limit=0", 400, "limit is 0, but must be 1 to 1000"),
         ("/v1/blocks?limit=100000", 400, "1 to 1000"),
         ("/v1/blocks?form=1", 400, "form"),
@@ -51,7 +55,11 @@ async fn bodies_are_limited_and_must_be_json() {
     };
     assert_eq!(post("x".repeat(65 * 1024), "application/json").await.0, 413);
     assert_eq!(post("{}".into(), "text/plain").await.0, 415);
-    assert_eq!(post("{".into(), "application/json").await.0, 400);
+    let (status, body) = post("{".into(), "application/json").await;
+    assert_eq!((status, detail(&body)), (400, "in the body: it ends too early, in line 1"));
+    let (_, body) = post("{\"version\": true}".into(), "application/json").await;
+    let told = detail(&body);
+    assert!(told.starts_with("in the body: line 1: ") && !told.contains("deserialize"), "{told}");
     assert_eq!(post("[".repeat(60_000), "application/json").await.0, 400);
 }
 

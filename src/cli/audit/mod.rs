@@ -14,14 +14,14 @@ use clap::{ArgGroup, Args};
 use serde_json::json;
 use url::Url;
 
-use self::source::Stopping;
+use self::source::Wanted;
 use super::http::api_url;
 use super::interrupt::interrupted;
 use super::output;
 use crate::config::read_genesis;
 use crate::history::audit::{AuditOptions, AuditReport, AuditVerdict, LostRows, audit};
-use crate::history::{HistoryError, SqlReader};
-use crate::types::{ClientId, NodeId};
+use crate::history::{HistoryError, SqlReader, Stopping};
+use crate::types::{ClientId, Height, NodeId};
 
 /// The exit code if something was altered.
 const TAMPERING: u8 = 1;
@@ -44,9 +44,12 @@ Examples:
       --node http://db-1:8080 --history postgres://audit@db/history
 
 Exit codes:
-  0  clean: all is as it was
+  0  clean: all is as it was. CLEAN SO FAR: some rows are too new
+     to be proven; the first line says how many
   1  tampering: something is not; each row is named
-  2  could not check, or not all of it, and says why; or wrong arguments
+  2  could not check, or not all of it, and says why: rows are gone
+     and it is not known how, or not one can be proven yet; or wrong
+     arguments
 
 docs/AUDIT.md says what an audit proves and what it does not.";
 
@@ -78,6 +81,9 @@ pub(super) struct AuditArgs {
     /// Rows that are known to be lost, with a history that was begun anew or restored: NODE:FIRST-LAST
     #[arg(long, value_name = "ROWS", value_parser = lost_rows)]
     lost: Vec<LostRows>,
+    /// Take the ledger up to this block alone: for a copy that was made at that time
+    #[arg(long, value_name = "HEIGHT", value_parser = clap::value_parser!(u64).range(1..))]
+    until: Option<u64>,
     /// List at most so many findings; the others are counted
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_findings: u32,
@@ -133,17 +139,18 @@ fn report(args: &AuditArgs) -> anyhow::Result<AuditReport> {
         known_lost: args.lost.clone(),
     };
     let stopping = Stopping::default();
+    let wanted = Wanted { only: args.client.clone(), until: args.until.map(Height) };
     let judged = async {
         // What the history has at this moment is on the ledger that is read after it.
         let history = SqlReader::open(location, &genesis.network_id()).await.map_err(for_auditor)?;
         let ledger = match (&args.ledger, &args.node) {
             (Some(dir), _) => {
                 let (genesis, dir) = (genesis.clone(), dir.clone());
-                let (client, stopping) = (args.client.clone(), stopping.clone());
-                let read = move || source::from_directory(&genesis, &dir, client, &stopping);
+                let stopping = stopping.clone();
+                let read = move || source::from_directory(&genesis, &dir, &wanted, &stopping);
                 tokio::task::spawn_blocking(read).await??
             }
-            (None, Some(api)) => source::from_api(&genesis, api.clone(), args.client.clone()).await?,
+            (None, Some(api)) => source::from_api(&genesis, api.clone(), &wanted).await?,
             (None, None) => bail!("give --ledger DIR or --node URL"),
         };
         if let Some(client) = args.client.as_ref().filter(|client| !ledger.knows(client)) {

@@ -1,10 +1,9 @@
 //! Where an audit's ledger and history come from. Neither is trusted, and neither is changed.
 
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anyhow::{Context as _, anyhow, bail};
 use tempfile::TempDir;
@@ -12,8 +11,8 @@ use url::Url;
 
 use crate::api::{MAX_CERTIFIED_ANSWER, decode_certified};
 use crate::cli::http::Nodes;
-use crate::history::Location;
 use crate::history::audit::AuditedLedger;
+use crate::history::{Location, Stopping};
 use crate::ledger::Genesis;
 use crate::store::{LedgerStore as _, SledStore, StoreError, StoreSettings};
 use crate::types::{ClientId, Height};
@@ -33,7 +32,7 @@ pub(super) const WHAT_HISTORY: &str =
 pub(in crate::cli) fn history(text: &str) -> anyhow::Result<Location> {
     let location = Location::parse(text).map_err(super::for_auditor)?;
     let Location::Sqlite(path) = &location else { return Ok(location) };
-    if !path.exists() {
+    if !path.try_exists().with_context(|| cannot_look(path))? {
         bail!("there is no history {}; {WHAT_HISTORY}; {NEVER_STARTED}", path.display());
     }
     if !path.is_dir() {
@@ -41,7 +40,7 @@ pub(in crate::cli) fn history(text: &str) -> anyhow::Result<Location> {
     }
     // A data directory, what `ledgermq init` made around it, or where the file lies.
     let files = ["history/history.sqlite", "data/history/history.sqlite", "history.sqlite"];
-    let found = files.into_iter().map(|file| path.join(file)).find(|file| file.is_file());
+    let found = first_there(files.map(|file| path.join(file)))?;
     found.map(Location::Sqlite).with_context(|| {
         format!(
             "{} has no history/history.sqlite: give the data directory of a node, or the file; {NEVER_STARTED}",
@@ -50,18 +49,18 @@ pub(in crate::cli) fn history(text: &str) -> anyhow::Result<Location> {
     })
 }
 
-/// Somebody wants the command to end, and what it made to be gone.
+/// Which part of a ledger an audit is about.
 #[derive(Debug, Clone, Default)]
-pub(in crate::cli) struct Stopping(Arc<AtomicBool>);
+pub(in crate::cli) struct Wanted {
+    /// Only messages of this client.
+    pub(super) only: Option<ClientId>,
+    /// Up to this block, or the next that a certificate proves.
+    pub(super) until: Option<Height>,
+}
 
-impl Stopping {
-    /// From here on it stops.
-    pub(in crate::cli) fn stop(&self) {
-        self.0.store(true, Relaxed);
-    }
-
-    fn check(&self) -> std::io::Result<()> {
-        if self.0.load(Relaxed) { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+impl Wanted {
+    fn is_enough(&self, ledger: &AuditedLedger) -> bool {
+        self.until.is_some_and(|until| ledger.certified_height() >= until)
     }
 }
 
@@ -69,7 +68,7 @@ impl Stopping {
 pub(in crate::cli) fn from_directory(
     genesis: &Genesis,
     dir: &Path,
-    only: Option<ClientId>,
+    wanted: &Wanted,
     stopping: &Stopping,
 ) -> anyhow::Result<AuditedLedger> {
     let copy = copy_of(&ledger_dir(dir)?, stopping)?;
@@ -82,9 +81,12 @@ pub(in crate::cli) fn from_directory(
         ),
         error => anyhow::Error::new(error).context(format!("reading a copy of the ledger in {}", dir.display())),
     })?;
-    let mut ledger = AuditedLedger::new(genesis)?.only(only);
+    let mut ledger = AuditedLedger::new(genesis)?.only(wanted.only.clone());
     for height in (1..=store.certified_height().0).map(Height) {
         stopping.check()?;
+        if wanted.is_enough(&ledger) {
+            break;
+        }
         let Some(block) = store.block(height)? else {
             bail!("the ledger in {} lacks block {height}: take it from another node", dir.display());
         };
@@ -98,12 +100,31 @@ pub(in crate::cli) fn from_directory(
 
 /// The directory of the store in a data directory.
 fn ledger_dir(dir: &Path) -> anyhow::Result<PathBuf> {
-    let candidates = [dir.join("ledger"), dir.join("data/ledger"), dir.to_owned()];
-    let found = candidates.into_iter().find(|dir| dir.join("sled").is_dir());
-    found.with_context(|| {
-        let is = if dir.exists() { "has no ledger in it" } else { "is not there" };
+    let is_there = dir.try_exists().with_context(|| cannot_look(dir))?;
+    let found = first_there(["ledger/sled", "data/ledger/sled", "sled"].map(|store| dir.join(store)))?;
+    found.and_then(|store| Some(store.parent()?.to_owned())).with_context(|| {
+        let is = if is_there { "has no ledger in it" } else { "is not there" };
         format!("{} {is}: give the data directory of a node, or a copy of it; {NEVER_STARTED}", dir.display())
     })
+}
+
+/// What is said if it is not even known whether something is there.
+fn cannot_look(path: &Path) -> String {
+    format!("cannot look for {}: check the rights to it and to the directories above", path.display())
+}
+
+/// The first of these that is there.
+fn first_there<const N: usize>(paths: [PathBuf; N]) -> anyhow::Result<Option<PathBuf>> {
+    for path in paths {
+        match path.try_exists() {
+            Ok(true) => return Ok(Some(path)),
+            Ok(false) => {}
+            // What was given is a file.
+            Err(error) if error.kind() == ErrorKind::NotADirectory => {}
+            Err(error) => return Err(error).with_context(|| cannot_look(&path)),
+        }
+    }
+    Ok(None)
 }
 
 /// A copy of a store that nobody writes meanwhile.
@@ -141,7 +162,7 @@ fn copy_files(from: &Path, to: &Path, stopping: &Stopping) -> std::io::Result<()
             fs::create_dir(&target)?;
             copy_files(&entry.path(), &target, stopping)?;
         } else if kind.is_file() && entry.file_name() != "lock" {
-            fs::copy(entry.path(), &target)?;
+            stopping.copy(&entry.path(), &target)?;
             // The evidence may be read-only; its copy is opened to be written.
             fs::set_permissions(&target, fs::Permissions::from_mode(0o600))?;
         }
@@ -153,11 +174,11 @@ fn copy_files(from: &Path, to: &Path, stopping: &Stopping) -> std::io::Result<()
 pub(in crate::cli) async fn from_api(
     genesis: &Genesis,
     api: Url,
-    only: Option<ClientId>,
+    wanted: &Wanted,
 ) -> anyhow::Result<AuditedLedger> {
     let nodes = Nodes::new(vec![api.clone()])?.reading(MAX_CERTIFIED_ANSWER);
-    let mut ledger = AuditedLedger::new(genesis)?.only(only);
-    loop {
+    let mut ledger = AuditedLedger::new(genesis)?.only(wanted.only.clone());
+    'fetched: loop {
         let path = format!("/v1/certified-blocks?from={}", ledger.height().next());
         let answer = nodes.bytes(&path).await?;
         let blocks = decode_certified(&answer)
@@ -172,6 +193,9 @@ pub(in crate::cli) async fn from_api(
             })?;
             if ledger.height().0 - ledger.certified_height().0 > MAX_UNCERTIFIED_BLOCKS {
                 bail!("{api} gives more and more blocks that no certificate proves: ask another node");
+            }
+            if wanted.is_enough(&ledger) {
+                break 'fetched;
             }
         }
     }

@@ -2,20 +2,16 @@
 
 use crate::cli::output::{line, plain};
 use crate::history::audit::words::{count, number};
-use crate::history::audit::{AuditReport, AuditVerdict, Finding, Gap, NodeReport};
+use crate::history::audit::{
+    AuditReport, AuditVerdict, EndsEarly, Finding, FindingKind, Gap, NodeReport, Part,
+};
 
 /// Gaps that are shown; JSON has more.
 const GAPS_SHOWN: usize = 10;
 
 pub(super) fn print(report: &AuditReport) -> anyhow::Result<()> {
     let ledger = &report.ledger;
-    line(match report.verdict {
-        AuditVerdict::Clean => "CLEAN      all that was checked is as it was",
-        AuditVerdict::Tampering => "TAMPERING  something is not as it was",
-        AuditVerdict::Unchecked => {
-            "UNCHECKED  nothing is known to be altered, and not all of it could be checked"
-        }
-    })?;
+    line(verdict(report))?;
     line(format_args!(
         "  ledger   {} of network {}, {}, policies version {}, {}",
         count(ledger.height.0, "block", "blocks"),
@@ -55,6 +51,65 @@ pub(super) fn print(report: &AuditReport) -> anyhow::Result<()> {
         line(format_args!("  note: and {}", count(more, "more gap", "more gaps")))?;
     }
     Ok(())
+}
+
+/// The first lines.
+fn verdict(report: &AuditReport) -> String {
+    let AuditReport { rows, not_yet_proven, rows_gone, .. } = report;
+    let gone = || count(*rows_gone, "row", "rows");
+    match report.verdict {
+        AuditVerdict::Clean if *not_yet_proven > 0 => format!(
+            "CLEAN SO FAR: {} of {} not yet provable; all else is as it was\n  too new: a row can be proven once \
+             its node has put a digest of it on the ledger,\n  about a minute after it came \
+             (history.digest_interval_s); audit again then",
+            number(*not_yet_proven),
+            count(*rows, "row is", "rows are")
+        ),
+        AuditVerdict::Clean => "CLEAN      all that was checked is as it was".to_owned(),
+        AuditVerdict::Tampering => match older(report) {
+            Some(ends) => format!(
+                "TAMPERING, or an older copy: it ends at row {}, the ledger's digests at row {};\n  taken earlier? \
+                 The note below says how to find out",
+                number(ends.last_row),
+                number(ends.digests_to)
+            ),
+            None => "TAMPERING  something is not as it was".to_owned(),
+        },
+        AuditVerdict::Unchecked if *rows_gone > 0 => {
+            format!("UNCHECKED  {} that the ledger has digests of are gone: lost, or taken away", gone())
+        }
+        AuditVerdict::Unchecked if *rows == 0 => {
+            "UNCHECKED  the history is empty: nothing could be checked".to_owned()
+        }
+        AuditVerdict::Unchecked if *rows > 0 && not_yet_proven == rows => {
+            format!(
+                "UNCHECKED  nothing is known to be altered, and none of {} can be proven yet",
+                count(*rows, "row", "rows")
+            )
+        }
+        AuditVerdict::Unchecked => {
+            "UNCHECKED  nothing is known to be altered, and not all of it could be checked".to_owned()
+        }
+    }
+}
+
+/// Where the history ends, if all that is not as it was lies behind that: so it is with a copy that was made
+/// before the ledger's end.
+fn older(report: &AuditReport) -> Option<EndsEarly> {
+    let end = |finding: &Finding| {
+        let node = report.nodes.iter().find(|node| Some(node.node) == finding.node)?;
+        let ends = node.ends_early?;
+        let is_missing = match finding.kind {
+            FindingKind::Deleted => finding.row > Some(ends.last_row),
+            FindingKind::Digest => {
+                finding.what == [Part::Digest] && finding.last_row.or(finding.row) > Some(ends.last_row)
+            }
+            _ => false,
+        };
+        is_missing.then_some(ends)
+    };
+    let ends: Option<Vec<EndsEarly>> = report.findings.iter().map(end).collect();
+    ends?.pop().filter(|_| report.omitted_findings == 0)
 }
 
 fn node(node: &NodeReport) -> anyhow::Result<()> {
@@ -106,9 +161,6 @@ fn node(node: &NodeReport) -> anyhow::Result<()> {
             ],
         ),
     ];
-    if node.rows > 0 && node.covered + node.unproven == 0 {
-        line("           no digest proves any of them yet: audit again when the node has made one")?;
-    }
     for lost in &node.lost {
         line(format_args!("           lost: rows {} to {}", lost.first, lost.last))?;
     }

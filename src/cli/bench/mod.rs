@@ -55,22 +55,22 @@ use usage::Usage;
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
     /// How many replicas, 1 to 16; with n of them, (n-1)/3 may be faulty
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=16))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=16))]
     replicas: u16,
     /// How many clients, spread over the nodes
-    #[arg(long, value_name = "C", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, allow_negative_numbers = true, value_name = "C", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1000))]
     clients: u16,
     /// Messages a second, of all clients together; 0: as fast as acks allow
-    #[arg(long, value_name = "R", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    #[arg(long, allow_negative_numbers = true, value_name = "R", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     rate: u32,
     /// Data items in each message
-    #[arg(long, value_name = "I", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, allow_negative_numbers = true, value_name = "I", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     items: u32,
     /// How long the load lasts
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     duration: u32,
     /// Bytes of each JSON body, filled up with what no one reads [default: what the items take]
-    #[arg(long, value_name = "B")]
+    #[arg(long, allow_negative_numbers = true, value_name = "B")]
     size: Option<usize>,
     /// Which items the nodes write to the ledger. Without --network only: what runs keeps its policies
     #[arg(long, value_enum, default_value_t = Policy::Always)]
@@ -83,13 +83,13 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "HOST:PORT", value_parser = publish::endpoint, requires = "network")]
     target: Vec<(String, u16)>,
     /// Kill the primary with SIGKILL this many seconds after the load began
-    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["network", "kill", "kill_at"])]
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", conflicts_with_all = ["network", "kill", "kill_at"])]
     kill_primary_at: Option<u32>,
     /// Kill so many backups with SIGKILL, at most as many as may be faulty
-    #[arg(long, value_name = "N", conflicts_with = "network", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", conflicts_with = "network", value_parser = clap::value_parser!(u16).range(1..))]
     kill: Option<u16>,
     /// When --kill does it, in seconds after the load began [default: after a third of it]
-    #[arg(long, value_name = "SECONDS", requires = "kill")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", requires = "kill")]
     kill_at: Option<u32>,
     /// Tell what each stage costs each replica for each message, beside the signatures that nobody can save
     #[arg(long)]
@@ -127,8 +127,12 @@ impl BenchArgs {
         let f = (self.replicas - 1) / 3;
         if dead > f {
             return Err(wrong(format_args!(
-                "{} replicas go on with {f} dead, not with {dead}: --replicas {} would do",
-                self.replicas,
+                "{} with {f} dead, not with {dead}: --replicas {} would do",
+                if self.replicas == 1 {
+                    "1 replica goes on".to_owned()
+                } else {
+                    format!("{} replicas go on", self.replicas)
+                },
                 3 * u32::from(dead) + 1
             )));
         }

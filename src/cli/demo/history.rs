@@ -7,7 +7,7 @@ use anyhow::ensure;
 
 use super::screen::{Screen, count};
 use super::tamper::{self, Coverage, Tampered};
-use crate::cli::audit::source::from_api;
+use crate::cli::audit::source::{Wanted, from_api};
 use crate::cli::local::LocalNetwork;
 use crate::clock::{Clock as _, SystemClock};
 use crate::history::audit::{AuditOptions, AuditReport, AuditVerdict, AuditedLedger, FindingKind, audit};
@@ -45,7 +45,7 @@ pub(super) async fn check(
     for replica in 0..network.replicas() {
         coverages.push(covered(network, replica).await?);
     }
-    let ledger = from_api(network.genesis(), network.api_url(0).parse()?, None).await?;
+    let ledger = from_api(network.genesis(), network.api_url(0).parse()?, &Wanted::default()).await?;
     let mut clean = true;
     for (replica, coverage) in coverages.iter().enumerate() {
         if coverage.rows == 0 {

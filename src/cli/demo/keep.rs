@@ -1,6 +1,6 @@
 //! Where everything is, for a look around while the network runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::proofs::{FORGED, HOTTEST};
 use super::screen::Screen;
@@ -22,7 +22,7 @@ impl Looks {
         for (replica, node) in network.files().nodes.iter().enumerate() {
             let api = network.api_url(replica);
             screen.say(format_args!(
-                "   replica {replica}   API {api}/v1/status   metrics {api}/metrics   MQTT {}:{}",
+                "   replica {replica}   API {api} (/v1/status, /metrics)   MQTT {}:{}",
                 node.host, node.ports.mqtt
             ))?;
         }
@@ -33,36 +33,37 @@ impl Looks {
         Ok(())
     }
 
+    /// Each fits a terminal: what is long has a name, in variables of the shell.
     fn lines(&self, network: &LocalNetwork) -> anyhow::Result<Vec<String>> {
-        let program = std::env::args_os().next().map_or_else(|| "ledgermq".into(), PathBuf::from);
-        let (program, dir) = (program.display(), network.dir().display());
-        let genesis = network.files().genesis.display();
-        let (api, node) = (network.api_url(0), &network.files().nodes[0]);
+        let called = std::env::args_os().next().map_or_else(|| "ledgermq".into(), PathBuf::from);
+        let program = std::env::current_exe().unwrap_or(called);
+        let (api, node, dir) = (network.api_url(0), &network.files().nodes[0], network.dir());
+        let below = |path: &Path| match path.strip_prefix(dir) {
+            Ok(path) => format!("$D/{}", path.display()),
+            Err(_) => path.display().to_string(),
+        };
+        let genesis = below(&network.files().genesis);
         let mqtt = format!("-V 5 -h {} -p {}", node.host, node.ports.mqtt);
-        let mut lines: Vec<String> = self
-            .clients
-            .iter()
-            .map(|client| format!("curl '{api}/v1/records?client={client}&limit=3'"))
-            .collect();
-        lines.push(format!("{program} status --network {dir}"));
-        lines.push(format!("{program} policy list --network {dir}"));
-        lines.push(format!("{program} client list --network {dir}"));
+        let mut lines =
+            vec![format!("L={}", program.display()), format!("D={}", dir.display()), format!("A={api}")];
+        lines.extend(
+            self.clients.iter().map(|client| format!("curl \"$A/v1/records?client={client}&limit=3\"")),
+        );
+        lines.extend(["status", "policy list", "client list"].map(|what| format!("$L {what} --network $D")));
         for bundle in [HOTTEST, FORGED] {
-            let bundle = network.dir().join(bundle);
-            lines.push(format!("{program} verify {} --genesis {genesis}", bundle.display()));
+            lines.push(format!("$L verify $D/{bundle} --genesis {genesis}"));
         }
-        let history = network.history(self.tampered)?;
-        lines.push(format!(
-            "{program} audit --genesis {genesis} --node {api} --history {}",
-            history.display()
-        ));
+        let history = below(&network.history(self.tampered)?);
+        lines.push(format!("$L audit --genesis {genesis} --node $A \\"));
+        lines.push(format!("  --history {history}"));
         // Who is not registered is told so at once; a gateway reads what nodes say to it.
-        lines.push(format!("mosquitto_sub {mqtt} -i demo/stranger -t 'demo/stranger/#' -F '%t %x'"));
-        if let Some((client, key)) = self.clients.first().zip(network.dir().join("gateway-1.key").to_str()) {
-            lines.push(format!(
-                "mosquitto_rr {mqtt} -i {client} -u me -P \"$({program} client token {client} --key {key} \
-                 --genesis {genesis})\" -t {client}/key -n -e {client}/forbidden -F '%t %x'"
-            ));
+        lines.push(format!("mosquitto_sub {mqtt} -i demo/stranger \\"));
+        lines.push("  -t 'demo/stranger/#' -F '%t %x'".to_owned());
+        if let Some(client) = self.clients.first() {
+            lines.push(format!("mosquitto_rr {mqtt} -i {client} -u me \\"));
+            lines.push(format!("  -P \"$($L client token {client} --key $D/gateway-1.key \\"));
+            lines.push(format!("  --genesis {genesis})\" \\"));
+            lines.push(format!("  -t {client}/key -n -e {client}/forbidden -F '%t %x'"));
         }
         Ok(lines)
     }

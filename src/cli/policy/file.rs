@@ -18,6 +18,7 @@
 //! that never apply.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
@@ -58,11 +59,13 @@ impl RulesFile {
     /// What is wrong, and in which line.
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let told = || format!("cannot read {}", path.display());
-        let length = fs::metadata(path).with_context(told)?.len();
-        if length > MAX_FILE_BYTES {
-            return Err(anyhow!("{length} bytes, rules have at most {MAX_FILE_BYTES}")).with_context(told);
+        // The length that a device or a pipe claims says nothing.
+        let mut file = fs::File::open(path).with_context(told)?.take(MAX_FILE_BYTES + 1);
+        let mut text = String::new();
+        file.read_to_string(&mut text).with_context(told)?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            return Err(anyhow!("rules have at most {MAX_FILE_BYTES} bytes")).with_context(told);
         }
-        let text = fs::read_to_string(path).with_context(told)?;
         Self::parse(&text).map_err(|problem| anyhow!("in {}, {problem}", path.display()))
     }
 
@@ -72,10 +75,8 @@ impl RulesFile {
     /// What is wrong, and in which line.
     pub(in crate::cli) fn parse(text: &str) -> Result<Self, String> {
         let line = |at: usize| text.get(..at).unwrap_or(text).matches('\n').count() + 1;
-        let Text { replaces, rules, quotas } = toml::from_str(text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            format!("line {}: {}", line(at), wording::of_serde(error.message()))
-        })?;
+        let Text { replaces, rules, quotas } =
+            toml::from_str(text).map_err(|error| wording::of_toml(text, &error))?;
         if rules.is_none() && quotas.is_none() {
             return Err(NO_RULES.to_owned());
         }
@@ -144,7 +145,15 @@ max_items = 100
         );
         assert_eq!(RulesFile::parse(&text(3, &file.policies).unwrap()), Ok(file));
         assert_eq!(RulesFile::parse("rules = []").unwrap().policies, PolicySet::default());
+        let quotas = RulesFile::parse("[[quotas]]\nclient = \"devices/*\"\nmax_items = 5").unwrap().policies;
+        assert_eq!(
+            (quotas.rules().len(), quotas.quotas().len()),
+            (0, 1),
+            "quotas alone are something to say"
+        );
         assert_eq!(RulesFile::parse("").unwrap_err(), NO_RULES);
+        let endless = format!("{:#}", RulesFile::read(Path::new("/dev/zero")).unwrap_err());
+        assert!(endless.contains("at most 1048576 bytes"), "{endless}");
         assert_eq!(RulesFile::parse("replaces = 3").unwrap_err(), NO_RULES);
     }
 

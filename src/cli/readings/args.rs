@@ -7,7 +7,7 @@ use clap::Args;
 use super::{CsvOptions, ItemSpec, TimeUnit};
 
 /// What the columns of a CSV file are
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "CSV")]
 pub struct ColumnArgs {
     /// The time column [default: time, timestamp, eventTime, datetime or date]
@@ -28,6 +28,9 @@ pub struct ColumnArgs {
     /// A column that becomes a data item: COLUMN[=SERVICE[:NUM[:UNIT]]]
     #[arg(long, value_name = "ITEM")]
     item: Vec<ItemSpec>,
+    /// What stands between two cells: one character, or tab
+    #[arg(long, value_name = "CHAR", default_value = ",", value_parser = delimiter)]
+    delimiter: u8,
     /// A cell that means "not measured" [default: blank, NaN, nan, NA, null]
     #[arg(long, value_name = "TEXT")]
     missing: Vec<String>,
@@ -45,7 +48,31 @@ impl ColumnArgs {
             device_column: self.device_column.clone(),
             items: self.item.clone(),
             missing: self.missing.clone(),
+            delimiter: Some(self.delimiter),
             msg: None,
+        }
+    }
+}
+
+/// Reads what stands between cells.
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        b"tab" | b"\\t" => Ok(b'\t'),
+        [one] if (one.is_ascii_graphic() || matches!(one, b' ' | b'\t')) && *one != b'"' => Ok(*one),
+        _ => Err("give one character, such as ';', or tab".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delimiter_is_one_character_or_the_word_for_a_tab() {
+        assert_eq!(delimiter(";"), Ok(b';'));
+        assert_eq!((delimiter("tab"), delimiter("\t"), delimiter("\\t")), (Ok(b'\t'), Ok(b'\t'), Ok(b'\t')));
+        for wrong in ["", ";;", "\"", "\n", "é"] {
+            delimiter(wrong).unwrap_err();
         }
     }
 }

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use csv::{Reader, ReaderBuilder, StringRecord, Trim};
 
+use super::mapping::shown;
 use super::{CsvOptions, Mapping, Message, ReadingsError};
-use crate::device::body;
+use crate::device::Value;
+use crate::device::body::{self, Reading};
 
 /// The messages of a CSV file whose first row names the columns.
 pub struct CsvReadings<R> {
@@ -17,6 +19,17 @@ pub struct CsvReadings<R> {
     msg: Option<String>,
     /// Rows in which nothing was measured: no message is made of them.
     pub empty_rows: u64,
+    /// What each column held so far, in the order of the mapping's.
+    kinds: Vec<Kinds>,
+}
+
+/// What the cells of a column are.
+#[derive(Debug, Clone, Default)]
+struct Kinds {
+    numbers: u64,
+    texts: u64,
+    /// Line and text.
+    first_text: Option<(u64, String)>,
 }
 
 impl CsvReadings<File> {
@@ -37,17 +50,52 @@ impl<R: Read> CsvReadings<R> {
     /// # Errors
     /// [`ReadingsError`]: it cannot be read, or has not the columns that the options name.
     pub fn new(path: &Path, source: R, options: &CsvOptions) -> Result<Self, ReadingsError> {
-        let mut rows = ReaderBuilder::new().trim(Trim::All).from_reader(source);
+        let mut rows = ReaderBuilder::new()
+            .delimiter(options.delimiter.unwrap_or(b','))
+            .trim(Trim::All)
+            .from_reader(source);
         let headers = rows.headers().map_err(|error| failed(path, error))?;
         let mapping = Mapping::new(headers, options)
             .map_err(|problem| ReadingsError::Columns { path: path.to_owned(), problem })?;
-        Ok(Self { path: path.to_owned(), rows, mapping, msg: options.msg.clone(), empty_rows: 0 })
+        let kinds = vec![Kinds::default(); mapping.columns().len()];
+        Ok(Self { path: path.to_owned(), rows, mapping, msg: options.msg.clone(), empty_rows: 0, kinds })
     }
 
-    fn message(&self, row: &StringRecord) -> Result<Option<Message>, ReadingsError> {
+    /// A column of the rows so far that has both numbers and texts, as a person is told it.
+    pub fn mixed(&self) -> Option<String> {
+        self.mapping.columns().zip(&self.kinds).find_map(|(name, kinds)| {
+            let (line, text) = kinds.first_text.as_ref().filter(|_| kinds.numbers > 0)?;
+            Some(format!(
+                "column {:?} has numbers in {} and texts in {}, the first {text:?} in line {line}",
+                shown(name),
+                counted(kinds.numbers),
+                counted(kinds.texts)
+            ))
+        })
+    }
+
+    fn note_kinds(&mut self, line: u64, readings: &[Reading]) {
+        let mut rest = readings.iter().peekable();
+        for ((service, num), kinds) in self.mapping.items().zip(&mut self.kinds) {
+            // What was not measured is not among the readings.
+            let is_next = |of: &&Reading| of.service_id == service && of.num == num;
+            match rest.next_if(is_next).map(|reading| &reading.value) {
+                Some(Value::Integer(_) | Value::Float(_)) => kinds.numbers += 1,
+                Some(Value::Text(text)) => {
+                    kinds.texts += 1;
+                    kinds.first_text.get_or_insert_with(|| (line, shown(text)));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn message(&mut self, row: &StringRecord) -> Result<Option<Message>, ReadingsError> {
         let line = row.position().map_or(0, csv::Position::line);
-        let wrong = |problem| ReadingsError::Line { path: self.path.clone(), line, problem };
+        let path = self.path.clone();
+        let wrong = |problem| ReadingsError::Line { path: path.clone(), line, problem };
         let (time, readings) = self.mapping.readings(row).map_err(wrong)?;
+        self.note_kinds(line, &readings);
         if readings.is_empty() {
             return Ok(None);
         }
@@ -76,6 +124,10 @@ impl<R: Read> Iterator for CsvReadings<R> {
     }
 }
 
+fn counted(rows: u64) -> String {
+    if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") }
+}
+
 fn failed(path: &Path, error: csv::Error) -> ReadingsError {
     let (path, problem) = (path.to_owned(), error.to_string());
     let line = error.position().map_or(0, csv::Position::line);
@@ -93,7 +145,6 @@ fn failed(path: &Path, error: csv::Error) -> ReadingsError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Value;
     use crate::device::body::Body;
     use crate::types::{ClientId, Timestamp};
 
@@ -127,6 +178,13 @@ mod tests {
     }
 
     #[test]
+    fn cells_are_cut_where_the_user_says() {
+        let options = CsvOptions { delimiter: Some(b';'), ..options(&[]) };
+        let rows = read("time;a;b\n1;5;\"x;y\"\n", &options);
+        assert_eq!(rows[0].as_ref().unwrap().items, 2);
+    }
+
+    #[test]
     fn a_row_in_which_nothing_was_measured_is_counted_and_not_sent() {
         let text = "time,a,b\n1,,NaN\n2,5,\n";
         let mut rows = CsvReadings::new(Path::new("x.csv"), text.as_bytes(), &options(&[])).unwrap();
@@ -134,6 +192,22 @@ mod tests {
         assert_eq!((message.line, message.items), (3, 1));
         assert!(rows.next().is_none());
         assert_eq!(rows.empty_rows, 1);
+    }
+
+    #[test]
+    fn a_column_with_numbers_and_texts_is_told_with_the_first_text() {
+        let mixed = |text: &str| {
+            let mut rows = CsvReadings::new(Path::new("x.csv"), text.as_bytes(), &options(&[])).unwrap();
+            rows.by_ref().for_each(drop);
+            rows.mixed()
+        };
+        assert_eq!(
+            mixed("time,a,b\n1,on,5\n2,,6\n3,off,n/a\n4,on,fault\n").unwrap(),
+            "column \"b\" has numbers in 2 rows and texts in 2 rows, the first \"n/a\" in line 4"
+        );
+        assert_eq!(mixed("time,a,b\n1,on,5\n2,off,NaN\n"), None);
+        let long = mixed(&format!("time,a\n1,5\n2,{}\n", "x\x1b".repeat(1_000))).unwrap();
+        assert!(long.len() < 400 && !long.contains('\x1b'), "{long}");
     }
 
     #[test]

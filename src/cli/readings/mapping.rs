@@ -1,5 +1,6 @@
 //! Which column of a CSV file is what.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use csv::StringRecord;
@@ -84,6 +85,8 @@ pub struct CsvOptions {
     pub items: Vec<ItemSpec>,
     /// Cells that mean "not measured"; if empty, blank cells, `NaN`, `nan`, `NA` and `null`.
     pub missing: Vec<String>,
+    /// What stands between two cells; a comma if absent.
+    pub delimiter: Option<u8>,
     /// `msg` of all messages.
     pub msg: Option<String>,
 }
@@ -108,6 +111,7 @@ enum Device {
 #[derive(Debug, Clone)]
 struct Column {
     at: usize,
+    name: String,
     service: String,
     num: u32,
     unit: Option<String>,
@@ -144,12 +148,35 @@ impl Mapping {
         if columns.is_empty() {
             return Err("there is no column besides time and device".into());
         }
+        let mut items = BTreeMap::new();
+        for column in &columns {
+            if let Some(other) = items.insert((&column.service, column.num), &column.name) {
+                return Err(format!(
+                    "the columns {:?} and {:?} both become item {:?} number {}: give one another number, \
+                     COLUMN=SERVICE:NUM",
+                    shown(other),
+                    shown(&column.name),
+                    shown(&column.service),
+                    column.num
+                ));
+            }
+        }
         let missing = match options.missing.as_slice() {
             [] => MISSING.map(str::to_owned).into(),
             missing => missing.to_vec(),
         };
         let (time_unit, assume_utc) = (options.time_unit, options.assume_utc);
         Ok(Self { time, time_unit, assume_utc, device, columns, missing })
+    }
+
+    /// The names of the columns that become items.
+    pub(super) fn columns(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.columns.iter().map(|column| column.name.as_str())
+    }
+
+    /// Service and number of each of them.
+    pub(super) fn items(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.columns.iter().map(|column| (column.service.as_str(), column.num))
     }
 
     /// The time and the items of a row; no items if nothing was measured.
@@ -225,12 +252,16 @@ fn every_other(headers: &StringRecord, time: usize, device: &Device) -> Vec<Colu
         let is_device = matches!(device, Device::InColumn(column) if column == at);
         *at != time && !is_device
     });
-    (1..).zip(others).map(|(num, (at, name))| Column { at, service: name.into(), num, unit: None }).collect()
+    (1..)
+        .zip(others)
+        .map(|(num, (at, name))| Column { at, name: name.into(), service: name.into(), num, unit: None })
+        .collect()
 }
 
 fn named(headers: &StringRecord, num: u32, spec: &ItemSpec) -> Result<Column, String> {
     Ok(Column {
         at: find(headers, &spec.column)?,
+        name: spec.column.clone(),
         service: spec.service.clone().unwrap_or_else(|| spec.column.clone()),
         num: spec.num.unwrap_or(num),
         unit: spec.unit.clone(),
@@ -246,21 +277,35 @@ fn find(headers: &StringRecord, name: &str) -> Result<usize, String> {
     }
 }
 
+/// The beginning of what a file says.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(MAX_NAMED_CHARS).collect()
+}
+
 /// Which columns there are. What has but one is maybe no table, but a key that was given by mistake: it is not shown.
 fn there_are(headers: &StringRecord) -> String {
-    if headers.len() == 1 {
-        return "the first row names one column only: are these readings, with commas between the columns?"
-            .into();
+    if let (1, Some(only)) = (headers.len(), headers.get(0)) {
+        let other = [(';', "';'"), ('\t', "tab"), ('|', "'|'"), (',', "','")];
+        let other = other.iter().find(|(other, _)| only.contains(*other));
+        let tip = match other {
+            Some((_, name)) => format!("does {name} stand between the cells? then give --delimiter {name}"),
+            None => "are these readings, with commas between the columns?".to_owned(),
+        };
+        return format!("the first row names one column only: {tip}");
     }
     let more = if headers.len() > MAX_NAMED { ", …" } else { "" };
-    let name =
-        |name: &str| name.chars().take(MAX_NAMED_CHARS).flat_map(char::escape_debug).collect::<String>();
-    let names: Vec<_> = headers.iter().take(MAX_NAMED).map(name).collect();
+    let names: Vec<_> =
+        headers.iter().take(MAX_NAMED).map(|name| shown(name).escape_debug().to_string()).collect();
     format!("there are {}{more}", names.join(", "))
 }
 
 /// A time without a zone, taken as UTC.
 fn utc(cell: &str) -> Option<Timestamp> {
+    // An offset would be passed over, and a leap second moved.
+    let clock = cell.get(10..).unwrap_or_default();
+    if clock.contains(['+', '-', 'Z', 'z', '[']) || clock.ends_with(":60") {
+        return None;
+    }
     let time: jiff::civil::DateTime = cell.parse().ok()?;
     let zoned = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
     u64::try_from(zoned.timestamp().as_millisecond()).ok().map(Timestamp)
@@ -333,9 +378,19 @@ mod tests {
     }
 
     #[test]
+    fn two_columns_that_become_one_item_are_named_before_any_row_is_read() {
+        let error = mapping(&["time", "x", "y"], &options(&["x=t:1", "y=t:1"])).unwrap_err();
+        assert!(error.contains("\"x\" and \"y\"") && error.contains("\"t\" number 1"), "{error}");
+        mapping(&["time", "x", "y"], &options(&["x=t:1", "y=t:2"])).unwrap();
+        mapping(&["time", "x", "y"], &options(&["x=t", "y=t"])).unwrap();
+    }
+
+    #[test]
     fn what_is_no_table_of_readings_is_not_shown_and_nothing_in_it_steers_a_terminal() {
         let error = mapping(&["9d61b19deffd5a60"], &options(&[])).unwrap_err();
         assert!(error.contains("one column only") && !error.contains("9d61"), "{error}");
+        let error = mapping(&["time;x"], &options(&[])).unwrap_err();
+        assert!(error.contains("--delimiter ';'"), "{error}");
         let error = mapping(&["a\x1b[2J", &"b".repeat(10_000)], &options(&[])).unwrap_err();
         assert!(error.len() < 200 && !error.contains('\x1b'), "{error}");
         let many: Vec<String> = (0..1_000).map(|at| format!("column{at}")).collect();
@@ -376,6 +431,10 @@ mod tests {
         assert_eq!(time("1767225600", &milliseconds), Ok(Timestamp(1_767_225_600)));
         assert_eq!(time("2026-01-01 00:00", &utc), new_year);
         assert!(time("2026-01-01 00:00", &plain).unwrap_err().contains("no zone"));
+        for offset in ["2025-01-01 00:00:00-05", "2025-01-01T00:00:00+0530", "2025-01-01 00:00:60"] {
+            let told = time(offset, &utc).unwrap_err();
+            assert!(told.contains("is no time"), "{told}");
+        }
         for bad in ["", "noon", "-5", "99999999999999999", "18446744073709551615"] {
             assert!(time(bad, &plain).is_err() && time(bad, &seconds).is_err(), "{bad}");
         }

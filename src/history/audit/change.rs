@@ -137,7 +137,7 @@ fn of_item(index: usize, stored: &StoredItem, item: &Item, changes: &mut Vec<Cha
 }
 
 fn table_value(value: Option<&Value>) -> String {
-    value.map_or_else(|| "no single value".to_owned(), words::value)
+    value.map_or_else(|| "no value, or several".to_owned(), words::value)
 }
 
 #[cfg(test)]

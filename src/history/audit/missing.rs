@@ -45,6 +45,12 @@ pub(super) fn find(
     }
 }
 
+/// How many messages of the ledger a node brought there.
+pub(super) fn admitted(ledger: &AuditedLedger, node: &NodeId) -> u64 {
+    let messages = ledger.clients.values().flat_map(|client| client.messages.values());
+    messages.filter(|message| message.parts.iter().any(|part| part.node == *node)).count() as u64
+}
+
 /// Whether the row of a message may have been lost with others: behind the last row that a digest covered,
 /// and before the history that came after it had a digest.
 fn may_be_lost(ledger: &AuditedLedger, lost: &[LostRows], node: &NodeId, height: Height) -> bool {

@@ -29,8 +29,8 @@ use std::collections::BTreeMap;
 
 pub use ledger::{AuditedLedger, AuditedLedgerError};
 pub use report::{
-    AbsentNode, AuditReport, AuditVerdict, Finding, FindingKind, Gap, LedgerSummary, LostRows, NodeReport,
-    Part,
+    AbsentNode, AuditReport, AuditVerdict, EndsEarly, Finding, FindingKind, Gap, LedgerSummary, LostRows,
+    NodeReport, Part,
 };
 
 use self::node::NodeAudit;
@@ -90,7 +90,8 @@ pub async fn audit(
     options: &AuditOptions,
 ) -> Result<AuditReport, HistoryError> {
     let mut findings = Findings::new(options.max_findings);
-    let (mut nodes, mut unchecked, mut seen) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let (mut nodes, mut unchecked, mut seen) = (Vec::<NodeReport>::new(), Vec::new(), BTreeMap::new());
+    let mut rows_gone = 0;
     let mut ahead = None;
     if ledger.certified_height() < ledger.height() {
         unchecked.push("the last blocks of the ledger have no certificate: fetch them again".to_owned());
@@ -98,16 +99,7 @@ pub async fn audit(
     for node in history.nodes() {
         let audited = Box::pin(NodeAudit::run(ledger, history, options, node, &mut findings)).await?;
         ahead = ahead.max(audited.ahead);
-        unchecked.extend(audited.report.lost.iter().filter(|lost| !options.is_known_lost(&node, lost.first, lost.last)).map(
-            |lost| {
-                format!(
-                    "rows {} to {} of node {node}, which the ledger has digests of, are gone from the beginning of its \
-                     history: it was lost and begun anew, or somebody took them away; if that loss is known, say so \
-                     with --lost {node}:{}-{}",
-                    lost.first, lost.last, lost.first, lost.last
-                )
-            },
-        ));
+        rows_gone += absences(ledger, &audited.report, options, &mut unchecked);
         identity(ledger, &audited.report, &mut findings, &mut unchecked);
         nodes.push(audited.report);
         seen.insert(node, audited.seen);
@@ -124,8 +116,11 @@ pub async fn audit(
         findings.push(Finding::new(FindingKind::Added, None, place).what([Part::Place]));
     }
     if nodes.is_empty() {
-        unchecked.push("the history has no node's rows".to_owned());
+        unchecked.push(nothing(ledger));
     }
+    let (rows, not_yet_proven) =
+        nodes.iter().fold((0, 0), |sum, node| (sum.0 + node.rows, sum.1 + node.not_covered));
+    unchecked.extend(nothing_proven(rows, not_yet_proven));
     let lost: Vec<LostRows> =
         nodes.iter().flat_map(|node| &node.lost).chain(&options.known_lost).copied().collect();
     missing::find(ledger, &seen, (options, &lost), &mut findings);
@@ -140,9 +135,13 @@ pub async fn audit(
     };
     // What was altered where it stands has nothing to do with how the file was copied.
     let lacks = verdict == AuditVerdict::Unchecked || kept.iter().any(|one| one.kind == FindingKind::Deleted);
-    let notes = if lacks { history.notes() } else { Vec::new() };
+    let mut notes = if lacks { history.notes() } else { Vec::new() };
+    notes.extend(nodes.iter().filter_map(taken_earlier));
     Ok(AuditReport {
         verdict,
+        rows,
+        not_yet_proven,
+        rows_gone,
         notes,
         ledger: ledger.summary(),
         nodes,
@@ -153,6 +152,87 @@ pub async fn audit(
         gaps,
         omitted_gaps,
     })
+}
+
+/// Tells of rows that are not there, and nobody knows whether they were lost or taken away; counts those that
+/// the ledger has digests of.
+fn absences(
+    ledger: &AuditedLedger,
+    report: &NodeReport,
+    options: &AuditOptions,
+    unchecked: &mut Vec<String>,
+) -> u64 {
+    let node = &report.node;
+    let is_known = |lost: &&LostRows| options.is_known_lost(node, lost.first, lost.last);
+    let unknown: Vec<&LostRows> = report.lost.iter().filter(|lost| !is_known(lost)).collect();
+    unchecked.extend(unknown.iter().map(|lost| gone(report, lost)));
+    if report.rows == 0 && report.lost.is_empty() && !options.has_lost(node) {
+        unchecked.extend(emptied(ledger, node));
+    }
+    unknown.iter().map(|lost| lost.last - lost.first + 1).sum()
+}
+
+/// Rows of which none has a digest.
+fn nothing_proven(rows: u64, not_yet_proven: u64) -> Option<String> {
+    (rows > 0 && not_yet_proven == rows).then(|| {
+        format!(
+            "no digest on the ledger has any of the {} yet, so that one that was taken away or added is not missed: audit \
+             again when the node has made one, a minute after it wrote a row (history.digest_interval_s)",
+            words::count(rows, "row", "rows")
+        )
+    })
+}
+
+/// Rows that are gone from the beginning of a history, with nobody's word that this is known.
+fn gone(report: &NodeReport, lost: &LostRows) -> String {
+    let (node, LostRows { first, last, .. }) = (report.node, lost);
+    let what = match report.rows {
+        0 => "are gone, with all others: the history is empty. It was lost",
+        _ => "are gone from the beginning of its history: it was lost and begun anew",
+    };
+    format!(
+        "rows {first} to {last} of node {node}, which the ledger has digests of, {what}, or somebody took them away; the \
+         two look the same. If that loss is known, say so with --lost {node}:{first}-{last}"
+    )
+}
+
+/// A history without rows whose node brought messages to the ledger.
+fn emptied(ledger: &AuditedLedger, node: &NodeId) -> Option<String> {
+    let messages = missing::admitted(ledger, node);
+    (messages > 0).then(|| {
+        format!(
+            "the history of node {node} is empty, and the ledger has {} that this node brought there: it was lost, or \
+             somebody took its rows away before they had a digest",
+            words::count(messages, "message", "messages")
+        )
+    })
+}
+
+/// A history in which no node has a name.
+fn nothing(ledger: &AuditedLedger) -> String {
+    let nodes = ledger.digests_by_node().filter(|(_, digests)| *digests > 0).count() as u64;
+    if nodes == 0 {
+        return "the history is empty: no node has written anything to it".to_owned();
+    }
+    format!(
+        "the history is empty: no node has written anything to it, or all was taken away. The ledger has digests of the \
+         rows of {}; was one of them the owner of this history?",
+        words::count(nodes, "node", "nodes")
+    )
+}
+
+/// What to think of if a history has none of the last rows that the ledger knows of.
+fn taken_earlier(report: &NodeReport) -> Option<String> {
+    let EndsEarly { last_row, digests_to, block } = report.ends_early?;
+    Some(format!(
+        "the history of node {} ends at row {}, and the ledger's digests go on to row {}: was it copied earlier, before \
+         block {block}? Then give a newer copy, or the ledger of that time, with --until {}. If not, those rows were taken \
+         away",
+        report.node.short(),
+        words::number(last_row),
+        words::number(digests_to),
+        block.0.saturating_sub(1)
+    ))
 }
 
 /// Whether these rows can be the node's whose name they bear.

@@ -31,6 +31,9 @@ const PIECE: usize = 32;
 const PAGE_BYTES: usize = 4 << 20;
 const PAGE_ROWS: (usize, usize) = (8, 512);
 
+/// A node numbers its rows one after the other: so many numbers it has not left out, whatever it lost.
+const LEAP: u64 = 1 << 40;
+
 /// A row that digests may still speak of.
 struct Waiting {
     facts: RowFacts,
@@ -167,6 +170,8 @@ impl<'a> NodeAudit<'a> {
         self.report.rows += 1;
         self.report.skipped += u64::from(facts.skipped);
         self.first_row = self.first_row.or(Some(number));
+        let before = self.last_row.max(self.covered_to);
+        let leap = number.checked_sub(before).filter(|leap| *leap > LEAP);
         self.last_row = number;
         self.report.items += facts.items.len() as u64;
         self.close_below(number).await?;
@@ -186,7 +191,7 @@ impl<'a> NodeAudit<'a> {
         facts.items = Vec::new();
         let waiting = Waiting { facts, repeated, place: None, is_named: true };
         if self.active.is_empty() {
-            self.uncovered(waiting, copy_of);
+            self.uncovered(waiting, copy_of, leap);
         } else {
             self.window.insert(number, waiting);
         }

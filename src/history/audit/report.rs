@@ -246,6 +246,20 @@ pub struct NodeReport {
     pub pending_digests: u64,
     /// Rows that were lost with the history before it was begun anew.
     pub lost: Vec<LostRows>,
+    /// The ledger has digests of rows above all of these, of which this history has nothing: it was copied before they
+    /// came, or they were taken away.
+    pub ends_early: Option<EndsEarly>,
+}
+
+/// Where a history ends that the ledger goes beyond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct EndsEarly {
+    /// The last row in it.
+    pub last_row: u64,
+    /// The last row that a digest on the ledger has.
+    pub digests_to: u64,
+    /// The block of the first digest that has later rows.
+    pub block: Height,
 }
 
 impl NodeReport {
@@ -268,6 +282,7 @@ impl NodeReport {
             newer_digests: 0,
             pending_digests: 0,
             lost: Vec::new(),
+            ends_early: None,
         }
     }
 }
@@ -297,6 +312,14 @@ pub struct Gap {
 pub struct AuditReport {
     /// The verdict.
     pub verdict: AuditVerdict,
+    /// Rows of all nodes that were read.
+    pub rows: u64,
+    /// Of those, no digest on the ledger has them yet: whether one of them was taken away or put there cannot be told.
+    /// If that is so of all of them, the verdict is `unchecked`.
+    pub not_yet_proven: u64,
+    /// Rows that the ledger has digests of and that are gone from the beginning of a history, and nobody said that
+    /// this is known.
+    pub rows_gone: u64,
     /// The ledger.
     pub ledger: LedgerSummary,
     /// Each node whose history was read.

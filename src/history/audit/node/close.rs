@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::NodeAudit;
 use crate::history::HistoryError;
 use crate::history::audit::digests::{Held, Place, Tracked};
-use crate::history::audit::report::{Finding, FindingKind, LostRows, Part};
+use crate::history::audit::report::{EndsEarly, Finding, FindingKind, LostRows, Part};
 use crate::history::audit::row::{HASHED, names};
 use crate::history::audit::runs::Runs;
 use crate::history::audit::words;
@@ -39,6 +39,7 @@ impl NodeAudit<'_> {
     }
 
     pub(super) async fn close(&mut self, digest: Tracked) -> Result<(), HistoryError> {
+        self.note_later_rows(&digest);
         let there: Vec<_> = self
             .window
             .range(digest.first..=digest.last)
@@ -85,6 +86,18 @@ impl NodeAudit<'_> {
                 .push(finding.rows(digest.first, digest.last).digest(digest.number).what([Part::Row]));
         }
         Ok(())
+    }
+
+    /// Notes that a digest has rows above all of a history that does not have the digest: as in one that was
+    /// copied before it was made.
+    fn note_later_rows(&mut self, digest: &Tracked) {
+        let Some(height) = digest.height.filter(|_| digest.is_newer && !digest.is_superseded) else { return };
+        if self.first_row.is_none() || digest.last <= self.last_row {
+            return;
+        }
+        let first = EndsEarly { last_row: self.last_row, digests_to: digest.last, block: height };
+        let ends = self.report.ends_early.get_or_insert(first);
+        (ends.digests_to, ends.block) = (ends.digests_to.max(digest.last), ends.block.min(height));
     }
 
     /// None of a digest's rows is there.

@@ -13,7 +13,7 @@ use crate::types::Height;
 
 impl NodeAudit<'_> {
     /// A row that no digest covers.
-    pub(super) fn uncovered(&mut self, mut waiting: Waiting, copy_of: Option<u64>) {
+    pub(super) fn uncovered(&mut self, mut waiting: Waiting, copy_of: Option<u64>, leap: Option<u64>) {
         let number = waiting.facts.number;
         let is_claimed = || self.kept.claimed.contains(number);
         let why = match copy_of {
@@ -33,6 +33,18 @@ impl NodeAudit<'_> {
                 None => "later rows have digests, and no digest has them",
             };
             self.findings.push_run(finding, each);
+            return;
+        }
+        if let Some(leap) = leap {
+            self.count(false, false);
+            let detail = format!(
+                "{} numbers are left out before it: no node does that, and one that goes on from there has soon none left; \
+                 take it away, with what follows it",
+                words::number(leap - 1)
+            );
+            let finding = Finding::new(FindingKind::Added, Some(self.node), detail).row(number);
+            let parts = std::mem::take(&mut waiting.facts.parts).into_iter().chain([Part::Place]);
+            self.findings.push(finding.message(waiting.facts.message).what(parts));
             return;
         }
         self.tell(waiting);

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 
-use super::http::apis_below;
-use super::waiting::{self, TOLD_AFTER, TOLD_EVERY};
+use crate::cli::http::apis_below;
+use crate::cli::waiting::{self, TOLD_AFTER, TOLD_EVERY};
 use crate::clock::SharedClock;
 use crate::gateway::Gateway;
 
@@ -54,8 +54,8 @@ impl Answered {
 pub(super) fn not_final(unfinished: usize, stored: u64) -> String {
     let are = if unfinished == 1 { "message is" } else { "messages are" };
     format!(
-        "{unfinished} {are} not final, {stored} of this run's acknowledged by a node and in its log; the next run with \
-         the same --state sends them again until they are final"
+        "{unfinished} {are} not final, {stored} of this run's acknowledged by a node and in its log; run the same \
+         command again: it sends what has no answer yet, and nothing twice"
     )
 }
 

@@ -1,0 +1,145 @@
+//! The file that is published, looked through before anything of it is sent.
+//!
+//! What is on the ledger stays there, so a file is sent only if all of it is right: each line is a message that
+//! a node would take, and no column has numbers in some rows and texts in others, which is most often a cell
+//! that means "not measured". The hash of its messages up to the last one that was taken up stands in the gateway's
+//! state: the next run goes on there, whether the one before ended in the middle or the file has grown since.
+//!
+//! A pipe can be read but once: it is sent as it comes, lines that are no message are left out and counted, and
+//! how far it came is not remembered.
+
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow, bail};
+
+use super::PublishArgs;
+use super::tally::TOLD_PROBLEMS;
+use crate::cli::arguments::wrong;
+use crate::cli::output;
+use crate::cli::readings::{CsvReadings, JsonLines, Message, ReadingsError};
+use crate::device::body::Body;
+use crate::gateway::Place;
+use crate::history::audit::words::number;
+use crate::types::{Hash, Stream};
+
+pub(super) type Messages = Box<dyn Iterator<Item = Result<Message, ReadingsError>>>;
+
+/// The place at the beginning of the file.
+pub(super) fn beginning(stream: &Stream) -> Place {
+    let mut hasher = blake3::Hasher::new_derive_key("ledgermq v1 published file");
+    hasher.update(stream.as_str().as_bytes());
+    Place { hash: Hash(*hasher.finalize().as_bytes()), messages: 0 }
+}
+
+/// The place behind the next message.
+pub(super) fn behind(place: Place, body: &[u8]) -> Place {
+    let mut hasher = blake3::Hasher::new_derive_key("ledgermq v1 message of a published file");
+    hasher.update(&place.hash.0).update(body);
+    Place { hash: Hash(*hasher.finalize().as_bytes()), messages: place.messages + 1 }
+}
+
+/// The last of these places that the file has.
+pub(super) fn taken(args: &PublishArgs, places: &[Place]) -> anyhow::Result<Place> {
+    let (mut place, mut found) = (beginning(&args.stream), beginning(&args.stream));
+    let last = places.iter().map(|place| place.messages).max().unwrap_or_default();
+    let mut messages = open(args)?;
+    while place.messages < last
+        && let Some(message) = messages.next()
+    {
+        match message {
+            Ok(message) => place = behind(place, &message.body),
+            Err(ReadingsError::Line { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        if places.contains(&place) {
+            found = place;
+        }
+    }
+    Ok(found)
+}
+
+/// The messages of the file, from its beginning.
+pub(super) fn open(args: &PublishArgs) -> anyhow::Result<Messages> {
+    match (&args.source.csv, &args.source.json_lines) {
+        (Some(path), _) => Ok(Box::new(CsvReadings::open(path, &args.mapping.options(path))?)),
+        (_, Some(path)) => Ok(Box::new(JsonLines::open(path, args.client.clone())?)),
+        (None, None) => Err(wrong("give --csv FILE or --json-lines FILE")),
+    }
+}
+
+/// Looks through the file, and counts its messages. None for what is no file and can be read only once.
+pub(super) fn check(args: &PublishArgs) -> anyhow::Result<Option<u64>> {
+    let path = args.source.path()?;
+    let metadata = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if metadata.is_dir() {
+        bail!("{} is a directory: give a file", path.display());
+    }
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    let mut check = Check::new(args);
+    match &args.source.csv {
+        Some(path) => {
+            let mut rows = CsvReadings::open(path, &args.mapping.options(path))?;
+            rows.by_ref().try_for_each(|message| check.add(message))?;
+            if let Some(mixed) = rows.mixed().filter(|_| !args.mixed_columns) {
+                bail!(
+                    "in {}, {mixed}: if it means that nothing was measured, name it with --missing; \
+                     --mixed-columns publishes texts as texts. Nothing was sent",
+                    path.display()
+                );
+            }
+        }
+        None => open(args)?.try_for_each(|message| check.add(message))?,
+    }
+    check.finish(path).map(Some)
+}
+
+/// Looks at one message after the other.
+struct Check<'a> {
+    args: &'a PublishArgs,
+    messages: u64,
+    wrong: u64,
+}
+
+impl<'a> Check<'a> {
+    fn new(args: &'a PublishArgs) -> Self {
+        Self { args, messages: 0, wrong: 0 }
+    }
+
+    /// An error if the file cannot be read any further.
+    fn add(&mut self, message: Result<Message, ReadingsError>) -> anyhow::Result<()> {
+        match message {
+            Ok(message) => match Body::parse(&self.args.client, &message.body) {
+                Ok(_) => self.messages += 1,
+                Err(error) => self.problem(&format!("line {}: {error}", message.line)),
+            },
+            Err(error @ ReadingsError::Line { .. }) => self.problem(&error.to_string()),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// With --skip-invalid each is told when it is left out.
+    fn problem(&mut self, problem: &str) {
+        self.wrong += 1;
+        if !self.args.skip_invalid && self.wrong <= TOLD_PROBLEMS {
+            eprintln!("{}", output::plain(problem));
+        }
+    }
+
+    fn finish(self, path: &Path) -> anyhow::Result<u64> {
+        if self.wrong > 0 && !self.args.skip_invalid {
+            let more = self.wrong.saturating_sub(TOLD_PROBLEMS);
+            let more =
+                if more > 0 { format!(" ({} more than those above)", number(more)) } else { String::new() };
+            return Err(anyhow!(
+                "{} of {} {} no message{more}, so nothing was sent: mend them, or leave them out with --skip-invalid",
+                output::counted(self.wrong, "line"),
+                path.display(),
+                if self.wrong == 1 { "is" } else { "are" },
+            ));
+        }
+        Ok(self.messages)
+    }
+}
