@@ -38,7 +38,7 @@ use crate::keyfile;
 use crate::ledger::{AdminAction, AdminOperation, ClientSettings, Genesis};
 use crate::types::{ClientId, Hash, Height, PublicKey};
 
-/// How long a replica may take to be ready, connected to a quorum.
+/// How long a replica may take to be ready, connected to a quorum, if the options say nothing else.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long a replica may take to stop after SIGTERM, before it is killed.
@@ -70,6 +70,8 @@ pub struct LocalNetworkOptions {
     pub environment: Vec<(String, String)>,
     /// Where each replica lives; empty if all of them live on loopback.
     pub places: Vec<Place>,
+    /// How long a replica may take to be ready, or to reach a block that the others have.
+    pub ready_within: Duration,
 }
 
 /// Where a replica lives, when not on loopback: a network namespace, for example.
@@ -88,7 +90,14 @@ impl LocalNetworkOptions {
     /// The system does not say where that program is.
     pub fn new(dir: impl Into<PathBuf>, replicas: u16) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot tell where this program is")?;
-        Ok(Self { dir: dir.into(), replicas, program, environment: Vec::new(), places: Vec::new() })
+        Ok(Self {
+            dir: dir.into(),
+            replicas,
+            program,
+            environment: Vec::new(),
+            places: Vec::new(),
+            ready_within: READY_WITHIN,
+        })
     }
 
     /// Runs another program, as tests must.
@@ -109,6 +118,13 @@ impl LocalNetworkOptions {
     #[must_use]
     pub fn places(mut self, places: Vec<Place>) -> Self {
         self.places = places;
+        self
+    }
+
+    /// Another patience than a minute with replicas that get ready.
+    #[must_use]
+    pub fn ready_within(mut self, limit: Duration) -> Self {
+        self.ready_within = limit;
         self
     }
 }
@@ -252,8 +268,8 @@ impl LocalNetwork {
             if let Some(status) = self.exited(replica)? {
                 bail!("replica {replica} has ended ({status})\n{}", self.last_lines(replica));
             }
-            if clock.monotonic() > READY_WITHIN {
-                let within = READY_WITHIN.as_secs();
+            if clock.monotonic() > self.options.ready_within {
+                let within = self.options.ready_within.as_secs();
                 return Err(reason.context(format!("replica {replica} is not ready within {within} s")));
             }
             tokio::time::sleep(POLL).await;
@@ -454,7 +470,7 @@ impl LocalNetwork {
             if has >= height {
                 return Ok(());
             }
-            if clock.monotonic() > READY_WITHIN {
+            if clock.monotonic() > self.options.ready_within {
                 bail!("replica {replica} is at block {has}, and does not get to {height}");
             }
             tokio::time::sleep(POLL).await;

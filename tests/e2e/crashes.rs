@@ -30,7 +30,7 @@ async fn three_of_four_go_on_without_a_backup_which_catches_up_later() {
     // It votes again: with another backup gone, nothing would be final without it.
     network.kill(2).await;
     assert_eq!(device.send(21, &reading(now().0, 20.0, 40)).await, Some(0));
-    assert_eq!(device.ack().await.written, [0, 1]);
+    assert_eq!(device.ack_of(21).await.written, [0, 1]);
     a_message_that_was_acknowledged_and_nothing_more_becomes_final(network, device).await;
 }
 

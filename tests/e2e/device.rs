@@ -136,8 +136,8 @@ impl Device {
         };
         let message = control::sign(&self.network, &self.client, &self.key, &transport);
         self.publish("key", &message).await;
-        match self.next().await {
-            (_, FromNode::KeySuccess(success)) => {
+        match self.next_but_acks().await {
+            FromNode::KeySuccess(success) => {
                 assert_eq!(success.nonce, transport.nonce);
                 self.payload_key = Some((success.kid, payload_key));
                 success
@@ -255,16 +255,41 @@ impl Device {
         }
     }
 
+    /// The ack of this message. Those of others may come again before it: a node that was
+    /// restarted does not know which of them arrived.
+    pub async fn ack_of(&mut self, seq: u64) -> Ack {
+        loop {
+            let ack = self.ack().await;
+            if ack.seq.0 == seq {
+                return ack;
+            }
+        }
+    }
+
+    /// The next message that is no ack; acks before it are kept.
+    async fn next_but_acks(&mut self) -> FromNode {
+        let mut acks = VecDeque::new();
+        let said = loop {
+            match self.next().await {
+                ack @ (_, FromNode::Ack(_)) => acks.push_back(ack),
+                (_, other) => break other,
+            }
+        };
+        acks.append(&mut self.arrived);
+        self.arrived = acks;
+        said
+    }
+
     pub async fn error(&mut self) -> ErrorReply {
-        match self.next().await {
-            (_, FromNode::Error(error)) => error,
+        match self.next_but_acks().await {
+            FromNode::Error(error) => error,
             other => panic!("an error was expected: {other:?}"),
         }
     }
 
     pub async fn forbidden(&mut self) -> Forbidden {
-        match self.next().await {
-            (_, FromNode::Forbidden(forbidden)) => forbidden,
+        match self.next_but_acks().await {
+            FromNode::Forbidden(forbidden) => forbidden,
             other => panic!("forbidden was expected: {other:?}"),
         }
     }

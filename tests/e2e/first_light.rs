@@ -147,7 +147,7 @@ async fn policy_never_acknowledges_and_writes_nothing() {
     network.reaches(0, height).await;
     let mut device = Device::ready(&network, 0, "devices/iot", &key, 4).await;
     assert_eq!(device.send(3, &body).await, Some(0));
-    assert!(device.ack().await.written.is_empty());
+    assert!(device.ack_of(3).await.written.is_empty());
     assert_eq!(device.send(2, &reading(now().0, 2.0, 2)).await, Some(0));
     assert_eq!(device.error().await.code, ErrorCode::SeqReused);
     assert_eq!(network.certified_height(0).await, height);

@@ -66,7 +66,8 @@ impl TestNetwork {
         let options = options
             .program(env!("CARGO_BIN_EXE_ledgermq"))
             .setting("LEDGERMQ_LOG__LEVEL", "info,ledgermq=debug")
-            .places(places);
+            .places(places)
+            .ready_within(PATIENCE);
         let options =
             settings.iter().fold(options, |options, (name, value)| options.setting(variable(name), *value));
         let local = LocalNetwork::create(options).unwrap();

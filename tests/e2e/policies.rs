@@ -16,9 +16,7 @@ fn temperature_by(threshold: f64) -> Value {
 /// Sends a reading; gives the indexes that are on the ledger.
 async fn send(device: &mut Device, seq: u64, time: u64, temperature: f64, humidity: i64) -> Vec<u32> {
     assert_eq!(device.send(seq, &reading(time, temperature, humidity)).await, Some(0));
-    let ack = device.ack().await;
-    assert_eq!(ack.seq.0, seq);
-    ack.written
+    device.ack_of(seq).await.written
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -130,7 +130,7 @@ async fn a_damaged_log_is_refused_and_a_torn_one_is_not() {
     let said = refusal(&network, &free).await;
     assert!(said.contains("in use by another process"), "two nodes on one data directory: {said}");
     assert_eq!(device.send(6, &reading(now().0, 1.0, 1)).await, Some(0));
-    assert_eq!(device.ack().await.written, [0, 1]);
+    assert_eq!(device.ack_of(6).await.written, [0, 1]);
 }
 
 type Damage = fn(&mut Vec<u8>);

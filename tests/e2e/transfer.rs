@@ -222,7 +222,12 @@ async fn blocks_beyond_all_limits_are_fetched_within_them_and_a_kill_in_between_
     }
     let height = network.certified_height(0).await;
     wipe(&mut network, 3).await;
-    set(&network, 3, "\n[transfer]\nmax_buffered_bytes = 25165824\nfetch_bytes_per_s = 4194304\n");
+    let limits = |mib: u32| {
+        format!("\n[transfer]\nmax_buffered_bytes = 25165824\nfetch_bytes_per_s = {}\n", mib << 20)
+    };
+    let unlimited = fs::read(&network.files().nodes[3].config).unwrap();
+    // At this pace the rest takes half a minute after the first blocks.
+    set(&network, 3, &limits(1));
 
     network.local.spawn(3).unwrap();
     let saved = async |network: &TestNetwork| network.metric(3, "ledgermq_storage_checkpoint_ms_count").await;
@@ -236,6 +241,8 @@ async fn blocks_beyond_all_limits_are_fetched_within_them_and_a_kill_in_between_
     assert!(reached < height, "killed in the middle: {reached} of {height}");
     network.kill(3).await;
 
+    fs::write(&network.files().nodes[3].config, unlimited).unwrap();
+    set(&network, 3, &limits(4));
     network.spawn(3).await;
     network.reaches(3, height).await;
     let fetched = network.metric(3, "ledgermq_transfer_blocks_total").await;
