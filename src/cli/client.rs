@@ -3,7 +3,7 @@
 //! Operations are made and signed here, with the admin's key, and go to a node as they are: the key
 //! leaves no machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -11,7 +11,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use serde_json::json;
 
 use super::arguments::wrong;
-use super::http::{ListArgs, NetworkArgs, Refused};
+use super::http::{ListArgs, NetworkArgs, Nodes, Refused, apis_below};
 use super::network_dir;
 use super::output;
 use super::waiting;
@@ -23,6 +23,9 @@ use crate::keyfile;
 use crate::ledger::operation::MAX_REASON_BYTES;
 use crate::ledger::{AdminAction, AdminOperation, ClientSettings, Rejection};
 use crate::types::{ClientId, Height, MessageSeq, PublicKey};
+
+/// How long a token waits to hear whether its client may connect.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// The most clients that are listed: far more than a network has.
 const MAX_LISTED: usize = 1_000_000;
@@ -112,8 +115,9 @@ pub(super) struct RevokeArgs {
 
 /// Print a token: the password with which a client connects by MQTT
 ///
-/// Made offline, of the client's key and the network's id. For clients of your own, and to look around
-/// with others, such as mosquitto_sub; `ledgermq publish` makes its own.
+/// Made of the client's key and the network's id, with no node's help. For clients of your own, and to
+/// look around with others, such as mosquitto_sub; `ledgermq publish` makes its own. With --network,
+/// standard error has a warning if a node says that this key is not the client's.
 #[derive(Debug, Args)]
 #[command(after_long_help = TOKEN_EXAMPLE, override_usage = TOKEN_USAGE)]
 #[command(group = ArgGroup::new("of").required(true).multiple(true).args(["genesis", "network"]))]
@@ -170,7 +174,7 @@ pub(super) fn run(command: ClientCommand) -> anyhow::Result<()> {
         ClientCommand::Register(args) => runtime.block_on(register(args)),
         ClientCommand::List(args) => runtime.block_on(list(&args)),
         ClientCommand::Revoke(args) => runtime.block_on(revoke(args)),
-        ClientCommand::Token(args) => token(&args),
+        ClientCommand::Token(args) => runtime.block_on(token(&args)),
     }
 }
 
@@ -196,11 +200,34 @@ fn new(args: &NewArgs) -> anyhow::Result<()> {
     ))
 }
 
-fn token(args: &TokenArgs) -> anyhow::Result<()> {
+async fn token(args: &TokenArgs) -> anyhow::Result<()> {
     let path = network_dir::file(args.genesis.as_ref(), args.network.as_ref(), "--genesis", "genesis.json")?;
     let network = read_genesis(&path)?.network_id();
     let key = keyfile::read(&args.key)?;
-    output::line(issue(&key, &network, &args.client, SystemClock::new().now(), args.lifetime)?)
+    let token = issue(&key, &network, &args.client, SystemClock::new().now(), args.lifetime)?;
+    if let Some(dir) = &args.network
+        && let Ok(Some(doubt)) =
+            tokio::time::timeout(ANSWERS_WITHIN, doubt(dir, &args.client, key.public())).await
+    {
+        eprintln!("warning: no node will let {} in with this token: {doubt}", args.client);
+    }
+    output::line(token)
+}
+
+/// Why the nodes do not let a client in with this key; none if they do, or if no node says anything.
+async fn doubt(dir: &Path, client: &ClientId, key: PublicKey) -> Option<String> {
+    let nodes = Nodes::new(apis_below(dir).ok()?).ok()?;
+    match nodes.get::<ClientView>(&format!("/v1/clients/{client}"), &[]).await {
+        Ok(found) if found.client != *client => None,
+        Ok(found) if found.revoked_after.is_some() => Some("the client is revoked".to_owned()),
+        Ok(found) if found.key != key => Some(format!("it is registered with another key, {}", found.key)),
+        Ok(_) => None,
+        Err(error) => {
+            let Refused(problem) = error.downcast_ref()?;
+            let is_unknown = problem.status == 404;
+            is_unknown.then(|| "it is not registered; `ledgermq client register` does it".to_owned())
+        }
+    }
 }
 
 async fn register(args: RegisterArgs) -> anyhow::Result<()> {

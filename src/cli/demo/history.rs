@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::bail;
 
 use super::screen::{Screen, count};
 use super::tamper::{self, Coverage, Tampered};
@@ -14,7 +14,7 @@ use crate::history::audit::{AuditOptions, AuditReport, AuditVerdict, AuditedLedg
 use crate::history::{Location, SqlReader};
 
 /// How long the last digests may take to be on the ledger.
-const COVERED_WITHIN: Duration = Duration::from_secs(60);
+const COVERED_WITHIN: Duration = Duration::from_secs(120);
 
 /// Findings that are shown; there should not be more.
 const FINDINGS_SHOWN: usize = 10;
@@ -41,10 +41,7 @@ pub(super) async fn check(
     screen: &Screen,
 ) -> anyhow::Result<Checked> {
     screen.say("\n5. The history: all messages, in each replica's database, held against the ledger")?;
-    let mut coverages = Vec::new();
-    for replica in 0..network.replicas() {
-        coverages.push(covered(network, replica).await?);
-    }
+    let coverages = covered(network, messages).await?;
     let ledger = from_api(network.genesis(), network.api_url(0).parse()?, &Wanted::default()).await?;
     let mut clean = true;
     for (replica, coverage) in coverages.iter().enumerate() {
@@ -127,21 +124,27 @@ fn is_named(report: &AuditReport, done: &Tampered) -> bool {
     found == expected && report.verdict == AuditVerdict::Tampering
 }
 
-/// Waits until the digests of a replica cover its history.
-async fn covered(network: &LocalNetwork, replica: usize) -> anyhow::Result<Coverage> {
+/// Waits until all messages are in histories, each in one at least, and digests on the ledger cover them: a
+/// replica that was killed writes from its log what it had not written yet.
+async fn covered(network: &LocalNetwork, messages: usize) -> anyhow::Result<Vec<Coverage>> {
     let clock = SystemClock::new();
-    let path = network.history(replica)?;
     loop {
-        let coverage = tamper::coverage(&path).await?;
-        if coverage.covered >= coverage.rows {
-            return Ok(coverage);
+        let mut coverages = Vec::new();
+        for replica in 0..network.replicas() {
+            coverages.push(tamper::coverage(&network.history(replica)?).await?);
         }
-        ensure!(
-            clock.monotonic() < COVERED_WITHIN,
-            "of replica {replica}'s {} rows only {} have a digest on the ledger",
-            coverage.rows,
-            coverage.covered
-        );
+        let rows: u64 = coverages.iter().map(|coverage| coverage.rows).sum();
+        let uncovered = coverages.iter().position(|coverage| coverage.covered < coverage.rows);
+        if rows >= messages as u64 && uncovered.is_none() {
+            return Ok(coverages);
+        }
+        if clock.monotonic() >= COVERED_WITHIN {
+            let Some(replica) = uncovered else {
+                bail!("of {messages} messages only {rows} are in a replica's history");
+            };
+            let Coverage { covered, rows } = coverages[replica];
+            bail!("of replica {replica}'s {rows} rows only {covered} have a digest on the ledger");
+        }
         tokio::time::sleep(POLL).await;
     }
 }

@@ -47,7 +47,7 @@ use summary::{Spread, Summary, Tampering};
 const GATEWAYS: [&str; 2] = ["greensboro/gateway-1", "greensboro/gateway-2"];
 
 /// How long a gateway may take to connect and to hand over its payload key.
-const GATEWAY_READY: Duration = Duration::from_secs(30);
+const GATEWAY_READY: Duration = Duration::from_secs(60);
 
 /// The write policies.
 const POLICIES: &str = include_str!("policy.toml");

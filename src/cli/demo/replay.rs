@@ -25,7 +25,7 @@ use crate::types::{ClientId, Height, Stream, Timestamp};
 const PIPELINE: usize = 64;
 
 /// How long nothing may become final before the demo gives up.
-const STALLED: Duration = Duration::from_secs(30);
+const STALLED: Duration = Duration::from_secs(60);
 
 /// How often progress is shown and the replicas are looked at.
 const LOOK: Duration = Duration::from_millis(200);

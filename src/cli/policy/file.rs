@@ -31,9 +31,9 @@ use crate::wording;
 /// No file is longer: rules have at most 32 KiB in canonical form.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// What is said of a file that says nothing: nobody takes all rules away by an empty file.
+/// What is said of a file without rules: nobody takes all of them away by an empty file, or by one of quotas.
 const NO_RULES: &str = "line 1: there are no rules: begin each with [[rules]]; if there are to be none, so that every \
-                        reading is written, say `rules = []`";
+                        reading is written, say `rules = []` above all else";
 
 /// A file of rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,10 +77,7 @@ impl RulesFile {
         let line = |at: usize| text.get(..at).unwrap_or(text).matches('\n').count() + 1;
         let Text { replaces, rules, quotas } =
             toml::from_str(text).map_err(|error| wording::of_toml(text, &error))?;
-        if rules.is_none() && quotas.is_none() {
-            return Err(NO_RULES.to_owned());
-        }
-        let (rules, quotas) = (rules.unwrap_or_default(), quotas.unwrap_or_default());
+        let (rules, quotas) = (rules.ok_or(NO_RULES)?, quotas.unwrap_or_default());
         let lines: Vec<_> = rules.iter().map(|rule| line(rule.span().start)).collect();
         let quota_lines: Vec<_> = quotas.iter().map(|quota| line(quota.span().start)).collect();
         let rules: Vec<Rule> = rules.into_iter().map(Spanned::into_inner).collect();
@@ -145,13 +142,12 @@ max_items = 100
         );
         assert_eq!(RulesFile::parse(&text(3, &file.policies).unwrap()), Ok(file));
         assert_eq!(RulesFile::parse("rules = []").unwrap().policies, PolicySet::default());
-        let quotas = RulesFile::parse("[[quotas]]\nclient = \"devices/*\"\nmax_items = 5").unwrap().policies;
-        assert_eq!(
-            (quotas.rules().len(), quotas.quotas().len()),
-            (0, 1),
-            "quotas alone are something to say"
-        );
         assert_eq!(RulesFile::parse("").unwrap_err(), NO_RULES);
+        let quotas = "[[quotas]]\nclient = \"devices/*\"\nmax_items = 5";
+        assert_eq!(RulesFile::parse(quotas).unwrap_err(), NO_RULES, "quotas do not take the rules away");
+        let without_rules = RulesFile::parse(&format!("rules = []\n{quotas}")).unwrap();
+        assert_eq!((without_rules.policies.rules().len(), without_rules.policies.quotas().len()), (0, 1));
+        assert_eq!(RulesFile::parse(&text(3, &without_rules.policies).unwrap()).unwrap().replaces, Some(3));
         let endless = format!("{:#}", RulesFile::read(Path::new("/dev/zero")).unwrap_err());
         assert!(endless.contains("at most 1048576 bytes"), "{endless}");
         assert_eq!(RulesFile::parse("replaces = 3").unwrap_err(), NO_RULES);
