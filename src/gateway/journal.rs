@@ -62,6 +62,8 @@ pub struct Place {
     pub hash: Hash,
     /// How many messages it has up to here.
     pub messages: u64,
+    /// The hash of the source up to its first message; sources with another one are others.
+    pub first: Hash,
 }
 
 /// What the journal tells.
@@ -479,7 +481,7 @@ mod tests {
     }
 
     fn place(hash: u8, messages: u64) -> Place {
-        Place { hash: Hash([hash; 32]), messages }
+        Place { hash: Hash([hash; 32]), messages, first: Hash([1; 32]) }
     }
 
     #[test]

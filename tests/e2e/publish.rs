@@ -89,6 +89,12 @@ async fn a_file_whose_run_ended_in_the_middle_is_finished_by_the_next_one_and_no
     let grown = publish(&network, &[]).await;
     assert_eq!((&summary(&grown)["messages"], &summary(&grown)["earlier"]), (&2.into(), &ROWS.into()));
     each_once(&network, ROWS + 2).await;
+    // A line that was sent is changed: nobody wants all the others twice.
+    write_rows(&network, (0..ROWS + 2).map(|at| row(at).replace("T00:07:00Z,7.5", "T00:07:00Z,8.5")));
+    let edited = publish(&network, &[]).await;
+    assert_eq!(edited.status.code(), Some(1), "{}", told(&edited));
+    assert!(told(&edited).contains("does not go on like it"), "{}", told(&edited));
+    each_once(&network, ROWS + 2).await;
     let again = publish(&network, &["--again"]).await;
     assert_eq!(summary(&again)["messages"], ROWS + 2, "{}", told(&again));
 }
@@ -105,7 +111,7 @@ async fn what_a_node_refused_is_tried_again_by_the_next_run_and_nothing_else() {
         format!("time,device,temperature\n2026-01-01T00:00:00Z,{rows}\n"),
     )
     .unwrap();
-    set_rules(&network, "[[quotas]]\nclient = \"devices/iot\"\nmax_items = 1\n", &[]).await;
+    set_rules(&network, "rules = []\n[[quotas]]\nclient = \"devices/iot\"\nmax_items = 1\n", &[]).await;
     let device = ["--device-column", "device"];
     let refused = publish_of(&network, &device).await;
     assert_eq!(refused.status.code(), Some(1), "{}", told(&refused));
@@ -113,7 +119,12 @@ async fn what_a_node_refused_is_tried_again_by_the_next_run_and_nothing_else() {
     let still = publish_of(&network, &device).await;
     assert_eq!(still.status.code(), Some(1), "{}", told(&still));
     assert_eq!((&summary(&still)["messages"], &summary(&still)["refused"]), (&0.into(), &1.into()));
-    set_rules(&network, "[[quotas]]\nclient = \"devices/iot\"\nmax_items = 2\n", &["--replaces", "1"]).await;
+    set_rules(
+        &network,
+        "rules = []\n[[quotas]]\nclient = \"devices/iot\"\nmax_items = 2\n",
+        &["--replaces", "1"],
+    )
+    .await;
     let mended = publish_of(&network, &device).await;
     assert!(mended.status.success(), "{}", told(&mended));
     assert_eq!((&summary(&mended)["messages"], &summary(&mended)["earlier"]), (&1.into(), &2.into()));

@@ -28,17 +28,24 @@ pub(super) type Messages = Box<dyn Iterator<Item = Result<Message, ReadingsError
 pub(super) fn beginning(stream: &Stream) -> Place {
     let mut hasher = blake3::Hasher::new_derive_key("ledgermq v1 published file");
     hasher.update(stream.as_str().as_bytes());
-    Place { hash: Hash(*hasher.finalize().as_bytes()), messages: 0 }
+    let hash = Hash(*hasher.finalize().as_bytes());
+    Place { hash, messages: 0, first: hash }
 }
 
 /// The place behind the next message.
 pub(super) fn behind(place: Place, body: &[u8]) -> Place {
     let mut hasher = blake3::Hasher::new_derive_key("ledgermq v1 message of a published file");
     hasher.update(&place.hash.0).update(body);
-    Place { hash: Hash(*hasher.finalize().as_bytes()), messages: place.messages + 1 }
+    let hash = Hash(*hasher.finalize().as_bytes());
+    let first = if place.messages == 0 { hash } else { place.first };
+    Place { hash, messages: place.messages + 1, first }
 }
 
 /// The last of these places that the file has.
+///
+/// # Errors
+/// It cannot be read; or it begins like the source of one of the places and does not go on like it: who changed a
+/// line that was sent must not have all the others sent again unasked.
 pub(super) fn taken(args: &PublishArgs, places: &[Place]) -> anyhow::Result<Place> {
     let (mut place, mut found) = (beginning(&args.stream), beginning(&args.stream));
     let last = places.iter().map(|place| place.messages).max().unwrap_or_default();
@@ -54,6 +61,17 @@ pub(super) fn taken(args: &PublishArgs, places: &[Place]) -> anyhow::Result<Plac
         if places.contains(&place) {
             found = place;
         }
+    }
+    let other =
+        places.iter().find(|other| found.messages == 0 && place.messages > 0 && other.first == place.first);
+    if let Some(other) = other {
+        bail!(
+            "{} begins like a file of which {} was taken up before, and does not go on like it: was a line changed \
+             that was sent? Nothing was sent. --again sends all of the file, also what is on the ledger already; to \
+             send what is new alone, put it in a file of its own",
+            args.source.path()?.display(),
+            output::counted(other.messages, "message"),
+        );
     }
     Ok(found)
 }
