@@ -90,7 +90,7 @@ pub(super) struct PublishArgs {
     /// mended, in a file of their own
     #[arg(long)]
     skip_invalid: bool,
-    /// Take columns that hold numbers in some rows and texts in others
+    /// Take columns with numbers and texts, and texts with a decimal comma
     #[arg(long)]
     mixed_columns: bool,
     /// Send all of the file, also what earlier runs took up

@@ -62,8 +62,11 @@ pub struct Place {
     pub hash: Hash,
     /// How many messages it has up to here.
     pub messages: u64,
-    /// The hash of the source up to its first message; sources with another one are others.
+    /// The hash of the first message. A source that begins with it, or has the last one, and is not the same up to
+    /// here was changed, or overlaps.
     pub first: Hash,
+    /// The hash of the last message.
+    pub last: Hash,
 }
 
 /// What the journal tells.
@@ -481,7 +484,7 @@ mod tests {
     }
 
     fn place(hash: u8, messages: u64) -> Place {
-        Place { hash: Hash([hash; 32]), messages, first: Hash([1; 32]) }
+        Place { hash: Hash([hash; 32]), messages, first: Hash([1; 32]), last: Hash([hash; 32]) }
     }
 
     #[test]

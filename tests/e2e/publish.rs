@@ -89,12 +89,22 @@ async fn a_file_whose_run_ended_in_the_middle_is_finished_by_the_next_one_and_no
     let grown = publish(&network, &[]).await;
     assert_eq!((&summary(&grown)["messages"], &summary(&grown)["earlier"]), (&2.into(), &ROWS.into()));
     each_once(&network, ROWS + 2).await;
-    // A line that was sent is changed: nobody wants all the others twice.
-    write_rows(&network, (0..ROWS + 2).map(|at| row(at).replace("T00:07:00Z,7.5", "T00:07:00Z,8.5")));
-    let edited = publish(&network, &[]).await;
-    assert_eq!(edited.status.code(), Some(1), "{}", told(&edited));
-    assert!(told(&edited).contains("does not go on like it"), "{}", told(&edited));
+    // What was sent is not sent again unasked when a line is changed, missing, or when the file begins later.
+    let changed = |at| row(at).replace("T00:07:00Z,7.5", "T00:07:00Z,8.5");
+    let last_changed = (0..=ROWS).map(row).chain([row(ROWS + 1).replace(".5", ".7")]);
+    for (rows, line) in [
+        ((0..ROWS + 2).map(changed).collect(), ROWS + 3),
+        (last_changed.collect(), 2),
+        ((0..9).map(row).collect(), 2),
+        ((100..ROWS + 9).map(row).collect::<Vec<_>>(), ROWS + 3 - 100),
+    ] {
+        write_rows(&network, rows.into_iter());
+        let refused = publish(&network, &[]).await;
+        assert_eq!(refused.status.code(), Some(1), "{}", told(&refused));
+        assert!(told(&refused).contains(&format!("line {line}, was taken up before")), "{}", told(&refused));
+    }
     each_once(&network, ROWS + 2).await;
+    write_rows(&network, (0..ROWS + 2).map(row));
     let again = publish(&network, &["--again"]).await;
     assert_eq!(summary(&again)["messages"], ROWS + 2, "{}", told(&again));
 }

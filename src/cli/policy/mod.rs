@@ -243,20 +243,13 @@ fn utc(time: Timestamp) -> String {
     parsed.map_or_else(|| format!("{time} ms"), |time| time.to_string())
 }
 
-type Messages = Box<dyn Iterator<Item = Result<Message, ReadingsError>>>;
-
 fn test(args: &TestArgs) -> anyhow::Result<()> {
     let mut trials: Vec<(String, Trial)> = match &args.file {
         Some(path) => vec![(path.display().to_string(), Trial::of_rules(RulesFile::read(path)?.policies))],
         None => args.tried.iter().map(|tried| (tried.text.clone(), Trial::of_policy(tried.policy))).collect(),
     };
-    let messages: Messages = match (&args.source.csv, &args.source.json_lines) {
-        (Some(path), _) => Box::new(CsvReadings::open(path, &args.columns.options(path))?),
-        (_, Some(path)) => Box::new(JsonLines::open(path, args.client.clone())?),
-        (None, None) => return Err(wrong("give --csv FILE or --json-lines FILE")),
-    };
     let mut count = 0_u64;
-    for message in messages {
+    let mut add = |message: Result<Message, ReadingsError>| -> anyhow::Result<()> {
         let message = message?;
         let body = Body::parse(&args.client, &message.body)
             .with_context(|| format!("line {} makes no message", message.line))?;
@@ -264,6 +257,24 @@ fn test(args: &TestArgs) -> anyhow::Result<()> {
         for (_, trial) in &mut trials {
             trial.message(args.stream.as_str(), &body.items);
         }
+        Ok(())
+    };
+    match (&args.source.csv, &args.source.json_lines) {
+        (Some(path), _) => {
+            let mut rows = CsvReadings::open(path, &args.columns.options(path))?;
+            rows.by_ref().try_for_each(&mut add)?;
+            if let Some(doubt) = rows.doubt() {
+                eprintln!("warning: `ledgermq publish` would refuse this: {}", output::plain(&doubt));
+            }
+        }
+        (_, Some(path)) => JsonLines::open(path, args.client.clone())?.try_for_each(&mut add)?,
+        (None, None) => return Err(wrong("give --csv FILE or --json-lines FILE")),
+    }
+    if args.file.is_some() && count > 0 && trials.iter().all(|(_, trial)| trial.is_without_rules()) {
+        eprintln!(
+            "warning: no rule is for anything that {} sends to {}; say who sends it (--client, --stream)",
+            args.client, args.stream
+        );
     }
     if args.json {
         let result = |(policy, trial): &(String, Trial)| {

@@ -144,6 +144,11 @@ impl Trial {
         }
     }
 
+    /// Whether no rule is for any of the items.
+    pub(super) fn is_without_rules(&self) -> bool {
+        self.rows.values().all(|row| row.rule.is_none())
+    }
+
     pub(super) fn total(&self) -> Count {
         let mut total = Count::default();
         for Row { count, .. } in self.rows.values() {

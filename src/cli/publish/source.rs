@@ -2,7 +2,7 @@
 //!
 //! What is on the ledger stays there, so a file is sent only if all of it is right: each line is a message that
 //! a node would take, and no column has numbers in some rows and texts in others, which is most often a cell
-//! that means "not measured". The hash of its messages up to the last one that was taken up stands in the gateway's
+//! that means "not measured", or numbers with a decimal comma, which would be texts. The hash of its messages up to the last one that was taken up stands in the gateway's
 //! state: the next run goes on there, whether the one before ended in the middle or the file has grown since.
 //!
 //! A pipe can be read but once: it is sent as it comes, lines that are no message are left out and counted, and
@@ -29,48 +29,54 @@ pub(super) fn beginning(stream: &Stream) -> Place {
     let mut hasher = blake3::Hasher::new_derive_key("ledgermq v1 published file");
     hasher.update(stream.as_str().as_bytes());
     let hash = Hash(*hasher.finalize().as_bytes());
-    Place { hash, messages: 0, first: hash }
+    Place { hash, messages: 0, first: hash, last: hash }
 }
 
 /// The place behind the next message.
 pub(super) fn behind(place: Place, body: &[u8]) -> Place {
-    let mut hasher = blake3::Hasher::new_derive_key("ledgermq v1 message of a published file");
-    hasher.update(&place.hash.0).update(body);
-    let hash = Hash(*hasher.finalize().as_bytes());
-    let first = if place.messages == 0 { hash } else { place.first };
-    Place { hash, messages: place.messages + 1, first }
+    let hash = |before: &[u8]| {
+        let mut hasher = blake3::Hasher::new_derive_key("ledgermq v1 message of a published file");
+        hasher.update(before).update(body);
+        Hash(*hasher.finalize().as_bytes())
+    };
+    let last = hash(&[]);
+    let first = if place.messages == 0 { last } else { place.first };
+    Place { hash: hash(&place.hash.0), messages: place.messages + 1, first, last }
 }
 
 /// The last of these places that the file has.
 ///
 /// # Errors
-/// It cannot be read; or it begins like the source of one of the places and does not go on like it: who changed a
-/// line that was sent must not have all the others sent again unasked.
+/// It cannot be read; or it has the first or the last message of what was taken up, and not all between them: who
+/// changed a line that was sent, or goes on with a file that overlaps, must not have the others sent again unasked.
 pub(super) fn taken(args: &PublishArgs, places: &[Place]) -> anyhow::Result<Place> {
     let (mut place, mut found) = (beginning(&args.stream), beginning(&args.stream));
     let last = places.iter().map(|place| place.messages).max().unwrap_or_default();
+    let mut overlap = None;
     let mut messages = open(args)?;
-    while place.messages < last
+    while (place.messages < last || found.messages == 0 && !places.is_empty())
         && let Some(message) = messages.next()
     {
-        match message {
-            Ok(message) => place = behind(place, &message.body),
+        let message = match message {
+            Ok(message) => message,
             Err(ReadingsError::Line { .. }) => continue,
             Err(error) => return Err(error.into()),
-        }
+        };
+        place = behind(place, &message.body);
         if places.contains(&place) {
             found = place;
         }
+        let is_first = place.messages == 1 && places.iter().any(|other| other.first == place.first);
+        if is_first || places.iter().any(|other| other.last == place.last) {
+            overlap = Some(message.line);
+        }
     }
-    let other =
-        places.iter().find(|other| found.messages == 0 && place.messages > 0 && other.first == place.first);
-    if let Some(other) = other {
+    if let (0, Some(line)) = (found.messages, overlap) {
         bail!(
-            "{} begins like a file of which {} was taken up before, and does not go on like it: was a line changed \
-             that was sent? Nothing was sent. --again sends all of the file, also what is on the ledger already; to \
-             send what is new alone, put it in a file of its own",
+            "{}, line {line}, was taken up before, and lines about it were not, or not as they are now: were some \
+             changed, or put before it? Nothing was sent. --again sends all of the file, also what is on the ledger \
+             already; to send what is new alone, put it in a file of its own",
             args.source.path()?.display(),
-            output::counted(other.messages, "message"),
         );
     }
     Ok(found)
@@ -100,10 +106,9 @@ pub(super) fn check(args: &PublishArgs) -> anyhow::Result<Option<u64>> {
         Some(path) => {
             let mut rows = CsvReadings::open(path, &args.mapping.options(path))?;
             rows.by_ref().try_for_each(|message| check.add(message))?;
-            if let Some(mixed) = rows.mixed().filter(|_| !args.mixed_columns) {
+            if let Some(doubt) = rows.doubt().filter(|_| !args.mixed_columns) {
                 bail!(
-                    "in {}, {mixed}: if it means that nothing was measured, name it with --missing; \
-                     --mixed-columns publishes texts as texts. Nothing was sent",
+                    "in {}, {doubt}; --mixed-columns publishes texts as texts. Nothing was sent",
                     path.display()
                 );
             }

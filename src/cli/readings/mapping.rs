@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use csv::StringRecord;
+use jiff::civil::DateTime;
+use jiff::fmt::strtime;
+use jiff::tz::TimeZone;
 
 use crate::device::body::Reading;
 use crate::device::{Value, rfc3339};
@@ -12,7 +15,7 @@ use crate::types::Timestamp;
 /// Names of the time column, tried in this order if none is given.
 const TIME_COLUMNS: [&str; 5] = ["time", "timestamp", "eventTime", "datetime", "date"];
 
-/// Cells that mean "not measured", unless the options name others.
+/// Cells that mean "not measured", besides those that the options name.
 const MISSING: [&str; 5] = ["", "NaN", "nan", "NA", "null"];
 
 /// A whole number below this counts maybe seconds: as milliseconds it would be a time before March 1973, and as
@@ -75,16 +78,20 @@ pub struct CsvOptions {
     pub time_column: Option<String>,
     /// What a whole number in it counts.
     pub time_unit: Option<TimeUnit>,
-    /// Take a time without a zone (`2025-01-01 00:00`) as UTC; an error otherwise.
-    pub assume_utc: bool,
+    /// Where a time without a zone (`2025-01-01 00:00`) is the local one; an error if absent.
+    pub zone: Option<TimeZone>,
+    /// How times are written, in the language of strptime; RFC 3339 or a whole number if absent.
+    pub time_format: Option<String>,
     /// `deviceId` of all items.
     pub device: String,
     /// The column that holds `deviceId` instead.
     pub device_column: Option<String>,
     /// The columns that become items; all others than time and device if empty.
     pub items: Vec<ItemSpec>,
-    /// Cells that mean "not measured"; if empty, blank cells, `NaN`, `nan`, `NA` and `null`.
+    /// Cells that mean "not measured", besides blank cells, `NaN`, `nan`, `NA` and `null`.
     pub missing: Vec<String>,
+    /// Read numbers with a decimal comma.
+    pub decimal_comma: bool,
     /// What stands between two cells; a comma if absent.
     pub delimiter: Option<u8>,
     /// `msg` of all messages.
@@ -96,10 +103,12 @@ pub struct CsvOptions {
 pub struct Mapping {
     time: usize,
     time_unit: Option<TimeUnit>,
-    assume_utc: bool,
+    time_format: Option<String>,
+    zone: Option<TimeZone>,
     device: Device,
     columns: Vec<Column>,
     missing: Vec<String>,
+    decimal_comma: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -161,12 +170,9 @@ impl Mapping {
                 ));
             }
         }
-        let missing = match options.missing.as_slice() {
-            [] => MISSING.map(str::to_owned).into(),
-            missing => missing.to_vec(),
-        };
-        let (time_unit, assume_utc) = (options.time_unit, options.assume_utc);
-        Ok(Self { time, time_unit, assume_utc, device, columns, missing })
+        let missing = MISSING.map(str::to_owned).into_iter().chain(options.missing.iter().cloned()).collect();
+        let CsvOptions { time_unit, time_format, zone, decimal_comma, .. } = options.clone();
+        Ok(Self { time, time_unit, time_format, zone, device, columns, missing, decimal_comma })
     }
 
     /// The names of the columns that become items.
@@ -210,41 +216,101 @@ impl Mapping {
             return None;
         }
         // Numbers as JSON writes them; what JSON would not write so (`007`, `+5`) stays a text.
-        Some(match (Value::from_json_number(cell), cell) {
-            (Ok(number), _) => number,
-            (Err(_), "true") => Value::Boolean(true),
-            (Err(_), "false") => Value::Boolean(false),
-            (Err(_), text) => Value::Text(text.to_owned()),
+        let number = match with_decimal_point(cell).filter(|_| self.decimal_comma) {
+            Some(number) => Value::from_json_number(&number).ok(),
+            // 1.021 is a thousand or one: nobody knows.
+            None if self.decimal_comma && cell.contains('.') => None,
+            None => Value::from_json_number(cell).ok(),
+        };
+        Some(match (number, cell) {
+            (Some(number), _) => number,
+            (None, "true") => Value::Boolean(true),
+            (None, "false") => Value::Boolean(false),
+            (None, text) => Value::Text(text.to_owned()),
         })
     }
 
     fn time(&self, cell: &str) -> Result<Timestamp, String> {
-        let number = || {
-            let number: u64 = cell.parse().ok()?;
-            match self.time_unit {
-                None => (number >= MAYBE_SECONDS_MS).then_some(number),
-                Some(TimeUnit::Ms) => Some(number),
-                Some(TimeUnit::S) => number.checked_mul(1000),
+        let time = match &self.time_format {
+            Some(format) => self.time_as(format, cell)?,
+            None => {
+                rfc3339::parse(cell).or_else(|| self.counted(cell)).map_or_else(|| self.local(cell), Ok)?
             }
         };
-        rfc3339::parse(cell)
-            .or_else(|| number().map(Timestamp))
-            .or_else(|| self.assume_utc.then(|| utc(cell)).flatten())
-            .filter(|time| *time <= Timestamp::MAX)
-            .ok_or_else(|| self.not_a_time(cell))
+        if time <= Timestamp::MAX { Ok(time) } else { Err(format!("the time {cell:?} is out of range")) }
     }
 
-    fn not_a_time(&self, cell: &str) -> String {
-        if !self.assume_utc && utc(cell).is_some() {
-            return format!("the time {cell:?} has no zone; say that it is UTC if it is (--assume-utc)");
-        }
-        if self.time_unit.is_none() && cell.parse::<u64>().is_ok_and(|number| number < MAYBE_SECONDS_MS) {
-            return format!(
-                "say whether the time {cell:?} is in seconds (--time-unit s) or milliseconds (--time-unit ms)"
-            );
-        }
-        format!("{cell:?} is no time: give RFC 3339, such as 2026-01-01T00:00:00Z, or a whole number")
+    /// A whole number.
+    fn counted(&self, cell: &str) -> Option<Timestamp> {
+        let number: u64 = cell.parse().ok()?;
+        let ms = match self.time_unit {
+            None => (number >= MAYBE_SECONDS_MS).then_some(number),
+            Some(TimeUnit::Ms) => Some(number),
+            Some(TimeUnit::S) => number.checked_mul(1000),
+        };
+        ms.map(Timestamp)
     }
+
+    /// A time that is written as the user says.
+    fn time_as(&self, format: &str, cell: &str) -> Result<Timestamp, String> {
+        let read =
+            strtime::parse(format, cell).map_err(|_| format!("{cell:?} is no time as {format:?} says"))?;
+        if let Ok(time) = read.to_timestamp() {
+            return after_1970(time).ok_or_else(|| format!("the time {cell:?} is out of range"));
+        }
+        let time = read.to_datetime().map_err(|_| format!("{cell:?} is no time as {format:?} says"))?;
+        self.at_zone(cell, time)
+    }
+
+    /// A time without a zone.
+    fn local(&self, cell: &str) -> Result<Timestamp, String> {
+        match without_zone(cell) {
+            Some(time) => self.at_zone(cell, time),
+            None if self.time_unit.is_none() && cell.parse::<u64>().is_ok_and(|of| of < MAYBE_SECONDS_MS) => {
+                Err(format!(
+                    "say whether the time {cell:?} is in seconds (--time-unit s) or milliseconds (--time-unit ms)"
+                ))
+            }
+            None => Err(format!(
+                "{cell:?} is no time: give RFC 3339, such as 2026-01-01T00:00:00Z, or a whole number, or say how it \
+                 is written (--time-format)"
+            )),
+        }
+    }
+
+    fn at_zone(&self, cell: &str, time: DateTime) -> Result<Timestamp, String> {
+        let Some(zone) = &self.zone else {
+            return Err(format!(
+                "the time {cell:?} has no zone; say which it is (--time-zone Europe/Berlin, or --assume-utc)"
+            ));
+        };
+        let exact = zone.to_ambiguous_timestamp(time).unambiguous().map_err(|_| {
+            let zone = zone.iana_name().unwrap_or("this zone");
+            format!("in {zone}, {cell:?} was twice or never, as clocks were changed: give it in UTC")
+        })?;
+        after_1970(exact).ok_or_else(|| format!("the time {cell:?} is out of range"))
+    }
+}
+
+fn after_1970(time: jiff::Timestamp) -> Option<Timestamp> {
+    u64::try_from(time.as_millisecond()).ok().map(Timestamp)
+}
+
+/// `1.021,5` as `1021.5`. Points are taken between thousands, and only before a comma.
+fn with_decimal_point(cell: &str) -> Option<String> {
+    let (whole, fraction) = cell.split_once(',')?;
+    let mut groups = whole.trim_start_matches('-').split('.');
+    let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_first = |first: &str| is_digits(first) && (first.len() <= 3 || !whole.contains('.'));
+    let is_number = groups.next().is_some_and(is_first)
+        && groups.all(|group| is_digits(group) && group.len() == 3)
+        && is_digits(fraction);
+    is_number.then(|| format!("{}.{fraction}", whole.replace('.', "")))
+}
+
+/// Whether a text is maybe a number with a decimal comma.
+pub(super) fn has_decimal_comma(text: &str) -> bool {
+    with_decimal_point(text).is_some_and(|number| Value::from_json_number(&number).is_ok())
 }
 
 fn every_other(headers: &StringRecord, time: usize, device: &Device) -> Vec<Column> {
@@ -299,16 +365,14 @@ fn there_are(headers: &StringRecord) -> String {
     format!("there are {}{more}", names.join(", "))
 }
 
-/// A time without a zone, taken as UTC.
-fn utc(cell: &str) -> Option<Timestamp> {
+/// A time without a zone.
+fn without_zone(cell: &str) -> Option<DateTime> {
     // An offset would be passed over, and a leap second moved.
     let clock = cell.get(10..).unwrap_or_default();
     if clock.contains(['+', '-', 'Z', 'z', '[']) || clock.ends_with(":60") {
         return None;
     }
-    let time: jiff::civil::DateTime = cell.parse().ok()?;
-    let zoned = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
-    u64::try_from(zoned.timestamp().as_millisecond()).ok().map(Timestamp)
+    cell.parse().ok()
 }
 
 #[cfg(test)]
@@ -420,7 +484,7 @@ mod tests {
     #[test]
     fn times_have_a_zone_or_the_user_says_that_it_is_utc() {
         let plain = options(&[]);
-        let utc = CsvOptions { assume_utc: true, ..options(&[]) };
+        let utc = CsvOptions { zone: Some(TimeZone::UTC), ..options(&[]) };
         let seconds = CsvOptions { time_unit: Some(TimeUnit::S), ..options(&[]) };
         let new_year = Ok(Timestamp(1_767_225_600_000));
         assert_eq!(time("2026-01-01T01:00:00+01:00", &plain), new_year);
@@ -437,6 +501,70 @@ mod tests {
         }
         for bad in ["", "noon", "-5", "99999999999999999", "18446744073709551615"] {
             assert!(time(bad, &plain).is_err() && time(bad, &seconds).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn local_times_are_taken_where_they_were_and_not_when_they_were_twice() {
+        let german = CsvOptions {
+            zone: Some(TimeZone::get("Europe/Berlin").unwrap()),
+            time_format: Some("%d.%m.%Y %H:%M".into()),
+            ..options(&[])
+        };
+        let new_year = Ok(Timestamp(1_767_225_600_000));
+        assert_eq!(time("01.01.2026 01:00", &german), new_year);
+        assert_eq!(time("26.10.2025 01:59", &german), Ok(Timestamp(1_761_436_740_000)));
+        for wrong in ["26.10.2025 02:30", "30.03.2025 02:30"] {
+            assert!(time(wrong, &german).unwrap_err().contains("twice or never"), "{wrong}");
+        }
+        for wrong in
+            ["2026-01-01 01:00", "01.13.2026 01:00", "01.01.2026", "01.01.2026 01:00 Uhr", "01.01.1969 01:00"]
+        {
+            time(wrong, &german).unwrap_err();
+        }
+        let format = |text: &str| CsvOptions { time_format: Some(text.into()), ..options(&[]) };
+        assert!(time("01.01.2026 01:00", &format("%d.%m.%Y %H:%M")).unwrap_err().contains("no zone"));
+        assert_eq!(time("20260101010000+0100", &format("%Y%m%d%H%M%S%z")), new_year);
+        let iso = CsvOptions { time_format: None, ..german };
+        assert_eq!(time("2026-01-01 01:00", &iso), new_year);
+        assert_eq!(time("2026-01-01T00:00:00Z", &iso), new_year);
+    }
+
+    #[test]
+    fn numbers_with_a_decimal_comma_are_such_when_the_user_says_so() {
+        let value = |cell: &str, decimal_comma| {
+            let options = CsvOptions { decimal_comma, ..options(&[]) };
+            let row = StringRecord::from(vec!["2026-01-01T00:00:00Z", cell]);
+            let (_, readings) = mapping(&["time", "x"], &options).unwrap().readings(&row).unwrap();
+            readings.into_iter().next().map(|reading| reading.value)
+        };
+        for (cell, number) in [
+            ("21,5", 21.5),
+            ("-0,25", -0.25),
+            ("1.021,5", 1021.5),
+            ("1021,5", 1021.5),
+            ("12.345.678,0", 12_345_678.0),
+        ] {
+            assert_eq!(value(cell, true), Some(Value::Float(number)), "{cell}");
+            assert_eq!(value(cell, false), Some(Value::Text(cell.into())), "{cell}");
+            assert!(has_decimal_comma(cell), "{cell}");
+        }
+        assert_eq!(value("21", true), Some(Value::Integer(21)));
+        for text in [
+            "1,2,3",
+            "10.21,5",
+            "1.0215,5",
+            "1234.567,8",
+            ",5",
+            "5,",
+            "--1,5",
+            "1.,5",
+            "007,5",
+            "a,b",
+            "1.021",
+        ] {
+            assert_eq!(value(text, true), Some(Value::Text(text.into())), "{text}");
+            assert!(!has_decimal_comma(text), "{text}");
         }
     }
 
