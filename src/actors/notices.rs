@@ -50,8 +50,8 @@ impl Notices {
             }
             Notice::FellSilent => {
                 tracing::warn!(
-                    "this node has a ledger and has lost its log: it follows the others and does not vote until it \
-                     is past anything that it can have signed"
+                    "this node has voted before and has lost its log: it follows the others and does not vote until it is \
+                     past anything that it can have signed"
                 );
             }
             Notice::SpeaksAgain { stable } => {

@@ -143,6 +143,12 @@ impl Hooks {
     }
 
     fn on_connected(&self, id: &Id) {
+        if self.shared.registry.has_other(id) {
+            tracing::info!(
+                client = %id.client_id,
+                "a new connection takes over the one that the client had: if that goes on, two programs use its id"
+            );
+        }
         if !self.shared.registry.connected(id) {
             tracing::info!(client = %id.client_id, "closed: its registration changed while it connected");
             let (shared, id) = (Arc::clone(&self.shared), id.clone());

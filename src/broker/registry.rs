@@ -59,6 +59,16 @@ impl Registry {
         self.with(|slots| slots.get(id).cloned())
     }
 
+    /// Whether the client has another connection, which a new one takes over.
+    pub(super) fn has_other(&self, id: &Id) -> bool {
+        self.with(|slots| {
+            let client = slots.get(id).map(|slot| &slot.session.client);
+            slots.iter().any(|(other, slot)| {
+                other != id && slot.connected && !slot.revoked && Some(&slot.session.client) == client
+            })
+        })
+    }
+
     /// Notes the end of the handshake; false if the verdict does not hold any more.
     pub(super) fn connected(&self, id: &Id) -> bool {
         self.with(|slots| {

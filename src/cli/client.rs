@@ -90,7 +90,7 @@ pub(super) struct RegisterArgs {
     /// Let the client send telemetry that is signed but not encrypted
     #[arg(long)]
     plaintext: bool,
-    /// Send the client a proof bundle for each write
+    /// Note that the client wants a proof bundle for each write; nodes of this version send none yet
     #[arg(long)]
     receipts: bool,
     #[command(flatten)]
@@ -116,8 +116,9 @@ pub(super) struct RevokeArgs {
 /// Print a token: the password with which a client connects by MQTT
 ///
 /// Made of the client's key and the network's id, with no node's help. For clients of your own, and to
-/// look around with others, such as mosquitto_sub; `ledgermq publish` makes its own. With --network,
-/// standard error has a warning if a node says that this key is not the client's.
+/// look around with others, such as mosquitto_sub, while the client itself is not connected: it has one
+/// connection, and a new one takes it over. `ledgermq publish` makes its own. With --network, standard
+/// error has a warning if a node says that this key is not the client's.
 #[derive(Debug, Args)]
 #[command(after_long_help = TOKEN_EXAMPLE, override_usage = TOKEN_USAGE)]
 #[command(group = ArgGroup::new("of").required(true).multiple(true).args(["genesis", "network"]))]

@@ -51,9 +51,9 @@ pub(super) fn run(args: &NodeArgs) -> anyhow::Result<()> {
     crate::node::run(config)
 }
 
-/// Libraries that tell at `info` or `warn` what is no operator's concern: a server that starts, a
-/// message that gossip had already. `log.level` can name them, and is then stronger.
-const QUIET: &str = "actix_server=warn,libp2p_gossipsub=error,libp2p_swarm=error";
+/// Libraries that tell what is no operator's concern: a server that starts, a message that gossip had already,
+/// a port scan that is no HTTP. `log.level` can name them, and is then stronger.
+const QUIET: &str = "actix_server=warn,actix_http=off,libp2p_gossipsub=error,libp2p_swarm=error";
 
 fn start_logging(settings: &LogConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(format!("{QUIET},{}", settings.level))

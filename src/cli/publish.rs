@@ -143,12 +143,10 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
     let messages = source::check(args)?;
     runtime.block_on(async {
         let gateway = connection::connect(args).await?;
-        let plan = Plan::of(args, messages, &gateway)?;
+        let refused = RefusedMessages::read(&connection::state(args))?;
+        let plan = Plan::of(args, messages, &gateway, &refused)?;
         plan.tell(args)?;
-        let (mut tally, answered) = (
-            Tally::new(args.skip_invalid, RefusedMessages::read(&connection::state(args))?),
-            Answered::default(),
-        );
+        let (mut tally, answered) = (Tally::new(args.skip_invalid, refused), Answered::default());
         tally.earlier(plan.taken.messages);
         let endpoints = connection::endpoints(args)?.len();
         let watch = Watch {
@@ -186,8 +184,9 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
         result?;
         written?;
         if !args.json && plan.left > 0 {
+            let has = if plan.left == 1 { "has its" } else { "have their" };
             let left = output::counted(plan.left, "message");
-            output::line(format_args!("{left} of an earlier run have their answer"))?;
+            output::line(format_args!("{left} of an earlier run {has} answer"))?;
         }
         if !args.json && summary.messages == 0 && summary.failed == 0 && summary.earlier == 0 {
             output::line(args.source.nothing_to_publish())?;
@@ -205,12 +204,20 @@ struct Plan {
     taken: Place,
     /// So many messages in the state have no answer yet.
     left: u64,
+    /// Some were refused, and those of this file are tried again.
+    refused: bool,
 }
 
 impl Plan {
-    fn of(args: &PublishArgs, messages: Option<u64>, gateway: &Gateway) -> anyhow::Result<Self> {
+    fn of(
+        args: &PublishArgs,
+        messages: Option<u64>,
+        gateway: &Gateway,
+        refused: &RefusedMessages,
+    ) -> anyhow::Result<Self> {
         let places = if args.again || messages.is_none() { &[] } else { gateway.places() };
-        Ok(Self { messages, taken: source::taken(args, places)?, left: gateway.unfinished() as u64 })
+        let (taken, left) = (source::taken(args, places)?, gateway.unfinished() as u64);
+        Ok(Self { messages, taken, left, refused: !refused.is_empty() })
     }
 
     /// What of earlier runs plays a part in this one.
@@ -223,8 +230,9 @@ impl Plan {
             );
         }
         if let Some(messages) = self.messages.filter(|_| self.taken.messages > 0) {
+            let refused = if self.refused { ", but for those that were refused" } else { "" };
             eprintln!(
-                "{} of the {} in {} were taken up by earlier runs and are not sent again; --again sends all of them",
+                "earlier runs took up {} of {} in {}, which are not sent again{refused}; --again sends all of them",
                 number(self.taken.messages),
                 output::counted(messages, "message"),
                 args.source.path()?.display()

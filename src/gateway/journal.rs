@@ -169,7 +169,7 @@ pub enum JournalError {
         path: PathBuf,
     },
     /// The state is another client's or another network's.
-    #[error("{path} holds the state of {client} in network {network}; choose another directory")]
+    #[error("{path} holds the state of {client} in network {network}; choose another directory (--state)")]
     Foreign {
         /// The directory.
         path: PathBuf,
@@ -380,7 +380,7 @@ fn read(
     let damaged = |offset: usize| JournalError::Damaged { path: path.to_owned(), offset: offset as u64 };
     let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged(0))?;
     let mut live = Remembered::default();
-    let mut owned = false;
+    let mut owner = None;
     while !rest.is_empty() {
         let offset = bytes.len() - rest.len();
         let Some((payload, after)) = frame(rest) else {
@@ -391,19 +391,18 @@ fn read(
         };
         let entries: Vec<Entry> = codec::decode::<MAX_FRAME, _>(payload).map_err(|_| damaged(offset))?;
         for entry in entries {
-            if let Entry::Owner { network: its_network, client: its_client } = &entry {
-                if (its_network, its_client) != (&network, client) {
-                    let (client, network) = (its_client.clone(), *its_network);
-                    return Err(JournalError::Foreign { path: directory.to_owned(), client, network });
-                }
-                owned = true;
+            if let Entry::Owner { network, client } = &entry {
+                owner = Some((*network, client.clone()));
             }
             live.apply(&entry);
         }
         rest = after;
     }
-    if !owned {
-        return Err(damaged(MAGIC.len()));
+    let (its_network, its_client) = owner.ok_or_else(|| damaged(MAGIC.len()))?;
+    // Of whom the network never knew anything, such as of an id with a wrong letter, there is nothing to keep.
+    if (its_network, &its_client) != (network, client) && live != Remembered::default() {
+        let (client, network) = (its_client, its_network);
+        return Err(JournalError::Foreign { path: directory.to_owned(), client, network });
     }
     if !rest.is_empty() {
         tracing::warn!(path = %path.display(), bytes = rest.len(), "cut off what a crash left unfinished");
@@ -561,6 +560,11 @@ mod tests {
         assert!(matches!(open(directory.path()), Err(JournalError::InUse { .. })));
         drop(writer);
         let other = ClientId::new("devices/two").unwrap();
+        // Nothing was ever sent: the state is nobody's.
+        drop(Writer::open(directory.path(), NETWORK, &other).unwrap());
+        let (mut writer, _) = open(directory.path()).unwrap();
+        writer.append(&[message(1), Entry::Done(MessageSeq(1))]).unwrap();
+        drop(writer);
         let error = Writer::open(directory.path(), NETWORK, &other).err().unwrap();
         assert!(matches!(error, JournalError::Foreign { .. }), "{error}");
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing,
-    Packet, QoS, SubscribeFilter, SubscribeReasonCode,
+    Packet, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -91,6 +91,7 @@ impl Link {
         events_in.set_network_options(network);
         let order = Order::default();
         let poller = Poller {
+            endpoint: format!("{}:{}", dial.endpoint.host, dial.endpoint.port),
             client: client.clone(),
             filters: topics::reply_filters(dial.client),
             order: Arc::clone(&order),
@@ -125,6 +126,8 @@ impl Drop for Link {
 }
 
 struct Poller {
+    /// Where it leads, for a person.
+    endpoint: String,
     client: AsyncClient,
     filters: Vec<String>,
     order: Order,
@@ -144,7 +147,7 @@ impl Poller {
         loop {
             let event = match mqtt.poll().await {
                 Ok(event) => event,
-                Err(error) => return ended(&error),
+                Err(error) => return ended(&self.endpoint, &error),
             };
             let told = match event {
                 Event::Incoming(packet) => match self.on_packet(packet) {
@@ -196,9 +199,15 @@ impl Poller {
 }
 
 /// A CONNACK that says no to these credentials says so again; whatever else went wrong may pass.
-fn ended(error: &ConnectionError) -> LinkEvent {
+fn ended(endpoint: &str, error: &ConnectionError) -> LinkEvent {
     use ConnectReturnCode::{BadUserNamePassword, NotAuthorized};
-    let reason = error.to_string();
+    let reason = match error {
+        ConnectionError::Io(error) => format!("{endpoint}: {error}"),
+        ConnectionError::MqttState(StateError::Io(error)) => format!("{endpoint}: {error}"),
+        // What follows would be bytes of another protocol, taken for a packet.
+        ConnectionError::NotConnAck(_) => format!("{endpoint} does not speak MQTT"),
+        other => format!("{endpoint}: {other}"),
+    };
     match error {
         ConnectionError::ConnectionRefused(NotAuthorized | BadUserNamePassword) => {
             LinkEvent::Denied { reason }

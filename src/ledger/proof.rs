@@ -93,7 +93,10 @@ pub enum ProofError {
     #[error("the registration: {0}")]
     AdminOperation(#[from] AdminOperationError),
     /// The client was registered by a key that is no admin's.
-    #[error("the key that signed the registration is not an admin's in the genesis document")]
+    #[error(
+        "the key that signed the registration is not an admin's in the genesis document: is the bundle of another \
+         network?"
+    )]
     NotAnAdmin,
     /// The registration is another client's, or with another key.
     #[error("the registration is of another client or key than the one that signed the message")]

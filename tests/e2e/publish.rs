@@ -75,7 +75,7 @@ async fn a_file_whose_run_ended_in_the_middle_is_finished_by_the_next_one_and_no
     network.spawn_all().await;
     let finished = publish(&network, &[]).await;
     assert!(finished.status.success(), "{}", told(&finished));
-    assert!(told(&finished).contains(&format!("{left} of the 400 messages")), "{}", told(&finished));
+    assert!(told(&finished).contains(&format!("took up {left} of 400 messages")), "{}", told(&finished));
     let found = summary(&finished);
     assert_eq!(found["earlier"], left, "{found}");
     assert_eq!(found["messages"], ROWS as u64 - left, "{found}");

@@ -44,7 +44,9 @@ pub(super) fn print(report: &AuditReport) -> anyhow::Result<()> {
     for Gap { client, first, last } in report.gaps.iter().take(GAPS_SHOWN) {
         let which =
             if first == last { format!("message {first}") } else { format!("messages {first} to {last}") };
-        line(format_args!("  note: {which} of {client} reached no node, or was refused"))?;
+        line(format_args!(
+            "  note: nothing is known yet of {which} of {client}: refused, never sent, or at a node without a digest of it yet"
+        ))?;
     }
     let more = (report.gaps.len().saturating_sub(GAPS_SHOWN)) as u64 + report.omitted_gaps;
     if more > 0 {

@@ -139,7 +139,8 @@ fn explain(client: &ClientId, status: &Status) -> anyhow::Error {
         Status::Denied { reason } => {
             anyhow!(
                 "{client} is not let in (NotAuthorized): {reason}: give the --key that {client} was registered with \
-                 (`ledgermq client list` shows it), and see that this machine's clock is right"
+                 (`ledgermq client list` shows it) and the genesis document of this network, and see that this \
+                 machine's clock is right"
             )
         }
         Status::Connecting { reason: Some(reason) } => {

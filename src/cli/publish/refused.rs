@@ -51,6 +51,11 @@ impl RefusedMessages {
         self.hashes.contains(place)
     }
 
+    /// Whether nothing was.
+    pub(super) fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+    }
+
     /// It was refused.
     pub(super) fn add(&mut self, place: Hash) {
         if self.hashes.len() < MAX_REFUSED {

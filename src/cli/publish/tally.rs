@@ -30,8 +30,8 @@ pub(super) struct Summary {
     items: u64,
     /// Those of them that are on the ledger.
     items_written: u64,
-    /// The highest block that holds one.
-    height: u64,
+    /// The highest block that holds one; none if none does.
+    height: Option<u64>,
     /// Messages that a node acknowledged, so that they are in its log, and that are not final: they
     /// still wait, or the ledger did not take them.
     acknowledged: u64,
@@ -168,7 +168,7 @@ impl Tally {
         self.summary.messages += 1;
         self.summary.items += u64::from(ack.items);
         self.summary.items_written += ack.written.len() as u64;
-        self.summary.height = self.summary.height.max(ack.height.map_or(0, |height| height.0));
+        self.summary.height = self.summary.height.max(ack.height.map(|height| height.0));
         self.done.record(delivered.done);
         if let Some(puback) = delivered.puback {
             self.puback.record(puback);
@@ -238,7 +238,7 @@ impl Summary {
     pub(super) fn print(&self) -> anyhow::Result<()> {
         let Self { messages, items, items_written, height, puback_ms, final_ms, invalid, failed, .. } = self;
         if *messages > 0 {
-            let up_to = if *items_written > 0 { format!(", up to block {height}") } else { String::new() };
+            let up_to = height.map(|height| format!(", up to block {height}")).unwrap_or_default();
             let are = if *messages == 1 { "message is" } else { "messages are" };
             output::line(format_args!(
                 "{} {are} final, with {} of {} on the ledger{up_to}",
@@ -246,6 +246,9 @@ impl Summary {
                 number(*items_written),
                 output::counted(*items, "item")
             ))?;
+            if items_written < items {
+                output::line("what the policies did not pick is in the history of the node that took it")?;
+            }
         }
         if *invalid > 0 && *failed == 0 {
             let lines = output::counted(*invalid, "line");
@@ -255,7 +258,7 @@ impl Summary {
         }
         if let Some(of) = puback_ms {
             output::line(format_args!(
-                "on the node's disk after {:.1} ms (p50), {:.1} ms (p99)",
+                "on the node's disk after {:.1} ms (p50), {:.1} ms (p99), the wait for those before it included",
                 of.p50, of.p99
             ))?;
         }

@@ -334,7 +334,7 @@ pub struct AuditReport {
     pub unchecked: Vec<String>,
     /// What to think of before somebody is blamed; empty if the verdict is clean.
     pub notes: Vec<String>,
-    /// Messages that reached no node, as far as one can tell. No tampering: a refused message leaves
+    /// Messages of which no digest, row or block of any node knows (yet). No tampering: a refused message leaves
     /// one, too.
     pub gaps: Vec<Gap>,
     /// Further ones, beyond the limit.
