@@ -262,7 +262,7 @@ async fn publish(
             Err(error) => return Err(error.into()),
         };
         let before = place;
-        place = source::behind(before, &message.body);
+        place = source::behind(&args.stream, before, &message.body);
         if place.messages == plan.taken.messages && place != plan.taken {
             bail!("{} changed while it was read: run the same command again", args.source.path()?.display());
         }

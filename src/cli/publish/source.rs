@@ -33,15 +33,16 @@ pub(super) fn beginning(stream: &Stream) -> Place {
 }
 
 /// The place behind the next message.
-pub(super) fn behind(place: Place, body: &[u8]) -> Place {
-    let hash = |before: &[u8]| {
+pub(super) fn behind(stream: &Stream, place: Place, body: &[u8]) -> Place {
+    let hash = |before: Hash| {
         let mut hasher = blake3::Hasher::new_derive_key("ledgermq v1 message of a published file");
-        hasher.update(before).update(body);
+        hasher.update(&before.0).update(body);
         Hash(*hasher.finalize().as_bytes())
     };
-    let last = hash(&[]);
+    // As if it were the only one.
+    let last = hash(beginning(stream).hash);
     let first = if place.messages == 0 { last } else { place.first };
-    Place { hash: hash(&place.hash.0), messages: place.messages + 1, first, last }
+    Place { hash: hash(place.hash), messages: place.messages + 1, first, last }
 }
 
 /// The last of these places that the file has.
@@ -62,7 +63,7 @@ pub(super) fn taken(args: &PublishArgs, places: &[Place]) -> anyhow::Result<Plac
             Err(ReadingsError::Line { .. }) => continue,
             Err(error) => return Err(error.into()),
         };
-        place = behind(place, &message.body);
+        place = behind(&args.stream, place, &message.body);
         if places.contains(&place) {
             found = place;
         }
