@@ -67,6 +67,9 @@ fn verdict(report: &AuditReport) -> String {
             number(*not_yet_proven),
             count(*rows, "row is", "rows are")
         ),
+        AuditVerdict::Clean if *rows == 0 => {
+            "CLEAN      no row is here, and the ledger knows of none that should be".to_owned()
+        }
         AuditVerdict::Clean => "CLEAN      all that was checked is as it was".to_owned(),
         AuditVerdict::Tampering => match older(report) {
             Some(ends) => format!(

@@ -131,8 +131,13 @@ impl<R: Read> CsvReadings<R> {
         let end = self.rows.position();
         let last = end.byte().checked_sub(1).and_then(|last| self.rows.get_ref().byte_at(last));
         let breaks = row.as_slice().iter().filter(|byte| **byte == b'\n').count() as u64;
-        let line = end.line() - breaks - u64::from(last == Some(b'\n'));
+        // Of a cell that is open to the file's end the last line break is its own.
+        let ended = last == Some(b'\n') && !row.as_slice().ends_with(b"\n");
+        let line = end.line() - breaks - u64::from(ended);
         let wrong = |problem| Err(ReadingsError::Line { path: self.path.clone(), line, problem });
+        if breaks > 0 {
+            return wrong("a cell goes on over several lines: is a quotation mark not closed?".to_owned());
+        }
         if row.len() != self.cells {
             let comma = if self.delimiter == b',' && row.len() > self.cells {
                 "; is there a decimal comma? then another character has to stand between the cells (--delimiter)"
@@ -299,13 +304,18 @@ mod tests {
     fn lines_are_those_that_an_editor_shows() {
         let lines = |text: &str| -> Vec<u64> {
             let rows = read(text, &options(&[]));
-            rows.iter().map(|row| row.as_ref().unwrap().line).collect()
+            let line = |error: &ReadingsError| match error {
+                ReadingsError::Line { line, problem, .. } if problem.contains("quotation mark") => *line,
+                other => panic!("{other}"),
+            };
+            rows.iter().map(|row| row.as_ref().map_or_else(line, |message| message.line)).collect()
         };
         assert_eq!(lines("time,a\n1,5\n2,6\n3,7"), [2, 3, 4]);
         assert_eq!(lines("time,a\r\n1,5\r\n2,6\r\n3,7\r\n"), [2, 3, 4]);
         assert_eq!(lines("time,a\r\n\r\n1,5\r\n\r\n\r\n2,6"), [3, 6]);
         assert_eq!(lines("\n\ntime,a\n\n1,5\n\n\n2,6\n\n"), [5, 8]);
         assert_eq!(lines("time,a\n1,\"x\ny\"\n2,6\r\n3,\"x\r\n\r\ny\"\r\n4,5\n"), [2, 4, 5, 8]);
+        assert_eq!(lines("time,a\n1,\"5\n2,6\n"), [2], "not closed");
         let rows: String = (0..20_000).map(|at| format!("{at},5\r\n")).collect();
         let long = "x".repeat(30_000);
         let text = format!("time,a\r\n{rows}1,{long}\r\n2,{long}\r\n3,1\r\n");
