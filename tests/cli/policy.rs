@@ -6,7 +6,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use crate::ledger::{self, Ledger, Served};
-use crate::{fail, json, succeed};
+use crate::{fail, json, ledgermq, succeed};
 
 const RULES: &str =
     "[[rules]]\nname = \"temperature\"\nservice = \"temp*\"\nwrite = \"change\"\nthreshold = 0.5\n";
@@ -112,6 +112,25 @@ all                                                          8        7   87.5 %
     let told = json(&succeed(&dir, &[&test[..], &["--json"]].concat()));
     let verdicts = &told["results"][0]["items"][0]["result"]["verdicts"];
     assert_eq!(*verdicts, json(r#"{"change": 1, "first": 1, "not_newer": 1, "quiet": 1}"#));
+}
+
+#[test]
+fn what_a_trial_cannot_judge_is_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("rules.toml"), RULES.replace("service = ", "client = \"plant/b\"\nservice = "))
+        .unwrap();
+    fs::write(dir.path().join("th-01.csv"), "time,temp\n1000,\"20,5\"\n2000,\"20,75\"\n").unwrap();
+    let test = ["policy", "test", "rules.toml", "--csv", "th-01.csv", "--time-unit", "ms"];
+    let warned = |more: &[&str]| {
+        let (code, out, err) = ledgermq(&dir, &[&test[..], more].concat());
+        assert_eq!(code, 0, "{err}");
+        assert!(out.starts_with("2 messages\n"), "{out}");
+        err
+    };
+    let err = warned(&[]);
+    assert!(err.contains("`ledgermq publish` would refuse this") && err.contains("--decimal-comma"), "{err}");
+    assert!(err.contains("no rule is for anything that") && err.contains("--client"), "{err}");
+    assert_eq!(warned(&["--decimal-comma", "--client", "plant/b"]), "");
 }
 
 /// The table in the documentation is what the command prints that stands above it.

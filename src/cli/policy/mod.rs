@@ -270,7 +270,7 @@ fn test(args: &TestArgs) -> anyhow::Result<()> {
         (_, Some(path)) => JsonLines::open(path, args.client.clone())?.try_for_each(&mut add)?,
         (None, None) => return Err(wrong("give --csv FILE or --json-lines FILE")),
     }
-    if args.file.is_some() && count > 0 && trials.iter().all(|(_, trial)| trial.is_without_rules()) {
+    if count > 0 && trials.iter().any(|(_, trial)| trial.is_beside_all_rules()) {
         eprintln!(
             "warning: no rule is for anything that {} sends to {}; say who sends it (--client, --stream)",
             args.client, args.stream

@@ -144,9 +144,9 @@ impl Trial {
         }
     }
 
-    /// Whether no rule is for any of the items.
-    pub(super) fn is_without_rules(&self) -> bool {
-        self.rows.values().all(|row| row.rule.is_none())
+    /// Whether there are rules, and none is for any of the items.
+    pub(super) fn is_beside_all_rules(&self) -> bool {
+        !self.policies.rules().is_empty() && self.rows.values().all(|row| row.rule.is_none())
     }
 
     pub(super) fn total(&self) -> Count {
