@@ -5,7 +5,6 @@
 //! file behind the last message that was taken up. Of a file that has grown, only what is new is sent.
 
 mod connection;
-mod refused;
 mod source;
 mod tally;
 mod watch;
@@ -21,12 +20,11 @@ use super::arguments::wrong;
 use super::output;
 use super::readings::{ColumnArgs, ReadingsError};
 use crate::clock::{SharedClock, SystemClock};
-use crate::gateway::{Delivery, Gateway, Place, PublishError};
+use crate::gateway::{Delivery, Gateway, MAX_REFUSALS, Place, PublishError, Sources};
 use crate::history::audit::words::number;
-use crate::types::{ClientId, Hash, Stream};
+use crate::types::{ClientId, Stream};
 
 pub(super) use connection::endpoint;
-use refused::RefusedMessages;
 use tally::{Delivered, Tally};
 use watch::{Answered, Watch, not_final};
 
@@ -34,6 +32,9 @@ use watch::{Answered, Watch, not_final};
 const USAGE: &str = "ledgermq publish [OPTIONS] --key <FILE>
                         <--network <DIR>|--mqtt <HOST:PORT>>
                         <--csv <FILE>|--json-lines <FILE>> <CLIENT>";
+
+/// A run ends after so many refusals, since the state remembers no more than twice as many.
+const MOST_REFUSALS: u64 = MAX_REFUSALS as u64 / 2;
 
 /// Shown below the options.
 const EXAMPLE: &str = "\
@@ -143,10 +144,9 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
     let messages = source::check(args)?;
     runtime.block_on(async {
         let gateway = connection::connect(args).await?;
-        let refused = RefusedMessages::read(&connection::state(args))?;
-        let plan = Plan::of(args, messages, &gateway, &refused)?;
+        let plan = Plan::of(args, messages, &gateway)?;
         plan.tell(args)?;
-        let (mut tally, answered) = (Tally::new(args.skip_invalid, refused), Answered::default());
+        let (mut tally, answered) = (Tally::new(args.skip_invalid), Answered::default());
         tally.earlier(plan.taken.messages);
         let endpoints = connection::endpoints(args)?.len();
         let watch = Watch {
@@ -172,8 +172,8 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
         while let Some(delivered) = underway.try_join_next() {
             tally.add(delivered?);
         }
+        tally.refused_of_earlier_runs(&gateway.refused_of_earlier_runs());
         tally.leave(gateway.unfinished(), answered.stored());
-        let written = tally.refused.write();
         let summary = tally.summary();
         gateway.close().await;
         if args.json {
@@ -182,7 +182,6 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
             summary.print()?;
         }
         result?;
-        written?;
         if !args.json && plan.left > 0 {
             let has = if plan.left == 1 { "has its" } else { "have their" };
             let left = output::counted(plan.left, "message");
@@ -209,15 +208,11 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(
-        args: &PublishArgs,
-        messages: Option<u64>,
-        gateway: &Gateway,
-        refused: &RefusedMessages,
-    ) -> anyhow::Result<Self> {
-        let places = if args.again || messages.is_none() { &[] } else { gateway.places() };
+    fn of(args: &PublishArgs, messages: Option<u64>, gateway: &Gateway) -> anyhow::Result<Self> {
+        let Sources { places, refusals } = gateway.sources();
+        let places = if args.again || messages.is_none() { &[] } else { &places[..] };
         let (taken, left) = (source::taken(args, places)?, gateway.unfinished() as u64);
-        Ok(Self { messages, taken, left, refused: !refused.is_empty() })
+        Ok(Self { messages, taken, left, refused: !refusals.is_empty() })
     }
 
     /// What of earlier runs plays a part in this one.
@@ -266,29 +261,30 @@ async fn publish(
         if place.messages == plan.taken.messages && place != plan.taken {
             bail!("{} changed while it was read: run the same command again", args.source.path()?.display());
         }
-        let again = place.messages <= plan.taken.messages;
-        if again && !tally.try_again(&place) {
+        let taken = if plan.messages.is_none() {
+            gateway.publish(&args.stream, message.body).await
+        } else if place.messages > plan.taken.messages {
+            gateway.publish_from(&args.stream, message.body, (before, place)).await
+        } else if gateway.sources().refusals.contains(&place.hash) {
+            tally.try_again();
+            gateway.publish_again(&args.stream, message.body, place.hash).await
+        } else {
             continue;
-        }
-        let taken = match plan.messages {
-            Some(_) if !again => gateway.publish_from(&args.stream, message.body, (before, place)).await,
-            _ => gateway.publish(&args.stream, message.body).await,
         };
         match taken {
             Ok(delivery) => {
-                let place = plan.messages.map(|_| place.hash);
-                underway.spawn(follow((message.line, place), delivery, clock.clone(), answered.clone()));
+                underway.spawn(follow(message.line, delivery, clock.clone(), answered.clone()));
             }
             Err(PublishError::Invalid(error)) => {
                 tally.invalid(&format!("line {}: {error}", message.line));
-                if plan.messages.is_some() {
-                    tally.refused.add(place.hash);
-                }
             }
             Err(error) => return Err(error.into()),
         }
         while let Some(delivered) = underway.try_join_next() {
             tally.add(delivered?);
+        }
+        if tally.refusals() >= MOST_REFUSALS {
+            bail!("stopped, since {} messages were refused", number(tally.refusals()));
         }
     }
     while let Some(delivered) = underway.join_next().await {
@@ -299,12 +295,7 @@ async fn publish(
     Ok(())
 }
 
-async fn follow(
-    (line, place): (u64, Option<Hash>),
-    mut delivery: Delivery,
-    clock: SharedClock,
-    answered: Answered,
-) -> Delivered {
+async fn follow(line: u64, mut delivery: Delivery, clock: SharedClock, answered: Answered) -> Delivered {
     let started = clock.monotonic();
     let since = || clock.monotonic().saturating_sub(started);
     let puback = delivery.puback().await.ok().map(|()| since());
@@ -313,7 +304,7 @@ async fn follow(
     }
     let ack = delivery.done().await;
     answered.add(puback.is_some());
-    Delivered { line, place, ack, puback, done: since() }
+    Delivered { line, ack, puback, done: since() }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@
 //! it is cut off. A frame that does not check with a good one after it is damage, and is refused with what to do. The
 //! file is rewritten without what is done when it is opened and whenever it has grown too large.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -40,6 +40,8 @@ const MAX_FRAME: usize = 32 * 1024 * 1024;
 const REWRITE_ABOVE: u64 = 16 * 1024 * 1024;
 /// So many sources are remembered; the one not used for longest goes first.
 const MAX_SOURCES: usize = 64;
+/// So many refused messages of sources are remembered, to be tried again; about 4 MiB of the file.
+pub const MAX_REFUSALS: usize = 100_000;
 /// Entries queued for the writer; the session stops taking messages when it is full.
 const QUEUE: usize = 1_024;
 
@@ -69,6 +71,25 @@ pub struct Place {
     pub last: Hash,
 }
 
+/// Where a message of a source stands in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It is taken up for the first time: the places before and behind it.
+    New(Place, Place),
+    /// It was refused, and is tried again: the hash of the source up to it.
+    Again(Hash),
+}
+
+impl Origin {
+    /// The hash of the source up to the message.
+    pub(super) const fn hash(&self) -> Hash {
+        match self {
+            Self::New(_, behind) => behind.hash,
+            Self::Again(hash) => *hash,
+        }
+    }
+}
+
 /// What the journal tells.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(super) enum Entry {
@@ -84,14 +105,36 @@ pub(super) enum Entry {
     MessageOf(Arc<Stored>, Place, Place),
     /// How far a source was taken up.
     Place(Place),
+    /// A message of a source that was taken up before, and the hash of the source up to it.
+    MessageAgain(Arc<Stored>, Hash),
+    /// The message was refused; if it is one of a source, it may be tried again.
+    Refused(MessageSeq),
+    /// The message of a source that ends at this hash was refused.
+    Refusal(Hash),
 }
 
 impl Entry {
+    /// A message that is to be sent until it is done.
+    pub(super) const fn of(message: Arc<Stored>, origin: Option<Origin>) -> Self {
+        match origin {
+            None => Self::Message(message),
+            Some(Origin::New(before, behind)) => Self::MessageOf(message, before, behind),
+            Some(Origin::Again(hash)) => Self::MessageAgain(message, hash),
+        }
+    }
+
     const fn message(&self) -> Option<&Arc<Stored>> {
         match self {
-            Self::Message(message) | Self::MessageOf(message, _, _) => Some(message),
+            Self::Message(message) | Self::MessageOf(message, _, _) | Self::MessageAgain(message, _) => {
+                Some(message)
+            }
             _ => None,
         }
+    }
+
+    /// Whether it may be lost: then a message is sent once more than it has to be, with the same number.
+    const fn is_end_of_message(&self) -> bool {
+        matches!(self, Self::Done(_) | Self::Refused(_))
     }
 }
 
@@ -103,6 +146,10 @@ pub(super) struct Remembered {
     pub(super) messages: BTreeMap<MessageSeq, Arc<Stored>>,
     /// How far each source was taken up, the one used last behind.
     pub(super) places: Vec<Place>,
+    /// Of which source the messages are: its hash up to them.
+    pub(super) origins: BTreeMap<MessageSeq, Hash>,
+    /// Messages of sources that were refused, each by the hash of its source up to it.
+    pub(super) refusals: BTreeSet<Hash>,
 }
 
 impl Remembered {
@@ -112,14 +159,35 @@ impl Remembered {
             Entry::Next(next) => self.next = Some(*next),
             Entry::Message(message) => self.add(message),
             Entry::MessageOf(message, before, behind) => {
-                self.add(message);
+                self.add_of(message, behind.hash);
                 self.places.retain(|place| place != before);
                 self.note(*behind);
             }
+            Entry::MessageAgain(message, hash) => self.add_of(message, *hash),
             Entry::Done(seq) => {
                 self.messages.remove(seq);
+                self.origins.remove(seq);
+            }
+            Entry::Refused(seq) => {
+                self.messages.remove(seq);
+                if let Some(hash) = self.origins.remove(seq) {
+                    self.refuse(hash);
+                }
             }
             Entry::Place(place) => self.note(*place),
+            Entry::Refusal(hash) => self.refuse(*hash),
+        }
+    }
+
+    fn add_of(&mut self, message: &Arc<Stored>, hash: Hash) {
+        self.add(message);
+        self.origins.insert(message.seq, hash);
+        self.refusals.remove(&hash);
+    }
+
+    fn refuse(&mut self, hash: Hash) {
+        if self.refusals.len() < MAX_REFUSALS {
+            self.refusals.insert(hash);
         }
     }
 
@@ -138,8 +206,11 @@ impl Remembered {
 
     fn entries(&self, network: NetworkId, client: ClientId) -> Vec<Entry> {
         let mut entries = vec![Entry::Owner { network, client }];
-        entries.extend(self.messages.values().cloned().map(Entry::Message));
+        entries.extend(self.messages.values().map(|message| {
+            Entry::of(Arc::clone(message), self.origins.get(&message.seq).copied().map(Origin::Again))
+        }));
         entries.extend(self.places.iter().copied().map(Entry::Place));
+        entries.extend(self.refusals.iter().copied().map(Entry::Refusal));
         entries.extend(self.next.map(Entry::Next));
         entries
     }
@@ -313,7 +384,7 @@ impl Writer {
         let bytes = encode(frame);
         let path = self.directory.join(FILE);
         self.file.write_all(&bytes).map_err(|error| io(&path, &error))?;
-        if frame.iter().any(|entry| !matches!(entry, Entry::Done(_))) {
+        if !frame.iter().all(Entry::is_end_of_message) {
             self.file.sync_data().map_err(|error| io(&path, &error))?;
         }
         self.length += bytes.len() as u64;
@@ -515,6 +586,37 @@ mod tests {
             writer.append(&[Entry::Place(place(source, 1))]).unwrap();
         }
         assert_eq!((writer.live.places.len(), writer.live.places[0]), (MAX_SOURCES, place(10, 1)));
+    }
+
+    #[test]
+    fn what_of_a_source_was_refused_is_remembered_until_it_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let stored = |seq| Arc::clone(message(seq).message().unwrap());
+        let refusals = || open(directory.path()).unwrap().1.refusals.into_iter().collect::<Vec<_>>();
+        let [one, two, three] = [1, 2, 3].map(|at| Hash([at; 32]));
+        let (mut writer, _) = open(directory.path()).unwrap();
+        for at in 1..=3 {
+            let origin = Origin::New(place(at - 1, u64::from(at) - 1), place(at, u64::from(at)));
+            writer.append(&[Entry::of(stored(u64::from(at)), Some(origin))]).unwrap();
+        }
+        writer.append(&[Entry::of(stored(4), None), Entry::Refused(MessageSeq(4))]).unwrap();
+        writer.append(&[Entry::Refused(MessageSeq(1)), Entry::Done(MessageSeq(3))]).unwrap();
+        drop(writer);
+        assert_eq!(refusals(), [one]);
+        // The second was on its way while the process ended.
+        let (mut writer, _) = open(directory.path()).unwrap();
+        writer.append(&[Entry::Refused(MessageSeq(2)), Entry::Refusal(three)]).unwrap();
+        drop(writer);
+        assert_eq!(refusals(), [one, two, three]);
+        let (mut writer, _) = open(directory.path()).unwrap();
+        writer.append(&[Entry::of(stored(5), Some(Origin::Again(two)))]).unwrap();
+        drop(writer);
+        assert_eq!(refusals(), [one, three], "on its way again");
+        let (mut writer, remembered) = open(directory.path()).unwrap();
+        assert_eq!((seqs(&remembered), remembered.places), (vec![5], vec![place(3, 3)]));
+        writer.append(&[Entry::Refused(MessageSeq(5))]).unwrap();
+        drop(writer);
+        assert_eq!(refusals(), [one, two, three]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod random;
 mod runner;
 mod session;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +38,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-pub use journal::{JournalError, Place};
+use journal::Origin;
+pub use journal::{JournalError, MAX_REFUSALS, Place};
 
 use crate::clock::{SharedClock, SystemClock};
 use crate::crypto::{self, CryptoError, SecretKey, VerifyingKey};
@@ -168,6 +170,12 @@ impl Refusal {
     pub fn was_accepted(&self) -> bool {
         self.detail.starts_with(ACCEPTED_BEFORE)
     }
+
+    /// Whether the same reading under a new number cannot be a second copy of it. Of a number below the window
+    /// nothing is known: the message may have become final before another copy of the client moved the window.
+    pub fn may_be_tried_again(&self) -> bool {
+        self.code != ErrorCode::SeqTooOld
+    }
 }
 
 /// Why a message was not published.
@@ -232,8 +240,18 @@ pub struct Gateway {
     closing: mpsc::Sender<oneshot::Sender<()>>,
     status: watch::Receiver<Status>,
     unfinished: watch::Receiver<usize>,
-    /// Those of the state when it was opened.
-    places: Arc<[Place]>,
+    refused: watch::Receiver<Vec<(MessageSeq, Refusal)>>,
+    sources: Arc<Sources>,
+}
+
+/// What the state told of sources that can be read again when it was opened.
+#[derive(Debug, Default)]
+pub struct Sources {
+    /// How far those used last, at most 64, had been taken up.
+    pub places: Vec<Place>,
+    /// Messages of them that were refused and not tried again, at most [`MAX_REFUSALS`]: the hash of the source up
+    /// to each.
+    pub refusals: BTreeSet<Hash>,
 }
 
 impl Gateway {
@@ -260,16 +278,23 @@ impl Gateway {
         let (closing, close) = mpsc::channel(1);
         let (status, watch_status) = watch::channel(Status::Connecting { reason: None });
         let (unfinished, watch_unfinished) = watch::channel(0);
-        let told = runner::Told { status, unfinished };
+        let (refused, watch_refused) = watch::channel(Vec::new());
+        let told = runner::Told { status, unfinished, refused };
         // Opening the state reads and writes files.
-        let runner = tokio::task::spawn_blocking(move || {
+        let (runner, sources) = tokio::task::spawn_blocking(move || {
             runner::Runner::open(options, trusted, random::Random::new(&seed), told)
         })
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        let places = runner.places();
         tokio::spawn(runner.run(queue, close));
-        Ok(Self { publishes, closing, status: watch_status, unfinished: watch_unfinished, places })
+        Ok(Self {
+            publishes,
+            closing,
+            status: watch_status,
+            unfinished: watch_unfinished,
+            refused: watch_refused,
+            sources: Arc::new(sources),
+        })
     }
 
     /// Publishes a JSON body (PROTOCOL.md section 6) on a stream. Resolves when the message is signed and
@@ -285,7 +310,7 @@ impl Gateway {
 
     /// The same for a message of a source that can be read again, such as a file: the place behind it is kept with
     /// the message, in one write, instead of the one before it. A process that starts again finds it in
-    /// [`Self::places`], and goes on from there.
+    /// [`Self::sources`], and goes on from there.
     ///
     /// # Errors
     /// As [`Self::publish`].
@@ -295,22 +320,36 @@ impl Gateway {
         body: Vec<u8>,
         (before, behind): (Place, Place),
     ) -> Result<Delivery, PublishError> {
-        self.hand_over(stream, body, Some((before, behind))).await
+        self.hand_over(stream, body, Some(Origin::New(before, behind))).await
     }
 
-    /// How far the sources used last, at most 64, had been taken up when the state was opened.
-    pub fn places(&self) -> &[Place] {
-        &self.places
+    /// The same for one that was refused ([`Sources::refusals`]), with a number of its own: `hash` is that of the
+    /// source up to it.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub async fn publish_again(
+        &self,
+        stream: &Stream,
+        body: Vec<u8>,
+        hash: Hash,
+    ) -> Result<Delivery, PublishError> {
+        self.hand_over(stream, body, Some(Origin::Again(hash))).await
+    }
+
+    /// What the state told of sources when it was opened.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     async fn hand_over(
         &self,
         stream: &Stream,
         body: Vec<u8>,
-        places: Option<(Place, Place)>,
+        origin: Option<Origin>,
     ) -> Result<Delivery, PublishError> {
         let (reply, answer) = oneshot::channel();
-        let publish = runner::Publish { stream: stream.clone(), body, places, reply };
+        let publish = runner::Publish { stream: stream.clone(), body, origin, reply };
         self.publishes.send(publish).await.map_err(|_| PublishError::Closed)?;
         answer.await.map_err(|_| PublishError::Closed)?
     }
@@ -323,6 +362,11 @@ impl Gateway {
     /// Number of messages that are not acknowledged, those of earlier runs included.
     pub fn unfinished(&self) -> usize {
         *self.unfinished.borrow()
+    }
+
+    /// Which messages that earlier runs left were refused in this one. Who waits for a [`Delivery`] is told by it.
+    pub fn refused_of_earlier_runs(&self) -> Vec<(MessageSeq, Refusal)> {
+        self.refused.borrow().clone()
     }
 
     /// Waits until messages can be sent; tells to which node.

@@ -10,11 +10,13 @@ use std::time::Duration;
 use futures::future::OptionFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::journal::{Entry, Journal, Place, Remembered, Stored, Written};
+use super::journal::{Entry, Journal, Origin, Remembered, Stored, Written};
 use super::link::{Dial, Epoch, Link, LinkEvent};
 use super::random::Random;
 use super::session::{Effect, Identity, Numbered, Session};
-use super::{Ack, Delivery, Fact, GatewayError, GatewayOptions, JournalError, PublishError, Refusal, Status};
+use super::{
+    Ack, Delivery, Fact, GatewayError, GatewayOptions, JournalError, PublishError, Refusal, Sources, Status,
+};
 use crate::crypto::VerifyingKey;
 use crate::device::compose::{Composed, Draft, compose};
 use crate::device::telemetry::{Limits, TelemetryError};
@@ -44,8 +46,8 @@ const ENVELOPE_BYTES: usize = 256;
 pub(super) struct Publish {
     pub(super) stream: Stream,
     pub(super) body: Vec<u8>,
-    /// The places before and behind it in its source.
-    pub(super) places: Option<(Place, Place)>,
+    /// Where it stands in its source.
+    pub(super) origin: Option<Origin>,
     pub(super) reply: oneshot::Sender<Result<Delivery, PublishError>>,
 }
 
@@ -56,6 +58,8 @@ type Closed = oneshot::Sender<()>;
 pub(super) struct Told {
     pub(super) status: watch::Sender<Status>,
     pub(super) unfinished: watch::Sender<usize>,
+    /// Refusals of messages that earlier runs left.
+    pub(super) refused: watch::Sender<Vec<(MessageSeq, Refusal)>>,
 }
 
 /// Who waits for a message.
@@ -71,7 +75,6 @@ pub(super) struct Runner {
     journal: Journal,
     written: mpsc::Receiver<Written>,
     waiters: HashMap<MessageSeq, Waiter>,
-    places: Arc<[Place]>,
     told: Told,
     link: Option<Link>,
     told_by_link: mpsc::Sender<(Epoch, LinkEvent)>,
@@ -87,7 +90,7 @@ impl Runner {
         trusted: Vec<VerifyingKey>,
         random: Random,
         told: Told,
-    ) -> Result<Self, GatewayError> {
+    ) -> Result<(Self, Sources), GatewayError> {
         let (tell, written) = mpsc::channel(WRITTEN);
         let (network, client) = (options.network, options.client.clone());
         let (journal, remembered) = match &options.state {
@@ -95,17 +98,16 @@ impl Runner {
             None => (Journal::in_memory(tell), Remembered::default()),
         };
         let identity = Identity { network, client, key: options.key.clone(), trusted };
-        let places = remembered.places.clone().into();
+        let sources = Sources { places: remembered.places.clone(), refusals: remembered.refusals.clone() };
         let session = Session::new(identity, random, remembered);
         told.unfinished.send_replace(session.unfinished());
         let (told_by_link, events) = mpsc::channel(LINK_EVENTS);
-        Ok(Self {
+        let runner = Self {
             options,
             session,
             journal,
             written,
             waiters: HashMap::new(),
-            places,
             told,
             link: None,
             told_by_link,
@@ -113,12 +115,8 @@ impl Runner {
             epoch: 0,
             failures: 0,
             dial_at: Duration::ZERO,
-        })
-    }
-
-    /// What the state had of sources when it was opened.
-    pub(super) fn places(&self) -> Arc<[Place]> {
-        Arc::clone(&self.places)
+        };
+        Ok((runner, sources))
     }
 
     /// Runs until closed, or until the journal fails.
@@ -184,10 +182,13 @@ impl Runner {
     }
 
     async fn on_publish(&mut self, numbered: Numbered, publish: Publish) {
-        let Publish { stream, body, places, reply } = publish;
+        let Publish { stream, body, origin, reply } = publish;
         let composed = match self.compose(numbered, &stream, body).await {
             Ok(composed) => composed,
             Err(error) => {
+                if let Some(origin) = origin {
+                    let _ = self.journal.write(Entry::Refusal(origin.hash())).await;
+                }
                 let _ = reply.send(Err(error.into()));
                 return;
             }
@@ -202,11 +203,7 @@ impl Runner {
         self.session.add(&message);
         self.told.unfinished.send_replace(self.session.unfinished());
         // If the writer has ended, its last word is on its way here.
-        let entry = match places {
-            Some((before, behind)) => Entry::MessageOf(message, before, behind),
-            None => Entry::Message(message),
-        };
-        let _ = self.journal.write(entry).await;
+        let _ = self.journal.write(Entry::of(message, origin)).await;
         // Whoever does not wait any more has its message published all the same.
         let (stored, puback) = (Fact::Awaited(stored), Fact::Awaited(puback));
         let _ = reply.send(Ok(Delivery { seq, header: header_hash, stored, puback, done }));
@@ -335,15 +332,24 @@ impl Runner {
     }
 
     async fn finish(&mut self, seq: MessageSeq, outcome: Result<Ack, Refusal>) {
+        let end = match &outcome {
+            Err(refusal) if refusal.may_be_tried_again() => Entry::Refused(seq),
+            _ => Entry::Done(seq),
+        };
         // If the writer has ended, its last word is on its way here.
-        let _ = self.journal.write(Entry::Done(seq)).await;
-        self.told.unfinished.send_replace(self.session.unfinished());
-        if let Some(waiter) = self.waiters.remove(&seq) {
-            if let Some(puback) = waiter.puback {
-                let _ = puback.send(());
+        let _ = self.journal.write(end).await;
+        match (self.waiters.remove(&seq), outcome) {
+            (Some(waiter), outcome) => {
+                if let Some(puback) = waiter.puback {
+                    let _ = puback.send(());
+                }
+                let _ = waiter.done.send(outcome.map_err(PublishError::Refused));
             }
-            let _ = waiter.done.send(outcome.map_err(PublishError::Refused));
+            (None, Err(refusal)) => self.told.refused.send_modify(|refused| refused.push((seq, refusal))),
+            (None, Ok(_)) => {}
         }
+        // Behind what is told of it.
+        self.told.unfinished.send_replace(self.session.unfinished());
     }
 
     async fn say_goodbye(&mut self) {

@@ -12,9 +12,9 @@ use ledgermq::broker::{Broker, Closing};
 use ledgermq::crypto::SecretKey;
 use ledgermq::device::codes::ErrorCode;
 use ledgermq::gateway::{
-    Delivery, Gateway, GatewayError, GatewayOptions, JournalError, PublishError, Status,
+    Delivery, Gateway, GatewayError, GatewayOptions, JournalError, Place, PublishError, Status,
 };
-use ledgermq::types::{ClientId, MessageSeq, Stream};
+use ledgermq::types::{ClientId, Hash, MessageSeq, Stream};
 use node::{NETWORK, PATIENCE, TestNode};
 
 fn client() -> ClientId {
@@ -274,6 +274,49 @@ async fn what_was_not_acknowledged_is_sent_at_the_next_start() {
     in_time(gateway.drained()).await;
     assert_eq!(in_time(gateway.publish(&env(), body(0))).await.unwrap().seq, MessageSeq(11));
     assert_eq!(world.node.accepted()[..10], (1..=10).collect::<Vec<_>>()[..]);
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_left_and_a_node_refuses_is_told_and_tried_again_when_asked() {
+    let world = World::new().await;
+    let place = |at: u8| Place {
+        hash: Hash([at; 32]),
+        messages: at.into(),
+        first: Hash([1; 32]),
+        last: Hash([at; 32]),
+    };
+    let faults = || world.node.faults.lock().unwrap();
+    let late = Stream::new("late").unwrap();
+    faults().mute_streams.extend([env(), late.clone()]);
+    let gateway = world.gateway().await;
+    in_time(gateway.publish_from(&env(), body(1), (place(0), place(1)))).await.unwrap();
+    in_time(gateway.publish_from(&late, body(2), (place(1), place(2)))).await.unwrap();
+    in_time(gateway.publish(&env(), body(3))).await.unwrap();
+    eventually("all at the node", || world.node.accepted().len() == 3).await;
+    in_time(gateway.close()).await;
+
+    faults().mute_streams.clear();
+    faults().refused_streams.extend([(env(), ErrorCode::ClockAhead), (late, ErrorCode::SeqTooOld)]);
+    let gateway = world.gateway().await;
+    in_time(gateway.drained()).await;
+    let refused = gateway.refused_of_earlier_runs();
+    let mut refused: Vec<_> = refused.iter().map(|(seq, refusal)| (seq.0, refusal.code)).collect();
+    refused.sort_by_key(|(seq, _)| *seq);
+    let ahead = ErrorCode::ClockAhead;
+    assert_eq!(refused, [(1, ahead), (2, ErrorCode::SeqTooOld), (3, ahead)]);
+    in_time(gateway.close()).await;
+
+    // Not the one of which nobody knows whether it is final, and not the one of no source.
+    faults().refused_streams.clear();
+    let gateway = world.gateway().await;
+    let sources = gateway.sources();
+    assert!(sources.refusals.iter().eq([&place(1).hash]), "{sources:?}");
+    assert_eq!(sources.places, [place(2)]);
+    all_done(vec![in_time(gateway.publish_again(&env(), body(1), place(1).hash)).await.unwrap()]).await;
+    in_time(gateway.close()).await;
+    let gateway = world.gateway().await;
+    assert!(gateway.sources().refusals.is_empty(), "{:?}", gateway.sources());
+    assert_eq!(gateway.sources().places, [place(2)]);
 }
 
 #[tokio::test]

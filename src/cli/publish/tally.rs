@@ -10,11 +10,9 @@ use serde::Serialize;
 use crate::cli::latency::{Latencies, Percentiles};
 use crate::cli::output;
 use crate::device::codes::ErrorCode;
-use crate::gateway::{Ack, Place, PublishError};
+use crate::gateway::{Ack, PublishError, Refusal};
 use crate::history::audit::words::number;
-use crate::types::Hash;
-
-use super::refused::RefusedMessages;
+use crate::types::MessageSeq;
 
 /// So many problems are told one by one; the rest are counted.
 pub(super) const TOLD_PROBLEMS: u64 = 10;
@@ -50,6 +48,9 @@ pub(super) struct Summary {
     /// The run ended before some messages had their answer: the next one sends them.
     #[serde(skip)]
     has_more: bool,
+    /// Some were refused, and the next run tries them again.
+    #[serde(skip)]
+    try_again: bool,
 }
 
 /// What is true of a message.
@@ -98,8 +99,6 @@ fn told(error: &PublishError, fate: Fate) -> String {
 /// One message's way.
 pub(super) struct Delivered {
     pub(super) line: u64,
-    /// The hash of the file up to it; none of a file that cannot be read twice.
-    pub(super) place: Option<Hash>,
     pub(super) ack: Result<Ack, PublishError>,
     pub(super) puback: Option<Duration>,
     pub(super) done: Duration,
@@ -109,20 +108,19 @@ pub(super) struct Delivered {
 pub(super) struct Tally {
     /// Lines that are no message are left out.
     skip_invalid: bool,
-    /// Messages of files that are not on the ledger.
-    pub(super) refused: RefusedMessages,
     /// The run ended before some messages had their answer.
     ended_early: bool,
     summary: Summary,
     /// Problems so far.
     told: u64,
+    refusals: u64,
     puback: Latencies,
     done: Latencies,
     pub(super) progress: ProgressBar,
 }
 
 impl Tally {
-    pub(super) fn new(skip_invalid: bool, refused: RefusedMessages) -> Self {
+    pub(super) fn new(skip_invalid: bool) -> Self {
         let progress = match stderr().is_terminal() {
             true => ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()),
             false => ProgressBar::hidden(),
@@ -135,10 +133,10 @@ impl Tally {
         };
         Self {
             skip_invalid,
-            refused,
             ended_early: false,
             summary: Summary::default(),
             told: 0,
+            refusals: 0,
             puback: Latencies::default(),
             done: Latencies::default(),
             progress,
@@ -147,23 +145,9 @@ impl Tally {
 
     pub(super) fn add(&mut self, delivered: Delivered) {
         let fate = fate(&delivered.ack, delivered.puback.is_some());
-        if let Some(place) = &delivered.place {
-            match delivered.ack {
-                Err(PublishError::Refused(_)) => self.refused.add(*place),
-                _ => self.refused.remove(place),
-            }
-        }
         let ack = match delivered.ack {
             Ok(ack) => ack,
-            Err(error) => {
-                match fate {
-                    Fate::Final => {}
-                    Fate::Acknowledged => self.summary.acknowledged += 1,
-                    Fate::Refused => self.summary.refused += 1,
-                    Fate::Unknown => self.summary.unknown += 1,
-                }
-                return self.problem(&format!("line {}: {}", delivered.line, told(&error, fate)));
-            }
+            Err(error) => return self.not_final(&format!("line {}", delivered.line), &error, fate),
         };
         self.summary.messages += 1;
         self.summary.items += u64::from(ack.items);
@@ -174,6 +158,32 @@ impl Tally {
             self.puback.record(puback);
         }
         self.progress.inc(1);
+    }
+
+    fn not_final(&mut self, what: &str, error: &PublishError, fate: Fate) {
+        match fate {
+            Fate::Final => {}
+            Fate::Acknowledged => self.summary.acknowledged += 1,
+            Fate::Refused => self.summary.refused += 1,
+            Fate::Unknown => self.summary.unknown += 1,
+        }
+        self.refusals += u64::from(matches!(error, PublishError::Refused(_)));
+        self.summary.try_again |=
+            matches!(error, PublishError::Refused(refusal) if refusal.may_be_tried_again());
+        self.problem(&format!("{what}: {}", told(error, fate)));
+    }
+
+    /// Messages that earlier runs left were refused in this one.
+    pub(super) fn refused_of_earlier_runs(&mut self, refused: &[(MessageSeq, Refusal)]) {
+        for (seq, refusal) in refused {
+            let error = PublishError::Refused(refusal.clone());
+            self.not_final(&format!("seq {seq}, of an earlier run"), &error, fate(&Err(error.clone()), true));
+        }
+    }
+
+    /// How many messages were refused.
+    pub(super) const fn refusals(&self) -> u64 {
+        self.refusals
     }
 
     /// A line is no message.
@@ -188,14 +198,9 @@ impl Tally {
         self.summary.earlier = messages;
     }
 
-    /// Whether a message that an earlier run took up is sent again, since it was refused then.
-    pub(super) fn try_again(&mut self, place: &Place) -> bool {
-        let again = self.refused.contains(&place.hash);
-        if again {
-            self.refused.remove(&place.hash);
-            self.summary.earlier = self.summary.earlier.saturating_sub(1);
-        }
-        again
+    /// A message that an earlier run took up is sent again, since it was refused then.
+    pub(super) fn try_again(&mut self) {
+        self.summary.earlier = self.summary.earlier.saturating_sub(1);
     }
 
     /// The run ends before so many messages have their answer, those of earlier runs included.
@@ -284,7 +289,7 @@ impl Summary {
             .collect();
         let left = "run the same command again: it sends what has no answer yet, and nothing twice";
         let refusals = "the same command tries again what was refused; if its content is wrong, publish it, mended, in a file of its own";
-        let advice = match (self.has_more, *refused > 0) {
+        let advice = match (self.has_more, self.try_again) {
             (true, true) => format!("; {left}; {refusals}"),
             (true, false) => format!("; {left}"),
             (false, true) => format!("; {refusals}"),
@@ -331,7 +336,7 @@ mod tests {
 
     #[test]
     fn messages_without_an_answer_are_counted_by_what_is_known() {
-        let mut tally = Tally::new(false, RefusedMessages::default());
+        let mut tally = Tally::new(false);
         tally.leave(5, 3);
         let summary = tally.summary();
         assert_eq!((summary.acknowledged, summary.unknown, summary.failed), (3, 2, 5));
@@ -350,7 +355,7 @@ mod tests {
     #[test]
     fn lines_that_are_left_out_on_purpose_are_no_failure() {
         for (skip, failed) in [(false, 1), (true, 0)] {
-            let mut tally = Tally::new(skip, RefusedMessages::default());
+            let mut tally = Tally::new(skip);
             tally.invalid("line 3: no");
             let summary = tally.summary();
             assert_eq!((summary.invalid, summary.failed), (1, failed));
