@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use ledgermq::crypto::SecretKey;
 use ledgermq::keyfile;
 use ledgermq::types::ClientId;
 use serde_json::Value;
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use crate::network::{PATIENCE, TestNetwork};
@@ -30,11 +31,16 @@ async fn publish(network: &TestNetwork, extra: &[&str]) -> Output {
 }
 
 async fn publish_of(network: &TestNetwork, extra: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ledgermq"));
-    command.args(["publish", "devices/iot", "--network"]).arg(network.local.dir());
-    command.arg("--key").arg(network.path("iot.key")).arg("--csv").arg(network.path("readings.csv"));
-    command.arg("--json").args(extra).kill_on_drop(true);
+    let mut command = command(network);
+    command.arg("--csv").arg(network.path("readings.csv")).args(extra);
     tokio::time::timeout(PATIENCE, command.output()).await.unwrap().unwrap()
+}
+
+fn command(network: &TestNetwork) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ledgermq"));
+    command.args(["publish", "devices/iot", "--json", "--network"]).arg(network.local.dir());
+    command.arg("--key").arg(network.path("iot.key")).kill_on_drop(true);
+    command
 }
 
 fn summary(output: &Output) -> Value {
@@ -141,6 +147,44 @@ async fn what_a_node_refused_is_tried_again_by_the_next_run_and_nothing_else() {
     each_once(&network, 3).await;
     let same = publish_of(&network, &device).await;
     assert_eq!((&summary(&same)["messages"], &summary(&same)["earlier"]), (&0.into(), &3.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_is_published_as_it_comes() {
+    let mut network = TestNetwork::start(1).await;
+    let key = network.register("devices/iot").await;
+    keyfile::write(&network.path("iot.key"), &key).unwrap();
+    let named = network.path("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &named, rustix::fs::Mode::RWXU).unwrap();
+    let line = r#"{"count":1,"eventTime":1767225600000,"data":[{"deviceId":"th-02","serviceId":"s","num":1,"value":1}]}"#;
+    for (as_, path, text, counts) in [
+        ("--csv", "/dev/stdin", format!("time,t\n{}\nnoon,5\n{}\n", row(0), row(1)), [2, 1]),
+        ("--json-lines", "/dev/stdin", format!("{line}\n{{}}\n"), [1, 1]),
+        ("--csv", named.to_str().unwrap(), format!("time,t\n{}\n", row(2)), [1, 0]),
+        // What came once is not known again.
+        ("--csv", "/dev/stdin", format!("time,t\n{}\n", row(2)), [1, 0]),
+    ] {
+        let mut command = command(&network);
+        command.args([as_, path]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let write = async {
+            if path == "/dev/stdin" {
+                let mut stdin = stdin;
+                stdin.write_all(text.as_bytes()).await.unwrap();
+            } else {
+                tokio::fs::write(path, text).await.unwrap();
+            }
+        };
+        let ((), output) =
+            tokio::time::timeout(PATIENCE, async { tokio::join!(write, child.wait_with_output()) })
+                .await
+                .unwrap();
+        let output = output.unwrap();
+        let found = summary(&output);
+        assert_eq!([&found["messages"], &found["invalid"]], counts.map(Value::from).each_ref(), "{found}");
+        assert_eq!(output.status.success(), counts[1] == 0, "{}", told(&output));
+    }
 }
 
 async fn set_rules(network: &TestNetwork, rules: &str, extra: &[&str]) {

@@ -52,10 +52,14 @@ pub(super) fn behind(stream: &Stream, place: Place, body: &[u8]) -> Place {
 /// changed a line that was sent, or goes on with a file that overlaps, must not have the others sent again unasked.
 pub(super) fn taken(args: &PublishArgs, places: &[Place]) -> anyhow::Result<Place> {
     let (mut place, mut found) = (beginning(&args.stream), beginning(&args.stream));
+    if places.is_empty() {
+        // A pipe must not be opened, which takes its first bytes.
+        return Ok(found);
+    }
     let last = places.iter().map(|place| place.messages).max().unwrap_or_default();
     let mut overlap = None;
     let mut messages = open(args)?;
-    while (place.messages < last || found.messages == 0 && !places.is_empty())
+    while (place.messages < last || found.messages == 0)
         && let Some(message) = messages.next()
     {
         let message = match message {
